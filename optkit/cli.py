@@ -1,0 +1,158 @@
+"""The commands. Nothing heavy is imported until a command needs it: ``optkit --help`` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import click
+
+from optkit import __version__
+from optkit.core.errors import OptkitError
+
+FORMATS = ("table", "md", "json")
+PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="optkit")
+def cli() -> None:
+    """Prune, quantize and distill PyTorch models, and measure on real engines what each step brought and cost."""
+
+
+@cli.command(context_settings=PASS_THROUGH, add_help_option=False)
+@click.argument("recipe", required=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> None:
+    """Run RECIPE (a file, or a bundled name), or what is left of it.
+
+    \b
+    ARGUMENTS are Hydra's: overrides such as stages.prune.amount=0.6,
+    -m for a sweep, --cfg job to see the composed recipe.
+    --debug shows tracebacks.
+    """
+    if recipe is None or recipe in ("-h", "--help"):
+        click.echo(ctx.get_help())
+        ctx.exit(0 if recipe else 2)
+    debug = "--debug" in arguments
+    _show_tracebacks(debug)
+    _log_to_stderr(debug)
+    from optkit.config import launch
+
+    launch(recipe, [a for a in arguments if a != "--debug"], _run_job)
+
+
+def _run_job(cfg: Any) -> None:
+    """One composed recipe: run it, then print its table."""
+    from optkit.config import to_recipe
+
+    recipe = to_recipe(cfg)
+    from optkit.pipeline import run as run_recipe
+
+    finished = run_recipe(recipe)
+    from optkit.report import write_report
+
+    if not finished.worked:
+        log = logging.getLogger("optkit")
+        log.info("%s is complete: nothing was run (fresh=true starts over)", finished.folder)
+    write_report(finished.folder)
+    _print_report([finished.folder], "table")
+    click.echo(f"run folder: {finished.folder}")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def report(runs: tuple[str, ...], format_: str, debug: bool) -> None:
+    """Print what RUN folders hold: as a table, Markdown, or JSON rows."""
+    _show_tracebacks(debug)
+    _print_report([Path(r) for r in runs], format_)
+
+
+def _print_report(runs: list[Path], format_: str) -> None:
+    from optkit.report import render
+
+    click.echo(render(runs, format_), nl=False)
+
+
+@cli.command()
+def recipes() -> None:
+    """List the recipes that come with optkit."""
+    _show_tracebacks(False)
+    from optkit.config import bundled_recipes
+    from optkit.report.tables import print_pairs
+
+    print_pairs(("recipe", "what it shows"), bundled_recipes())
+
+
+@cli.command()
+def stages() -> None:
+    """List what can be in a chain, with parameters and defaults."""
+    _show_tracebacks(False)
+    from optkit.config import stage_catalogue
+    from optkit.report.tables import print_stages
+
+    print_stages(stage_catalogue())
+
+
+@cli.command()
+def doctor() -> None:
+    """Show versions, processor and threads, and which engines work here."""
+    _show_tracebacks(False)
+    from optkit.report.doctor import print_doctor
+
+    print_doctor()
+
+
+def _log_to_stderr(debug: bool) -> None:
+    logger = logging.getLogger("optkit")
+    logger.handlers.clear()
+    logger.propagate = False
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _show_tracebacks(debug: bool) -> None:
+    """Unexpected errors as one line, unless debugging; Python exits with 1 either way."""
+    if not debug:
+        sys.excepthook = _one_line
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    click.echo(f"error: {kind.__name__}: {first} (--debug shows where)", err=True)
+
+
+def main() -> NoReturn:
+    """The ``optkit`` command."""
+    try:
+        code = cli(prog_name="optkit", standalone_mode=False)
+    except OptkitError as error:
+        if "--debug" in sys.argv:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command continues from here", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

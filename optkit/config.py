@@ -1,0 +1,310 @@
+"""Recipes: found, composed by Hydra, checked against what they build, and built. The only file that knows Hydra."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from optkit.core.errors import OptkitError, UserError, did_you_mean
+from optkit.core.targets import TARGET, build, check_parameters, locate
+
+log = logging.getLogger(__name__)
+KEYS = {
+    "name", "seed", "threads", "out", "store", "fresh", "baseline", "chain",
+    "model", "task", "stages", "engines", "measure", "debug",
+}  # fmt: skip
+PATHS = ("task.path", "model.checkpoint")
+NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+
+
+def shipped(folder: str) -> Path:
+    """``conf`` or ``recipes``: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def bundled_recipes() -> dict[str, str]:
+    """Names of the recipes that come with optkit, and the first line of each."""
+    return {path.stem: first_comment(path) for path in sorted(shipped("recipes").glob("*.yaml"))}
+
+
+def first_comment(path: Path) -> str:
+    """The text of a YAML file's opening comment line."""
+    line = path.read_text().partition("\n")[0]
+    return line.lstrip("#").strip() if line.startswith("#") else ""
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file: a path, or the bare name of a bundled one.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"no recipe file {name}", key="recipe", value=name, fix="check the path")
+        return path.resolve()
+    bundled = bundled_recipes()
+    if name not in bundled:
+        fix = f"{did_you_mean(name, bundled)} A file is given with its ending: {name}.yaml"
+        raise UserError(f"no recipe '{name}'", key="recipe", value=name, fix=fix)
+    return (shipped("recipes") / f"{name}.yaml").resolve()
+
+
+class BundledConfig(SearchPathPlugin):
+    """Puts conf/ on Hydra's search path, so that a user's recipe needs no line about it."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("optkit", f"file://{shipped('conf')}")
+
+
+def launch(recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> int:
+    """Composes a recipe as ``hydra.main`` does, all of Hydra's flags included, and runs the job for each composition.
+
+    Args:
+        recipe: a file or a bundled name.
+        arguments: overrides and Hydra flags.
+        job: called with the composed config; an `OptkitError` it raises is this run's failure, and in a multirun the
+            others go on.
+
+    Returns:
+        The exit code: 0, or the first failure's.
+    """
+    path = find_recipe(recipe)
+    Plugins.instance().register(BundledConfig)
+    failures: list[OptkitError] = []
+
+    def guarded(cfg: DictConfig) -> None:
+        try:
+            job(cfg)
+        except OptkitError as error:
+            # other launchers run this elsewhere, and learn of a failure only when it is raised
+            if "BasicLauncher" not in str(HydraConfig.get().launcher.get(TARGET)):
+                raise
+            failures.append(error)
+
+    with _arguments(arguments), _composition_errors(path):
+        hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.name)(guarded)()
+    for error in failures[1:]:
+        log.error("%s", error)
+    if failures:
+        raise failures[0]
+    return 0
+
+
+@contextmanager
+def _arguments(arguments: Sequence[str]):
+    """Hydra's command line for the time of the block, with its own output files switched off."""
+    own = [a for a in NO_FILES if not any(g.startswith(a.partition("=")[0]) for g in arguments)]
+    multirun = any(a in ("-m", "--multirun") for a in arguments)
+    if multirun and not any(a.startswith("hydra.sweep.dir") for a in arguments):
+        own.append("hydra.sweep.dir=${out}/multirun/${now:%Y-%m-%d_%H-%M-%S}")
+    # these only print, and Hydra refuses overrides of itself beside none of them
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["optkit run", *arguments, *own]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextmanager
+def _composition_errors(path: Path):
+    """Hydra's and OmegaConf's errors as one line each."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _one_line(error, path) from error
+
+
+def _one_line(error: Exception, path: Path) -> UserError:
+    text = " ".join(str(error).split())
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        return UserError("unknown key", key=key, fix=_near(key, error, path))
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = match.group(1).rpartition("/")
+        folder = shipped("conf") / group
+        known = [p.stem for p in folder.glob("*.yaml")] if folder.is_dir() else []
+        kinds = [p.name for p in shipped("conf").iterdir() if p.is_dir()]
+        fix = did_you_mean(name, known) if known else did_you_mean(group, kinds)
+        return UserError(f"no config '{match.group(1)}'", key=group or name, value=name, fix=fix)
+    return UserError(text.split(" full_key:")[0].removesuffix("."), key=str(path))
+
+
+def _near(key: str, error: Exception, path: Path) -> str:
+    """The sibling that a misspelt override key most likely meant."""
+    node, _, leaf = key.rpartition(".")
+    parent = getattr(error.__cause__, "parent_node", None)
+    siblings = [str(k) for k in parent] if isinstance(parent, DictConfig) else sorted(KEYS) if not node else []
+    return f"{did_you_mean(leaf, siblings)} A new key is added with +{key}=..." if siblings else f"see optkit run {path.stem} --cfg job"
+
+
+def to_recipe(cfg: DictConfig) -> Any:
+    """Checks a composed config against what it builds, and builds it.
+
+    Returns:
+        An ``optkit.plan.Recipe``.
+
+    Raises:
+        UserError: a key that nothing reads, a value out of range, a class that is not there; named by its full key.
+    """
+    node = _plain(cfg)
+    _check_top(node)
+    from optkit.engines import Eager
+    from optkit.measure import Measure
+    from optkit.plan import Recipe
+
+    debug = node.get("debug") or {}
+    _check_model(node["model"])
+    stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items() if name in node["chain"]}
+    for name in set(node["stages"]) - set(stages):
+        _check_only(node["stages"][name], f"stages.{name}")
+    engines = {name: build(engine, f"engines.{name}") for name, engine in node["engines"].items()}
+    measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
+    assert isinstance(measure, Measure)
+    recipe = Recipe(
+        name=node["name"],
+        model=node["model"],
+        task=build(_limited(node["task"], debug), "task"),
+        chain=node["chain"],
+        stages=stages,
+        engines=engines,
+        reference=Eager(),
+        measure=measure,
+        baseline=node["baseline"],
+        seed=node["seed"],
+        threads=node["threads"],
+        out=node["out"],
+        store=node["store"],
+        max_steps=debug.get("max_steps"),
+        fresh=node["fresh"],
+        text=OmegaConf.to_yaml(OmegaConf.create(_rerun(node))),
+    )
+    return recipe
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config resolved to plain dicts and lists, its paths made absolute."""
+    try:
+        node = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        message = str(error).splitlines()[0]
+        raise UserError(message, key=key, fix=f"set {key}=..." if key else None) from error
+    assert isinstance(node, dict)
+    for path in PATHS:
+        group, leaf = path.split(".")
+        if isinstance(node.get(group), dict) and isinstance(value := node[group].get(leaf), str):
+            node[group][leaf] = str(Path(value).expanduser().absolute())
+    return {str(k): v for k, v in node.items()}
+
+
+def _rerun(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into a run's recipe.yaml: all that decides the run, but not that it was to start afresh."""
+    return dict(node) | {"fresh": False}
+
+
+def _check_top(node: Mapping[str, Any]) -> None:
+    for key in node:
+        if key not in KEYS:
+            raise UserError("unknown key", key=key, fix=did_you_mean(key, KEYS))
+    for key in sorted(KEYS - {"store", "threads", "debug"}):
+        if node.get(key) is None:
+            hint = "is 'optkit' the first of the recipe's defaults?" if key in ("out", "engines", "measure") else f"set {key}"
+            raise UserError("missing", key=key, fix=hint)
+    for key, kind, what in (
+        ("name", str, "a text"),
+        ("seed", int, "a whole number"),
+        ("out", str, "a folder"),
+        ("fresh", bool, "true or false"),
+        ("baseline", str, "a stage's name"),
+        ("chain", list, "a list of stage names"),
+        ("model", dict, "a mapping"),
+        ("task", dict, "a mapping"),
+        ("stages", dict, "a mapping"),
+        ("engines", dict, "a mapping"),
+        ("measure", dict, "a mapping"),
+    ):
+        if not isinstance(node[key], kind) or (kind is int and isinstance(node[key], bool)):
+            raise UserError(f"{node[key]!r} is not {what}", key=key, value=node[key])
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", node["name"]):
+        raise UserError(f"{node['name']!r} cannot name a folder", key="name", fix="letters, digits, - and _")
+    if node["seed"] < 0:
+        raise UserError(f"{node['seed']} is below 0", key="seed", value=node["seed"])
+    threads = node["threads"]
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UserError(f"{threads!r} is not a number of threads", key="threads", value=threads, fix="1 or more, or null")
+    if not node["engines"]:
+        raise UserError("no engine", key="engines", fix="add one: +engine@engines.inductor=inductor")
+    for name, stage in node["stages"].items():
+        if not isinstance(stage, dict):
+            raise UserError(f"{stage!r} is not a stage", key=f"stages.{name}")
+    debug = node.get("debug") or {}
+    for key, value in debug.items():
+        if key not in ("max_steps", "limit"):
+            raise UserError("unknown key", key=f"debug.{key}", fix=did_you_mean(key, ("max_steps", "limit")))
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{value!r} is not a whole number of at least 1", key=f"debug.{key}", value=value)
+
+
+def _check_model(node: Mapping[str, Any]) -> None:
+    """The model's keys, as far as they can be checked without the task."""
+    from optkit.models import ModelSpec
+
+    class Anything(dict):
+        def __contains__(self, key: object) -> bool:
+            return key in ("num_classes", "in_channels", "input_shape")
+
+        def __getitem__(self, key: str) -> int:
+            return 1
+
+    ModelSpec.from_config(node, Anything())
+
+
+def _check_only(node: Mapping[str, Any], key: str) -> None:
+    """Checks the keys of a stage that is configured but not in the chain."""
+    if TARGET in node:
+        check_parameters(locate(node[TARGET], f"{key}.{TARGET}"), {k: v for k, v in node.items() if k != TARGET}, key)
+
+
+def _limited(task: Mapping[str, Any], debug: Mapping[str, Any]) -> Mapping[str, Any]:
+    return task if debug.get("limit") is None else {**task, "limit": debug["limit"]}
+
+
+def stage_catalogue() -> dict[str, dict[str, Any]]:
+    """Every stage of conf/stage: its name there, its target and its parameters with their defaults."""
+    root = shipped("conf") / "stage"
+    found = {}
+    for path in sorted(root.rglob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(node, dict)
+        trains = any("trainer" in str(d) for d in node.pop("defaults", []))
+        target = node.pop(TARGET)
+        found[str(path.relative_to(root).with_suffix(""))] = {
+            "target": target,
+            "summary": first_comment(path),
+            "parameters": {str(k): v for k, v in node.items()} | ({"trainer": "conf/trainer"} if trains else {}),
+        }
+    return found

@@ -1,0 +1,1 @@
+"""The vocabulary: errors, records, ledger, statistics, and the protocols of stages, tasks and engines."""

@@ -1,0 +1,107 @@
+"""Variants on disk: weights as safetensors, everything else as JSON; never a pickled module.
+
+A folder holds ``variant.json`` (the model spec, the surgeries that turn a fresh model into this variant, its history)
+and ``weights.safetensors``. Loading builds the fresh model, replays the surgeries without data, and loads the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.errors import UserError
+from optkit.core.targets import locate
+from optkit.core.variant import Variant
+
+VARIANT, WEIGHTS = "variant.json", "weights.safetensors"
+FORMAT = 1
+TRUSTED = ("optkit",)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Shape and dtype of one input, batch dimension included."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, x: Tensor) -> InputSpec:
+        return cls(tuple(x.shape), str(x.dtype).removeprefix("torch."))
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=getattr(torch, self.dtype))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A saved variant: its description, its inputs, and where its weights are."""
+
+    variant: Variant
+    inputs: tuple[InputSpec, ...]
+    folder: Path
+
+    def module(self, trusted: Iterable[str] | None = TRUSTED) -> nn.Module:
+        """The module, in eval mode.
+
+        Args:
+            trusted: top-level packages whose classes may be called to rebuild it; None for any, which is right only
+                for what this very run's recipe has named.
+        """
+        from safetensors.torch import load_model
+
+        example = tuple(spec.zeros() for spec in self.inputs)
+        model = self.variant.model
+        with torch.random.fork_rng(devices=[]):
+            module = locate(model["target"], "model", trusted)(**model["params"])
+            for surgery in self.variant.surgeries:
+                module = locate(surgery["by"], "surgery", trusted).replay(module, surgery["data"], example)
+        load_model(module, self.folder / WEIGHTS)
+        return module if isinstance(module, torch.fx.GraphModule) else module.eval()
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on disk to run this variant."""
+        return sum((self.folder / name).stat().st_size for name in (VARIANT, WEIGHTS))
+
+
+def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tuple[Tensor, ...]) -> Artifact:
+    """Writes a variant into an existing folder."""
+    from safetensors.torch import save_model
+
+    inputs = tuple(InputSpec.of(x) for x in example)
+    save_model(module, str(folder / WEIGHTS))
+    description = {
+        "format": FORMAT,
+        "inputs": [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in inputs],
+        "variant": variant.to_json(),
+    }
+    (folder / VARIANT).write_text(json.dumps(description, indent=1) + "\n")
+    return Artifact(variant, inputs, folder)
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Reads a variant's description; the weights are read when its module is asked for.
+
+    Raises:
+        UserError: the folder holds no variant, or one of another format.
+    """
+    path = folder / VARIANT
+    if not path.is_file() or not (folder / WEIGHTS).is_file():
+        fix = f"give a folder with {VARIANT} and {WEIGHTS}, such as a run's variants/NAME"
+        raise UserError(f"no variant at {folder}", fix=fix)
+    try:
+        description: dict[str, Any] = json.loads(path.read_text())
+        if description["format"] != FORMAT:
+            message = f"written in format {description['format']}, this optkit reads {FORMAT}"
+            raise UserError(message, key=str(path))
+        inputs = tuple(InputSpec(tuple(spec["shape"]), spec["dtype"]) for spec in description["inputs"])
+        return Artifact(Variant.from_json(description["variant"]), inputs, folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a variant: {error}", key=str(path)) from error

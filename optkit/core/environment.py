@@ -1,0 +1,57 @@
+"""What a figure depends on besides the model: versions, processor, threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "torchao", "accelerate", "transformers", "datasets", "evaluate", "onnxruntime", "openvino")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what optkit builds on, without importing any of it; None where a package is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+@cache
+def cpu() -> dict[str, Any]:
+    """The processor's name, the cores this process may use, and the vector instructions that matter here."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    fields = {k.strip(): v.strip() for k, v in fields.items()}
+    flags = set(fields.get("flags", "").split())
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    return {
+        "name": fields.get("model name") or platform.processor() or platform.machine(),
+        "cores": available_cores(),
+        "isa": [flag for flag in wanted if flag in flags],
+    }
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What goes into every record."""
+    from optkit import __version__
+
+    return {
+        "optkit": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": threads,
+        "cpu": cpu(),
+        "packages": versions(),
+    }

@@ -1,0 +1,55 @@
+"""The errors optkit raises: a user's mistake (exit code 2) or a failure while working (exit code 1)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OptkitError(Exception):
+    """Base of everything optkit raises on purpose.
+
+    Args:
+        message: what is wrong, in one line.
+        key: the config key or file the message is about.
+        value: the value found there.
+        fix: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, key: str | None = None, value: object = None, fix: str | None = None):
+        self.message, self.key, self.value, self.fix = message, key, value, fix
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        where = f"{self.key}: " if self.key else ""
+        fix = f" ({self.fix})" if self.fix else ""
+        return f"{where}{self.message}{fix}"
+
+
+class UserError(OptkitError):
+    """A mistake in a recipe, an argument or a file; found before any work is done."""
+
+    exit_code = 2
+
+
+class PlanError(UserError):
+    """A chain that cannot work: a stage lacks a trait that the stages before it do not give."""
+
+
+class StageError(OptkitError):
+    """A stage failed while working; everything finished before it is kept."""
+
+
+class SealedSplitError(StageError):
+    """A stage asked for the test split, which only the pipeline's measurement may see."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """One clause naming the close matches of ``name`` in ``known``, or all of ``known`` if none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(known)}" if known else "none is known"

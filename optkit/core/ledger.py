@@ -1,0 +1,94 @@
+"""The ledger: append-only JSON lines, one file a run; a kill at any byte loses at most the line being written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from optkit.core.errors import UserError
+from optkit.core.records import SCHEMA, Record
+
+log = logging.getLogger(__name__)
+LEDGER_NAME = "ledger.jsonl"
+
+
+class Ledger:
+    """The ledger file of one run.
+
+    Args:
+        path: the file; made by the first `append`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, record: Record) -> None:
+        """Writes one record and waits until it is on disk. A torn last line, left by a kill, is cut off first."""
+        line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with open(self.path, "ab+") as file:
+            file.truncate(_whole_lines(file))
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[Record]:
+        """All whole records, in the order written; none when there is no file yet."""
+        return _read_file(self.path) if self.path.exists() else []
+
+
+def read(*paths: str | Path) -> list[Record]:
+    """The records of several runs: run folders, or ledger files.
+
+    Raises:
+        UserError: a path holds no ledger, or a line that is not a record.
+    """
+    return [record for path in paths for record in _read_file(_ledger_file(Path(path)))]
+
+
+def _ledger_file(path: Path) -> Path:
+    file = path / LEDGER_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"no ledger at {path}", fix=f"give a run folder, which holds a {LEDGER_NAME}")
+    return file
+
+
+def _read_file(path: Path) -> list[Record]:
+    lines = path.read_bytes().split(b"\n")
+    torn = lines.pop()
+    if torn:
+        log.warning("%s: the last line is torn (an interrupted run) and is left out", path)
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse(line: bytes, where: str) -> Record:
+    try:
+        data = json.loads(line)
+        schema = data["schema"]
+        if schema != SCHEMA:
+            raise UserError(f"written with schema {schema}, this optkit reads {SCHEMA}", key=where, value=schema)
+        return Record.from_json(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a ledger record: {error}", key=where, fix="remove the line or restore the file") from None
+
+
+def _whole_lines(file) -> int:
+    """Bytes up to and with the last newline of an open binary file."""
+    size = file.seek(0, os.SEEK_END)
+    block = 1 << 16
+    end = size
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def unique(records: Iterable[Record]) -> list[Record]:
+    """The records with later ones of the same key left out (two processes may have finished the same step)."""
+    return list({record.key: record for record in reversed(list(records))}.values())[::-1]

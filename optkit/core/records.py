@@ -1,0 +1,91 @@
+"""What is measured and what is written down: Measurement, Cost, Record."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured quantity of one variant under stated conditions.
+
+    Attributes:
+        name: what was measured (``accuracy``, ``latency``, ``size``, ``macs``, ...).
+        value: the figure; None where it could not be had, never a guess.
+        unit: ``ms``, ``MB``, ``1`` for shares and counts.
+        ci: its 95% interval, where there is one.
+        n: how many observations it rests on.
+        conditions: engine, batch_size, threads, split and whatever else the figure depends on.
+        raw: the observations themselves: latency rounds, or which examples were right.
+    """
+
+    name: str
+    value: float | int | None
+    unit: str = "1"
+    ci: list[float] | None = None
+    n: int | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+    raw: Any = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage cost to run: wall seconds, and seconds the device (here, all cores together) was busy."""
+
+    wall_s: float
+    device_s: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One variant of one run, measured: a line of the ledger."""
+
+    run: str
+    recipe: str
+    variant: str
+    parent: str | None
+    baseline: str
+    step: int
+    stage: str
+    technique: str
+    params: dict[str, Any]
+    facts: dict[str, Any]
+    measurements: list[Measurement]
+    cost: Cost
+    environment: dict[str, Any]
+    time: str
+    schema: int = SCHEMA
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What makes a record the same record: a ledger holds each key once."""
+        return (self.run, self.step, self.variant)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Record:
+        """The record in ``data``; raises KeyError or TypeError when it is not one."""
+        fields = dict(data)
+        fields["measurements"] = [Measurement(**m) for m in fields["measurements"]]
+        fields["cost"] = Cost(**fields["cost"])
+        return cls(**fields)
+
+
+def pack_bits(correct: NDArray[np.bool_]) -> dict[str, Any]:
+    """Which examples were right, as ``{"n": N, "bits": base64}``."""
+    return {"n": int(correct.size), "bits": base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")}
+
+
+def unpack_bits(packed: dict[str, Any]) -> NDArray[np.bool_]:
+    """The inverse of `pack_bits`, ``(N,)``."""
+    raw = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
+    return np.unpackbits(raw, count=packed["n"]).astype(np.bool_)

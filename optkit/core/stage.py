@@ -1,0 +1,75 @@
+"""The Stage protocol: one step of a chain, and what it is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from optkit.core.task import Task
+from optkit.core.variant import Variant
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides the module.
+
+    Attributes:
+        task: the task with its test split sealed: train and validation only.
+        variant: the variant the module belongs to.
+        baseline: gives a fresh copy of the recipe's baseline module (the default teacher).
+        build_model: builds another model spec for the task (a teacher, a student).
+        seed: for every random choice of this stage.
+        device: where to train and calibrate.
+        workdir: a folder kept until the stage is done; what is put there survives a kill.
+        max_steps: at most so many training steps or calibration batches (a smoke run); None for no limit.
+    """
+
+    task: Task
+    variant: Variant
+    baseline: Callable[[], nn.Module]
+    build_model: Callable[[dict[str, Any]], nn.Module]
+    seed: int
+    device: torch.device
+    workdir: Path
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made.
+
+    Attributes:
+        module: the new module.
+        facts: JSON-able account of what was done (channels cut, layers quantized, epochs trained).
+        surgery: JSON-able data from which the stage class's ``replay`` rebuilds the structure on a fresh module;
+            None when only weights changed.
+        resumed_s: seconds spent on this stage by earlier, interrupted processes.
+    """
+
+    module: nn.Module
+    facts: dict[str, Any] = field(default_factory=dict)
+    surgery: dict[str, Any] | None = None
+    resumed_s: float = 0.0
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A dataclass whose fields are its config, their ranges checked in ``__post_init__``.
+
+    A stage with a surgery also has a static ``replay(module, surgery, example) -> nn.Module`` that applies it to a
+    fresh module without data.
+    """
+
+    technique: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    adds: ClassVar[frozenset[str]]
+    drops: ClassVar[frozenset[str]]
+
+    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        """Turns one variant's module into the next; may change ``module`` in place."""
+        ...

@@ -1,0 +1,78 @@
+"""Targets: classes and functions named by dotted path in recipes and artifacts, looked up and called with care."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from optkit.core.errors import UserError, did_you_mean
+
+TARGET = "_target_"
+
+
+def locate(target: str, key: str, trusted: Iterable[str] | None = None) -> Any:
+    """The object at a dotted path.
+
+    Args:
+        target: ``package.module.name``.
+        key: where it was named, for the error.
+        trusted: top-level packages that may be imported; None when the user's own recipe named it.
+
+    Raises:
+        UserError: there is no such object, or its package is not trusted.
+    """
+    package = target.partition(".")[0]
+    if trusted is not None and package not in trusted:
+        fix = f"if you trust it, pass trust=('{package}',)"
+        raise UserError(f"would run code of the package '{package}'", key=key, value=target, fix=fix)
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot import '{target}': {error}", key=key, value=target) from error
+    if not hasattr(module, name):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f"'{module_name}' has no '{name}'", key=key, value=target, fix=did_you_mean(name, public))
+    return getattr(module, name)
+
+
+def parameters(target: Any) -> dict[str, inspect.Parameter]:
+    """The named parameters of a class or function."""
+    named = inspect.signature(target).parameters.values()
+    return {p.name: p for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def check_parameters(target: Any, given: Mapping[str, Any], key: str) -> None:
+    """Raises UserError for a parameter the target does not take, or a required one not given."""
+    known = parameters(target)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+    for name in given:
+        if name not in known and not takes_any:
+            fix = did_you_mean(str(name), known)
+            raise UserError(f"unknown key; {target.__name__} takes no '{name}'", key=f"{key}.{name}", fix=fix)
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise UserError(f"missing; {target.__name__} needs it", key=f"{key}.{name}", fix=f"set {key}.{name}=...")
+
+
+def build(node: Mapping[str, Any], key: str) -> Any:
+    """Calls a node's ``_target_`` with its other keys, nodes within it built first.
+
+    Raises:
+        UserError: an unknown, missing or refused parameter, named by its full key.
+    """
+    if TARGET not in node:
+        raise UserError("no _target_", key=key, fix="pick one from a config group, or give _target_: package.Class")
+    target = locate(node[TARGET], f"{key}.{TARGET}")
+    given = {k: v for k, v in node.items() if k != TARGET}
+    check_parameters(target, given, key)
+    for name, value in given.items():
+        if isinstance(value, Mapping) and TARGET in value:
+            given[name] = build(value, f"{key}.{name}")
+    try:
+        return target(**given)
+    except UserError as error:
+        inner = f"{key}.{error.key}" if error.key else key
+        raise type(error)(error.message, key=inner, value=error.value, fix=error.fix) from error

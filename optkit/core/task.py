@@ -1,0 +1,89 @@
+"""The Task protocol: what a model is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.errors import SealedSplitError
+
+
+@dataclass
+class Batch:
+    """A batch of examples: model inputs, targets ``(N,)`` and the examples' places in their split ``(N,)``."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(tuple(x.to(device) for x in self.inputs), self.targets.to(device), self.index.to(device))
+
+
+class Task(Protocol):
+    """Data with its splits, a loss and a metric. Splits are ``train``, ``validation`` and ``test``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the data and of everything that changes what a model sees of it."""
+        ...
+
+    def model_defaults(self) -> dict[str, Any]:
+        """What a model may ask of its task: ``num_classes``, ``in_channels``, ``input_shape``."""
+        ...
+
+    def size(self, split: str) -> int: ...
+
+    def batches(self, split: str, batch_size: int, *, training: bool = False, seed: int = 0) -> Iterator[Batch]:
+        """Batches of a split: shuffled and augmented under ``seed`` when training, else in order and plain."""
+        ...
+
+    def forward(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Logits ``(N, num_classes)``."""
+        ...
+
+    def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor: ...
+
+    def correct(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Which examples were right, bool ``(N,)``."""
+        ...
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Inputs of the given batch size, taken from the train split."""
+        ...
+
+    def metric(self, correct: Any) -> float:
+        """The task's metric over which examples were right."""
+        ...
+
+
+class SealedTask:
+    """A task as stages see it: every question about the test split is an error."""
+
+    def __init__(self, task: Task):
+        open_splits = ("train", "validation")
+
+        def checked(split: str) -> str:
+            if split not in open_splits:
+                raise SealedSplitError(f"the split '{split}' is sealed: stages may use train and validation only")
+            return split
+
+        # closures, not attributes: a stage finds no handle on the unsealed task
+        self.batches = lambda split, batch_size, *, training=False, seed=0: task.batches(
+            checked(split), batch_size, training=training, seed=seed
+        )
+        self.size = lambda split: task.size(checked(split))
+        self.model_defaults = lambda: task.model_defaults()
+        self.forward = lambda module, batch: task.forward(module, batch)
+        self.loss = lambda logits, batch, label_smoothing=0.0: task.loss(logits, batch, label_smoothing)
+        self.correct = lambda logits, batch: task.correct(logits, batch)
+        self.example = lambda batch_size: task.example(batch_size)
+        self.metric = lambda correct: task.metric(correct)
+        self.fingerprint = task.fingerprint

@@ -1,0 +1,50 @@
+"""The eager engine: PyTorch as it is, in fp32; the reference of every speedup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.variant import Variant
+from optkit.engines.saved import save_session
+
+
+@dataclass
+class Eager:
+    """PyTorch eager mode in fp32."""
+
+    name: ClassVar[str] = "eager"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def unsupported(self, traits: frozenset[str]) -> str | None:
+        if "int8" in traits:
+            return "eager would compute the quantized graph in fp32: a simulation of int8"
+        return None
+
+    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> EagerSession:
+        return EagerSession(module, variant, example)
+
+
+@dataclass
+class EagerSession:
+    """The module itself."""
+
+    module: nn.Module
+    variant: Variant
+    example: tuple[Tensor, ...]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.module(*inputs)
+
+    def facts(self) -> dict[str, Any]:
+        return {"int8_share": 0.0, "compile_s": 0.0}
+
+    def save(self, directory: Path) -> None:
+        save_session(directory, self.variant, self.module, self.example, Eager.name)

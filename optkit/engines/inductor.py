@@ -1,0 +1,124 @@
+"""The inductor engine: torch.compile with frozen weights, for one batch size."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from optkit.core.errors import StageError
+from optkit.core.macs import count_macs
+from optkit.core.variant import Variant
+from optkit.engines.saved import save_session
+
+
+@dataclass
+class Inductor:
+    """TorchInductor (torch.compile) with the weights frozen into the compiled code.
+
+    Attributes:
+        freezing: fold and prepack the weights; int8 kernels need it.
+    """
+
+    freezing: bool = True
+
+    name: ClassVar[str] = "inductor"
+
+    def unavailable(self) -> str | None:
+        if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
+            return "no C++ compiler found (install g++)"
+        return None
+
+    def unsupported(self, traits: frozenset[str]) -> str | None:
+        if "int8" in traits and not self.freezing:
+            return "int8 kernels need engines.inductor.freezing=true"
+        return None
+
+    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> InductorSession:
+        """Compiles for the example's shapes, now.
+
+        Raises:
+            StageError: inductor cannot compile the module; the message names the operator where it gives one.
+        """
+        from torch._inductor import config
+
+        int8_macs: list[int] = []
+        options = {"freezing": self.freezing, "post_grad_custom_post_pass": _int8_counter(int8_macs)}
+        started = time.perf_counter()
+        with torch.no_grad(), config.patch(options):
+            compiled = torch.compile(module, dynamic=False)
+            try:
+                compiled(*example)
+            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise StageError(f"inductor cannot compile this model: {reason}") from error
+        seconds = time.perf_counter() - started
+        facts = {"int8_share": sum(int8_macs) / max(count_macs(module, example), 1), "compile_s": round(seconds, 3)}
+        return InductorSession(module, variant, compiled, example, facts)
+
+
+@dataclass
+class InductorSession:
+    """A compiled module; refuses inputs of another shape, for which it would quietly compile again."""
+
+    module: nn.Module
+    variant: Variant
+    compiled: Callable[..., Tensor]
+    example: tuple[Tensor, ...]
+    engine_facts: dict[str, Any]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if any(x.shape != wanted.shape for x, wanted in zip(inputs, self.example, strict=True)):
+            found, wanted = [list(x.shape) for x in inputs], [list(x.shape) for x in self.example]
+            raise StageError(f"compiled for inputs {wanted}, called with {found}")
+        with torch.no_grad():
+            return self.compiled(*inputs)
+
+    def facts(self) -> dict[str, Any]:
+        return dict(self.engine_facts)
+
+    def save(self, directory: Path) -> None:
+        save_session(directory, self.variant, self.module, self.example, Inductor.name)
+
+
+def _int8_counter(found: list[int]) -> Any:
+    """A pass over the graph that inductor lowers to kernels: puts the MACs of every int8 kernel into ``found``."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class Count(CustomGraphPass):
+        def __call__(self, graph: Graph) -> None:
+            found.extend(macs for node in graph.nodes if (macs := _int8_macs(node)))
+
+        def uuid(self) -> None:
+            # a graph taken from inductor's cache would not pass here, and its share would be unknown
+            return None
+
+    return Count()
+
+
+def _int8_macs(node: Node) -> int:
+    """MACs of a oneDNN int8 convolution or linear kernel; 0 for any other node.
+
+    A kernel gives ``out.numel()`` elements, each a sum over ``weight.numel() / out_channels`` products.
+    """
+    target = node.target
+    if isinstance(target, functools.partial) and "_register_quantized_" in target.func.__qualname__:
+        packed = target.args[0].kwargs.get("packed_weight")
+        channel_dim = 1 if "conv" in target.func.__qualname__ else -1
+    elif "onednn.qconv" in str(target) or "onednn.qlinear" in str(target):
+        packed = next((n for n in node.all_input_nodes if "prepack" in str(n.target)), None)
+        channel_dim = 1 if "qconv" in str(target) else -1
+    else:
+        return 0
+    if packed is None:
+        return 0
+    out, weight = node.meta["val"], packed.meta["val"]
+    return int(out.numel()) * int(weight.numel()) // int(out.shape[channel_dim])

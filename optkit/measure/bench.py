@@ -1,0 +1,155 @@
+"""Everything measured of one variant: accuracy, latency beside the baseline, memory, and what can be read off it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from optkit.core.artifact import Artifact
+from optkit.core.engine import Engine, Session
+from optkit.core.errors import UserError
+from optkit.core.records import Measurement
+from optkit.core.statistics import median
+from optkit.core.task import Task
+from optkit.measure.accuracy import measure_accuracy
+from optkit.measure.latency import Series, interleaved
+from optkit.measure.memory import measure_memory
+from optkit.measure.static import measure_static
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Measure:
+    """What to measure, and how long; its fields are the config group ``measure``.
+
+    Attributes:
+        batch_sizes: each is compiled, evaluated and timed on its own.
+        seconds: of timing for each variant and batch size, shared by all engines and the baseline.
+        memory: whether to open each variant in a fresh process, at the largest batch size, for its peak memory.
+        split: what accuracy is measured on.
+    """
+
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
+    seconds: float = 5.0
+    memory: bool = True
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or any(not isinstance(b, int) or b < 1 for b in self.batch_sizes):
+            message = f"{self.batch_sizes} are not batch sizes of at least 1"
+            raise UserError(message, key="batch_sizes", value=self.batch_sizes, fix="for example [1,32]")
+        if not 0 < self.seconds <= 3600:
+            raise UserError(f"{self.seconds} is out of range", key="seconds", value=self.seconds, fix="0 to 3600")
+        if self.split not in ("test", "validation"):
+            raise UserError(f"'{self.split}' is not measured", key="split", value=self.split, fix="test or validation")
+
+
+class Bench:
+    """Measures the variants of one run; compiles the baseline once and keeps it, for every speedup needs it.
+
+    Args:
+        task: the task, test split included.
+        engines: by name in the recipe; ``eager`` is the reference and is timed even where it is not asked for.
+        config: what to measure.
+        reference: the eager engine.
+        threads: torch threads, already set.
+        trusted: top-level packages that the recipe named.
+        seed: of the order in which sessions take their turns.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engines: dict[str, Engine],
+        config: Measure,
+        reference: Engine,
+        threads: int,
+        trusted: tuple[str, ...],
+        seed: int,
+    ):
+        self.task, self.engines, self.config, self.reference = task, engines, config, reference
+        self.threads, self.trusted, self.seed = threads, trusted, seed
+        self._baseline: dict[tuple[str, int], Session] = {}
+
+    def measure(
+        self, artifact: Artifact, baseline: Artifact, is_baseline: bool, say: Callable[[str], None]
+    ) -> list[Measurement]:
+        """All measurements of one variant."""
+        module = artifact.module(self.trusted)
+        found = measure_static(artifact, module, self.task.example(2))
+        running = {n: e for n, e in self.engines.items() if e.unsupported(artifact.variant.traits) is None}
+        for batch_size in self.config.batch_sizes:
+            say(f"measuring at batch size {batch_size} on {', '.join(running)}")
+            sessions = {
+                name: self._baseline_session(baseline, name, batch_size)
+                if is_baseline
+                else engine.compile(module, artifact.variant, self.task.example(batch_size))
+                for name, engine in running.items()
+            }
+            found += self._accuracy(sessions, batch_size)
+            found += self._latency(sessions, baseline, is_baseline, batch_size)
+            if self.config.memory and batch_size == max(self.config.batch_sizes):
+                found += self._memory(sessions, batch_size)
+        # compiled code holds the weights: what this variant compiled goes with it
+        gc.collect()
+        return found
+
+    def _conditions(self, engine: str, batch_size: int) -> dict:
+        return {"engine": engine, "batch_size": batch_size, "threads": self.threads}
+
+    def _baseline_session(self, baseline: Artifact, engine: str, batch_size: int) -> Session:
+        key = (engine, batch_size)
+        if key not in self._baseline:
+            chosen = self.engines.get(engine, self.reference)
+            module: nn.Module = baseline.module(self.trusted)
+            self._baseline[key] = chosen.compile(module, baseline.variant, self.task.example(batch_size))
+        return self._baseline[key]
+
+    def _accuracy(self, sessions: dict[str, Session], batch_size: int) -> list[Measurement]:
+        found = []
+        for name, session in sessions.items():
+            conditions = self._conditions(name, batch_size)
+            facts = session.facts()
+            found.append(measure_accuracy(session, self.task, self.config.split, batch_size, conditions))
+            found.append(Measurement("int8_share", facts["int8_share"], conditions=conditions))
+            found.append(Measurement("compile", facts["compile_s"], unit="s", conditions=conditions))
+        return found
+
+    def _latency(
+        self, sessions: dict[str, Session], baseline: Artifact, is_baseline: bool, batch_size: int
+    ) -> list[Measurement]:
+        """One interleaved series for each session, and for the baseline eager and on the same engines."""
+        timed: dict[tuple[str, str], Session] = {("variant", name): s for name, s in sessions.items()}
+        compared = [self.reference.name] if is_baseline else [self.reference.name, *sessions]
+        for name in compared:
+            if not (is_baseline and name in sessions):
+                timed[("baseline", name)] = self._baseline_session(baseline, name, batch_size)
+        keys = {f"{of}/{name}": (of, name) for of, name in timed}
+        by_key = {label: timed[key] for label, key in keys.items()}
+        series = interleaved(by_key, self.task.example(batch_size), self.config.seconds, self.seed)
+        together = uuid.uuid4().hex[:12]
+        conditions = {keys[label]: self._conditions(keys[label][1], batch_size) for label in keys}
+        return [
+            _latency_measurement(series[label], conditions[key] | {"of": key[0], "interleaved": together})
+            for label, key in keys.items()
+        ]
+
+    def _memory(self, sessions: dict[str, Session], batch_size: int) -> list[Measurement]:
+        inputs = self.task.example(batch_size)
+        return [
+            measure_memory(session, inputs, self.threads, self.trusted, self._conditions(name, batch_size))
+            for name, session in sessions.items()
+        ]
+
+
+def _latency_measurement(series: Series, conditions: dict) -> Measurement:
+    interval = median(series.samples)
+    raw: Sequence[Sequence[float]] = np.round(series.samples, 6).tolist()
+    return Measurement("latency", interval.value, "ms", interval.ci, series.samples.size, conditions, raw)

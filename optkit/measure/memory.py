@@ -1,0 +1,88 @@
+"""Peak memory of a fresh process that loads a variant and serves it; the same process proves that it reloads.
+
+Run as ``python -m optkit.measure.memory FOLDER THREADS TRUST``: reads the session saved in FOLDER and its
+``inputs.safetensors``, writes ``outputs.safetensors``, and prints the peak in MB as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from optkit.core.engine import Session
+from optkit.core.errors import StageError
+from optkit.core.records import Measurement
+
+INPUTS, OUTPUTS = "inputs.safetensors", "outputs.safetensors"
+CALLS = 3
+SAME = 1e-4
+
+
+def measure_memory(
+    session: Session, inputs: tuple[Tensor, ...], threads: int, trusted: tuple[str, ...], conditions: dict
+) -> Measurement:
+    """Saves the session, opens it in a fresh process, and takes that process's peak resident memory while serving.
+
+    Raises:
+        StageError: the fresh process failed, or gave other answers than this one.
+    """
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory(prefix="optkit-") as name:
+        folder = Path(name)
+        session.save(folder)
+        save_file({str(n): x.contiguous() for n, x in enumerate(inputs)}, folder / INPUTS)
+        command = [sys.executable, "-m", "optkit.measure.memory", str(folder), str(threads), ",".join(trusted)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise StageError(f"the saved variant does not run in a fresh process: {reason}")
+        theirs = load_file(folder / OUTPUTS)["logits"]
+    ours = session(*inputs).float()
+    difference = float((theirs - ours).abs().max() / ours.abs().max().clamp(min=1e-9))
+    if difference > SAME:
+        raise StageError(f"the variant reloaded in a fresh process differs by {difference:.1e} relative")
+    peak = json.loads(done.stdout.strip().splitlines()[-1])["peak_mb"]
+    return Measurement("peak_memory", peak, unit="MB", conditions=conditions | {"reload_difference": difference})
+
+
+def _serve(folder: Path, threads: int, trusted: tuple[str, ...]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from optkit.engines.load import load
+
+    torch.set_num_threads(threads)
+    tensors = load_file(folder / INPUTS)
+    inputs = tuple(tensors[str(n)] for n in range(len(tensors)))
+    session = load(folder, trust=trusted)
+    session(*inputs)
+    # from here on the kernel's high-water mark counts serving alone, not the compiler that ran before
+    marked = _reset_peak()
+    for _ in range(CALLS):
+        logits = session(*inputs)
+    print(json.dumps({"peak_mb": _peak_mb() if marked else None}))
+    save_file({"logits": logits.float().contiguous()}, folder / OUTPUTS)
+
+
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(kilobytes) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), int(sys.argv[2]), tuple(t for t in sys.argv[3].split(",") if t))

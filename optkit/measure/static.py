@@ -1,0 +1,35 @@
+"""What can be read off a variant without running it for time: parameters, zeros, MACs, bytes on disk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.artifact import Artifact
+from optkit.core.macs import count_macs
+from optkit.core.records import Measurement
+
+
+def measure_static(artifact: Artifact, module: nn.Module, example: tuple[Tensor, ...]) -> list[Measurement]:
+    """Parameters, sparsity, MACs an example, and the size of the artifact.
+
+    Args:
+        artifact: for the bytes on disk.
+        module: the variant's module.
+        example: inputs of two examples or more (a quantized graph's batch is dynamic from there on).
+    """
+    weights = list(_weights(module))
+    count = sum(w.numel() for w in weights)
+    matrices = [w for w in weights if w.dim() > 1]
+    zeros = sum(int((w == 0).sum()) for w in matrices)
+    return [
+        Measurement("params", count),
+        Measurement("sparsity", zeros / max(sum(w.numel() for w in matrices), 1)),
+        Measurement("macs", count_macs(module, example) // len(example[0])),
+        Measurement("size", artifact.size_bytes / 1e6, unit="MB"),
+    ]
+
+
+def _weights(module: nn.Module) -> list[Tensor]:
+    """Parameters, and in a quantized graph the int8 weights, which are buffers there."""
+    return [*module.parameters(), *(b for b in module.buffers() if b.dtype == torch.int8)]

@@ -1,0 +1,125 @@
+"""Model specs: what to build, and where its first weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.errors import UserError
+from optkit.core.targets import TARGET, check_parameters, locate, parameters
+
+INITIAL_WEIGHTS = ("checkpoint", "weights")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A builder's dotted path and its arguments, as JSON.
+
+    Attributes:
+        target: a class or function that returns an ``nn.Module``.
+        params: its arguments; one that is None and that the task knows (``num_classes``, ``in_channels``,
+            ``input_shape``) is filled in from the task.
+        checkpoint: a .safetensors or .pt file with the first weights; None for the builder's own.
+    """
+
+    target: str
+    params: dict[str, Any]
+    checkpoint: str | None = None
+
+    @classmethod
+    def from_config(cls, node: Mapping[str, Any], task_defaults: Mapping[str, Any], key: str = "model") -> ModelSpec:
+        """The spec of a config node, checked against the builder's signature.
+
+        Raises:
+            UserError: no such builder, an argument it does not take, a checkpoint that is not there.
+        """
+        if TARGET not in node:
+            raise UserError("no _target_", key=key, fix="pick a model: model=resnet20_cifar, or give model._target_")
+        builder = locate(node[TARGET], f"{key}.{TARGET}")
+        params = {name: value for name, value in node.items() if name not in (TARGET, "checkpoint")}
+        for name in parameters(builder):
+            if name in task_defaults and params.get(name) is None:
+                params[name] = task_defaults[name]
+        check_parameters(builder, params, key)
+        checkpoint = node.get("checkpoint")
+        if checkpoint is not None and not Path(checkpoint).is_file():
+            raise UserError(f"no file {checkpoint}", key=f"{key}.checkpoint", value=checkpoint, fix="check the path")
+        return cls(node[TARGET], params, checkpoint and str(Path(checkpoint).resolve()))
+
+    def build(self, seed: int, key: str = "model") -> nn.Module:
+        """A new module with its first weights: random under ``seed``, then the checkpoint's if there is one."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = locate(self.target, f"{key}.{TARGET}")(**self.params)
+        if self.checkpoint:
+            load_weights(module, Path(self.checkpoint), f"{key}.checkpoint")
+        return module
+
+    def skeleton(self) -> dict[str, Any]:
+        """What rebuilds the structure alone, weights to be loaded over it; JSON."""
+        params = {k: (None if k in INITIAL_WEIGHTS else v) for k, v in self.params.items()}
+        return {"target": self.target, "params": params}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the first weights, for the variant id; a checkpoint counts by its content."""
+        digest = file_digest(Path(self.checkpoint)) if self.checkpoint else None
+        return {"target": self.target, "params": self.params, "checkpoint": digest}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, hex."""
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(module: nn.Module, path: Path, key: str = "checkpoint") -> None:
+    """Loads a checkpoint strictly.
+
+    Raises:
+        UserError: not a readable checkpoint, or keys or shapes that do not fit; the message lists them.
+    """
+    found = read_weights(path, key)
+    wanted = module.state_dict()
+    # old checkpoints lack these counters, which nothing here reads
+    for name in wanted:
+        if name.endswith("num_batches_tracked") and name not in found:
+            found[name] = wanted[name]
+    problems = [f"{n} is missing" for n in wanted if n not in found]
+    problems += [f"{n} is not in the model" for n in found if n not in wanted]
+    problems += [
+        f"{n} is {tuple(found[n].shape)}, the model's {tuple(wanted[n].shape)}"
+        for n in wanted
+        if n in found and found[n].shape != wanted[n].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        raise UserError(f"{path} does not fit {type(module).__name__}: {shown}", key=key, fix="pick the model it is of")
+    module.load_state_dict(found)
+
+
+def read_weights(path: Path, key: str) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file, or from a .pt file read with ``weights_only``."""
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        fix = "give a .safetensors file, or a .pt file that holds tensors only"
+        raise UserError(f"cannot read {path}: {reason}", key=key, fix=fix) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
+            data = data[wrapper]
+    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+        raise UserError(f"{path} holds no state dict", key=key, fix="save model.state_dict()")
+    return {name.removeprefix("module."): tensor for name, tensor in data.items()}

@@ -1,0 +1,62 @@
+"""Any torchvision classification builder, by name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from optkit.core.errors import UserError, did_you_mean
+
+
+def torchvision(name: str, num_classes: int = 1000, weights: str | None = None) -> nn.Module:
+    """The torchvision model ``name`` with ``num_classes`` outputs.
+
+    Args:
+        name: a builder of ``torchvision.models`` (``resnet18``, ``vit_b_16``, ...).
+        num_classes: width of the last layer.
+        weights: None, ``DEFAULT`` or a member of the builder's weights enumeration; downloaded by torchvision. If
+            they have another number of classes, the last layer is new.
+
+    Raises:
+        UserError: an unknown builder or weights, or weights that could not be fetched.
+    """
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(f"no torchvision classifier '{name}'", key="model.name", value=name, fix=did_you_mean(name, known))
+    builder = models.get_model_builder(name)
+    # these two add a training-only auxiliary head unless told otherwise
+    auxiliary = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    if weights is None:
+        return builder(weights=None, num_classes=num_classes, **auxiliary, **_quiet_init(name))
+    enum = models.get_model_weights(name)
+    if weights not in [*enum.__members__, "DEFAULT"]:
+        fix = did_you_mean(weights, [*enum.__members__, "DEFAULT"])
+        raise UserError(f"{name} has no weights '{weights}'", key="model.weights", value=weights, fix=fix)
+    try:
+        model = builder(weights=enum[weights])
+    except OSError as error:
+        fix = "check the network, or give model.checkpoint=PATH"
+        raise UserError(f"could not fetch: {error}", key="model.weights", value=weights, fix=fix) from error
+    if auxiliary:
+        model.aux_logits = False
+        for head in ("aux1", "aux2", "AuxLogits"):
+            setattr(model, head, None) if hasattr(model, head) else None
+    if num_classes != len(enum[weights].meta["categories"]):
+        _replace_head(model, num_classes)
+    return model
+
+
+def _quiet_init(name: str) -> dict[str, bool]:
+    return {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+
+
+def _replace_head(model: nn.Module, num_classes: int) -> None:
+    """Gives the last linear or 1x1 convolution layer of a classifier a new width and new weights."""
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(head, nn.Linear):
+        new: nn.Module = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
+    else:
+        new = nn.Conv2d(head.in_channels, num_classes, head.kernel_size, head.stride, bias=head.bias is not None)
+    setattr(parent, name.rpartition(".")[2], new)

@@ -1,0 +1,251 @@
+"""The fold: a chain of stages over a model, every variant measured and recorded, from the start or where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from optkit.core.artifact import VARIANT, WEIGHTS, Artifact
+from optkit.core.environment import available_cores, environment
+from optkit.core.errors import StageError, UserError
+from optkit.core.ledger import LEDGER_NAME, Ledger
+from optkit.core.records import Cost, Record
+from optkit.core.stage import Context, Outcome
+from optkit.core.store import StageStore
+from optkit.core.task import SealedTask
+from optkit.core.variant import Step, Variant
+from optkit.measure import Bench
+from optkit.models import ModelSpec
+from optkit.plan import MODEL, START, PlannedStep, Recipe, make_plan, target_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, and whether anything was left to do."""
+
+    folder: Path
+    worked: bool
+
+
+def run(recipe: Recipe) -> Run:
+    """Runs a recipe, or what is left of it.
+
+    The same recipe finds the same run folder: what its ledger and the store hold is not done again.
+
+    Raises:
+        UserError: a mistake found before any work; nothing is left behind.
+        StageError: a stage failed; everything finished before it is kept.
+    """
+    before = torch.get_num_threads()
+    try:
+        return _Fold(recipe).run()
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Fold:
+    """One run on its way."""
+
+    def __init__(self, recipe: Recipe):
+        self.threads = recipe.threads or available_cores()
+        torch.set_num_threads(self.threads)
+        self.recipe, self.plan = recipe, make_plan(recipe)
+        self.folder = _run_folder(Path(recipe.out), self.plan.run, recipe.fresh)
+        self.store = StageStore(self.folder / "store" if recipe.fresh else Path(recipe.store or f"{recipe.out}/store"))
+        self.ledger = Ledger(self.folder / LEDGER_NAME)
+        self.sealed = SealedTask(recipe.task)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.made: dict[str, Artifact] = {}
+
+    def run(self) -> Run:
+        recorded = {record.variant for record in self.ledger.records()}
+        missing = [step for step in self.plan.measured if step.id not in recorded]
+        if not missing:
+            return Run(self.folder, worked=False)
+        self._open_folder()
+        bench = Bench(
+            self.recipe.task,
+            self.recipe.engines,
+            self.recipe.measure,
+            self.recipe.reference,
+            self.threads,
+            self.plan.trusted,
+            self.recipe.seed,
+        )
+        for step in self.plan.steps:
+            with _naming(step.name):
+                self.made[step.id] = artifact = self.store.find(step.id) or self._make(step)
+                if step.number >= 0:
+                    _link(artifact.folder, self.folder / "variants" / f"{step.number}-{step.name}")
+                if step in missing:
+                    self._measure(step, artifact, bench)
+        return Run(self.folder, worked=True)
+
+    def _open_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.yaml").write_text(self.recipe.text)
+        except OSError as error:
+            fix = "set out=DIR to a folder you can write to"
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}", key="out", fix=fix) from error
+        log.info("run folder: %s", self.folder)
+
+    def _make(self, step: PlannedStep) -> Artifact:
+        """Applies a stage to its parent and puts the result into the store."""
+        if step.stage is None or step.parent is None:
+            module = self.plan.spec.build(step.seed)
+            variant = Variant(step.id, None, START, self.plan.spec.skeleton())
+            return self.store.put(variant, module.eval(), self.recipe.task.example(2))
+        parent = self.made[step.parent]
+        log.info("stage %s: %s", step.name, target_of(step.stage))
+        wall, device = time.perf_counter(), time.process_time()
+        outcome = step.stage.apply(parent.module(self.plan.trusted), self._context(step, parent))
+        cost = Cost(
+            round(time.perf_counter() - wall + outcome.resumed_s, 3), round(time.process_time() - device, 3)
+        )
+        log.info("stage %s: done in %.1f s", step.name, cost.wall_s)
+        artifact = self.store.put(_child(step, parent.variant, outcome, cost), outcome.module, self.recipe.task.example(2))
+        if _same(parent, artifact):
+            shutil.rmtree(artifact.folder)
+            raise StageError("changed nothing: the model is the same as before it")
+        return artifact
+
+    def _context(self, step: PlannedStep, parent: Artifact) -> Context:
+        return Context(
+            task=self.sealed,
+            variant=parent.variant,
+            baseline=self._baseline_module,
+            build_model=self._other_model,
+            seed=step.seed,
+            device=self.device,
+            workdir=self.store.workdir(step.id),
+            max_steps=self.recipe.max_steps,
+        )
+
+    def _baseline_module(self) -> nn.Module:
+        baseline = self.made.get(self.plan.baseline.id)
+        if baseline is None:
+            raise StageError("there is no baseline yet", fix="move this stage behind the baseline, or name a teacher")
+        return baseline.module(self.plan.trusted)
+
+    def _other_model(self, node: dict[str, Any]) -> nn.Module:
+        return ModelSpec.from_config(node, self.recipe.task.model_defaults(), "teacher").build(self.recipe.seed, "teacher")
+
+    def _measure(self, step: PlannedStep, artifact: Artifact, bench: Bench) -> None:
+        baseline = self.made[self.plan.baseline.id]
+        is_baseline = step.number == 0
+        measurements = bench.measure(
+            artifact, baseline, is_baseline, lambda text: log.info("%s: %s", step.name, text)
+        )
+        variant = artifact.variant
+        skipped = {
+            name: reason
+            for name, engine in self.recipe.engines.items()
+            if (reason := engine.unsupported(variant.traits)) is not None
+        }
+        record = Record(
+            run=self.plan.run,
+            recipe=self.recipe.name,
+            variant=step.id,
+            parent=None if is_baseline else step.parent,
+            baseline=self.plan.baseline.id,
+            step=step.number,
+            stage=step.name,
+            technique=step.stage.technique if step.stage else MODEL,
+            params=variant.steps[-1].params if variant.steps else {},
+            facts=variant.facts | ({"not_run_on": skipped} if skipped else {}),
+            measurements=measurements,
+            cost=self._preparation() if is_baseline else variant.cost,
+            environment=environment(self.threads),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self.ledger.append(record)
+
+    def _preparation(self) -> Cost:
+        """What all the stages took that made the baseline."""
+        costs = [self.made[step.id].variant.cost for step in self.plan.steps if step.number <= 0]
+        return Cost(sum(c.wall_s for c in costs), sum(c.device_s for c in costs))
+
+
+def _child(step: PlannedStep, parent: Variant, outcome: Outcome, cost: Cost) -> Variant:
+    stage = step.stage
+    assert stage is not None
+    target = target_of(stage)
+    surgeries = parent.surgeries
+    if outcome.surgery is not None:
+        surgeries = (*surgeries, {"by": target, "data": outcome.surgery})
+    return Variant(
+        id=step.id,
+        parent=parent.id,
+        traits=(parent.traits - stage.drops) | stage.adds,
+        model=parent.model,
+        surgeries=surgeries,
+        steps=(*parent.steps, Step(step.name, stage.technique, target, asdict(stage))),  # type: ignore[call-overload]
+        facts=copy.deepcopy(outcome.facts),
+        cost=cost,
+    )
+
+
+def _same(a: Artifact, b: Artifact) -> bool:
+    """Whether two variants have the same structure and the same weights, bit by bit."""
+    if a.variant.surgeries != b.variant.surgeries:
+        return False
+    with safe_open(a.folder / WEIGHTS, "pt") as left, safe_open(b.folder / WEIGHTS, "pt") as right:
+        if set(left.keys()) != set(right.keys()):
+            return False
+        return all(torch.equal(left.get_tensor(name), right.get_tensor(name)) for name in left.keys())  # noqa: SIM118
+
+
+def _run_folder(out: Path, run_id: str, fresh: bool) -> Path:
+    """The folder of a run; with `fresh` the first of ``-2``, ``-3``, ... that is not there yet."""
+    folder = out / run_id
+    number = 2
+    while fresh and folder.exists():
+        folder = out / f"{run_id}-{number}"
+        number += 1
+    return folder
+
+
+def _link(source: Path, folder: Path) -> None:
+    """A variant of the store in the run's folder: hard links, so it takes no room and outlives the store."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (VARIANT, WEIGHTS):
+        temporary = folder / f".{name}"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source / name, temporary)
+        except OSError:
+            shutil.copyfile(source / name, temporary)
+        temporary.replace(folder / name)
+
+
+@contextmanager
+def _naming(stage: str) -> Iterator[None]:
+    """Says in which stage of the chain something failed."""
+    try:
+        yield
+    except UserError as error:
+        key = f"stages.{stage}.{error.key}" if error.key else f"stages.{stage}"
+        raise type(error)(error.message, key=key, value=error.value, fix=error.fix) from error
+    except StageError as error:
+        fix = f"{error.fix}; the same command continues" if error.fix else "the same command continues from here"
+        raise type(error)(f"stage '{stage}': {error.message}", key=error.key, value=error.value, fix=fix) from error
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        message = f"stage '{stage}': {type(error).__name__}: {reason}"
+        raise StageError(message, fix="see --debug; the same command continues from here") from error

@@ -1,0 +1,182 @@
+"""What a run will do: the recipe checked, every variant named, before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optkit.core.artifact import TRUSTED
+from optkit.core.engine import Engine
+from optkit.core.errors import PlanError, UserError, did_you_mean
+from optkit.core.stage import Stage
+from optkit.core.task import Task
+from optkit.core.variant import variant_id
+from optkit.measure import Measure
+from optkit.models import ModelSpec
+
+START = frozenset({"float"})
+AUTO, MODEL = "auto", "model"
+CODE = ("core", "tasks", "models", "training", "prune", "quantize", "distill")
+
+
+@dataclass
+class Recipe:
+    """A composed and built recipe.
+
+    Attributes:
+        name: of the recipe; the run folder begins with it.
+        model: the model's config node.
+        task: the data, test split included.
+        chain: stage names, in order.
+        stages: stages by name.
+        engines: engines by name.
+        reference: the eager engine, against which speedups are taken.
+        measure: what to measure.
+        baseline: the stage after which the model is the baseline; ``auto`` takes the training stages that open the
+            chain, ``model`` the model as loaded.
+        seed: of everything random.
+        threads: torch threads, for training and serving; None takes the cores this process may use.
+        out: folder of run folders.
+        store: folder of the stage store; None is ``out``/store.
+        max_steps: a limit on training steps and calibration batches (a smoke run); None for none.
+        fresh: do not continue a run folder; start another.
+        text: the composed recipe as YAML, which reproduces the run.
+    """
+
+    name: str
+    model: dict[str, Any]
+    task: Task
+    chain: list[str]
+    stages: dict[str, Stage]
+    engines: dict[str, Engine]
+    reference: Engine
+    measure: Measure = field(default_factory=Measure)
+    baseline: str = AUTO
+    seed: int = 0
+    threads: int | None = None
+    out: str = "runs"
+    store: str | None = None
+    max_steps: int | None = None
+    fresh: bool = False
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A stage in its place in the chain; `stage` is None for the model as loaded."""
+
+    name: str
+    stage: Stage | None
+    id: str
+    parent: str | None
+    seed: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: every step from the model as loaded, of which those from `baseline` on are measured."""
+
+    run: str
+    spec: ModelSpec
+    steps: tuple[PlannedStep, ...]
+    trusted: tuple[str, ...]
+
+    @property
+    def baseline(self) -> PlannedStep:
+        return next(step for step in self.steps if step.number == 0)
+
+    @property
+    def measured(self) -> tuple[PlannedStep, ...]:
+        return tuple(step for step in self.steps if step.number >= 0)
+
+
+def check_chain(recipe: Recipe) -> None:
+    """Refuses a chain that cannot work. Looks at no data.
+
+    Raises:
+        PlanError: an unknown or repeated name, a stage that lacks a trait, a baseline that is not in the chain.
+        UserError: an engine that is not there, or a chain whose last variant no engine runs.
+    """
+    if repeated := [name for name in recipe.chain if recipe.chain.count(name) > 1]:
+        message = f"'{repeated[0]}' stands twice"
+        raise PlanError(message, key="chain", fix="add it again under another name: +stage@stages.again=...")
+    traits = START
+    taken_by: dict[str, str] = {}
+    for name in recipe.chain:
+        if name not in recipe.stages:
+            raise PlanError(f"no stage '{name}'", key="chain", value=name, fix=did_you_mean(name, recipe.stages))
+        stage = recipe.stages[name]
+        for trait in sorted(stage.needs - traits):
+            culprit = f"'{taken_by[trait]}' took away" if trait in taken_by else "no stage before it gives"
+            fix = f"put it before '{taken_by[trait]}'" if trait in taken_by else "change the chain"
+            raise PlanError(f"'{name}' needs a model that is {trait}, which {culprit}", key="chain", fix=fix)
+        traits = (traits - stage.drops) | stage.adds
+        taken_by |= dict.fromkeys(stage.drops, name)
+    if recipe.baseline not in (AUTO, MODEL, *recipe.chain):
+        fix = did_you_mean(recipe.baseline, [AUTO, MODEL, *recipe.chain])
+        raise PlanError(f"'{recipe.baseline}' is not in the chain", key="baseline", value=recipe.baseline, fix=fix)
+    for name, engine in recipe.engines.items():
+        if reason := engine.unavailable():
+            raise UserError(f"does not work here: {reason}", key=f"engines.{name}", fix=f"or leave it out: ~engines.{name}")
+    reasons = {name: engine.unsupported(traits) for name, engine in recipe.engines.items()}
+    if all(reasons.values()):
+        message = "no engine runs the last variant: " + "; ".join(f"{n}: {r}" for n, r in reasons.items())
+        raise PlanError(message, key="engines", fix="add one, such as +engine@engines.inductor=inductor")
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Plans the whole chain; loads the data, whose fingerprint is part of every variant's id."""
+    check_chain(recipe)
+    spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
+    # a checkpoint that does not fit is found here, not after the data is decoded
+    spec.build(recipe.seed)
+    packages = {spec.target.partition(".")[0], *(type(s).__module__.partition(".")[0] for s in recipe.stages.values())}
+    first = _baseline_place(recipe)
+    start = variant_id(MODEL, spec.identity(), recipe.seed, recipe.task.fingerprint, torch.__version__, _code())
+    steps = [PlannedStep(MODEL, None, start, None, recipe.seed, -first)]
+    for place, name in enumerate(recipe.chain, 1):
+        stage, seed = recipe.stages[name], recipe.seed * 1009 + place
+        made = variant_id(steps[-1].id, target_of(stage), asdict(stage), seed, recipe.max_steps, _source(type(stage)))  # type: ignore[call-overload]
+        steps.append(PlannedStep(name, stage, made, steps[-1].id, seed, place - first))
+    measured = [asdict(e) | {"is": target_of(e)} for e in recipe.engines.values()]  # type: ignore[call-overload]
+    run = variant_id([s.id for s in steps], first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
+    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps), (*TRUSTED, *sorted(packages - set(TRUSTED))))
+
+
+def _baseline_place(recipe: Recipe) -> int:
+    """How many stages of the chain belong to making the baseline."""
+    if recipe.baseline == MODEL:
+        return 0
+    if recipe.baseline != AUTO:
+        return recipe.chain.index(recipe.baseline) + 1
+    opening = 0
+    while opening < len(recipe.chain) and recipe.stages[recipe.chain[opening]].technique == "train":
+        opening += 1
+    return opening
+
+
+def target_of(thing: object) -> str:
+    """The dotted path of a thing's class."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+@cache
+def _code() -> str:
+    """Hash of the code that decides weights: a changed technique must not be served from the store."""
+    root = Path(__file__).parent
+    files = [file for folder in CODE for file in sorted((root / folder).rglob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _source(cls: type) -> str:
+    """Hash of the source file of a stage from another package; optkit's own are in `_code`."""
+    if cls.__module__.partition(".")[0] in TRUSTED:
+        return ""
+    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()

@@ -1,0 +1,115 @@
+"""Pruning stages: masks that leave shapes alone, and cuts that remove channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from optkit.core.errors import UserError, did_you_mean
+from optkit.core.stage import Context, Outcome
+from optkit.prune.masks import apply_masks_, magnitude_masks
+from optkit.prune.plan import CutPlan
+from optkit.prune.structured import prune_structured
+
+SCOPES = ("global", "local")
+
+
+def _check_amount(amount: float) -> None:
+    if not isinstance(amount, (int, float)) or not 0 < amount < 1:
+        raise UserError(f"{amount!r} is not a share between 0 and 1", key="amount", value=amount, fix="0.5 removes half")
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"no {name} '{value}'", key=name, value=value, fix=did_you_mean(str(value), known))
+
+
+@dataclass
+class MagnitudePruning:
+    """Set the smallest weights to zero; shapes and, on these engines, latency stay as they are.
+
+    Attributes:
+        amount: share of the convolution and linear weights to remove.
+        scope: rank all layers together (global) or each by itself (local).
+    """
+
+    amount: float = 0.5
+    scope: str = "global"
+
+    technique: ClassVar[str] = "prune"
+    needs: ClassVar[frozenset[str]] = frozenset({"float"})
+    adds: ClassVar[frozenset[str]] = frozenset({"sparse"})
+    drops: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        _check_amount(self.amount)
+        _check_choice("scope", self.scope, SCOPES)
+
+    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        masks = magnitude_masks(module, self.amount, self.scope)
+        apply_masks_(module, masks)
+        removed = sum(int((~m).sum()) for m in masks.values())
+        return Outcome(module, {"weights_removed": removed, "weights": sum(m.numel() for m in masks.values())})
+
+
+@dataclass
+class StructuredPruning:
+    """Remove whole channels, with everything coupled to them, until the budget is met.
+
+    Attributes:
+        amount: share of the budget to remove.
+        budget: what the amount is a share of: params or macs.
+        criterion: how channels are ranked (``optkit.prune.CRITERIA``); those that need data see train batches.
+        scope: rank all layers together (global) or each by itself (local).
+        round_to: keep multiples of so many channels.
+        protect: name patterns of layers whose channels stay.
+        batches: how many train batches of 64 a data-driven criterion sees.
+    """
+
+    amount: float = 0.5
+    budget: str = "macs"
+    criterion: str = "l2"
+    scope: str = "global"
+    round_to: int = 1
+    protect: list[str] = field(default_factory=list)
+    batches: int = 16
+
+    technique: ClassVar[str] = "prune"
+    needs: ClassVar[frozenset[str]] = frozenset({"float"})
+    adds: ClassVar[frozenset[str]] = frozenset({"cut"})
+    drops: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        from optkit.prune.criteria import CRITERIA
+
+        _check_amount(self.amount)
+        _check_choice("budget", self.budget, ("params", "macs"))
+        _check_choice("criterion", self.criterion, tuple(CRITERIA))
+        _check_choice("scope", self.scope, SCOPES)
+        for name in ("round_to", "batches"):
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise UserError(f"{value!r} is not a whole number of at least 1", key=name, value=value)
+
+    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        data = ctx.task.batches("train", 64, seed=ctx.seed)
+        pruned = prune_structured(
+            module,
+            ctx.task.example(2),
+            amount=self.amount,
+            budget=self.budget,
+            criterion=self.criterion,
+            scope=self.scope,
+            round_to=self.round_to,
+            protect=tuple(self.protect),
+            batches=[batch for _, batch in zip(range(self.batches), data, strict=False)],
+            loss_fn=lambda model, batch: ctx.task.loss(ctx.task.forward(model, batch), batch),
+            seed=ctx.seed,
+        )
+        return Outcome(pruned.model, {"cut": pruned.plan.summary()}, surgery=pruned.plan.to_json())
+
+    @staticmethod
+    def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        return CutPlan.from_json(surgery).apply(module)

@@ -1,0 +1,51 @@
+"""Reports, computed from ledgers alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from optkit.core import ledger
+from optkit.report.rows import Row, rows
+
+__all__ = ["Row", "read_rows", "render", "rows", "write_report"]
+
+
+def read_rows(runs: Sequence[str | Path]) -> list[Row]:
+    """The rows of one or more run folders."""
+    return rows(ledger.read(*runs))
+
+
+def render(runs: Sequence[Path], format_: str) -> str:
+    """A report of run folders as ``table``, ``md`` or ``json``."""
+    found = read_rows(runs)
+    if format_ == "json":
+        return json.dumps(found, indent=1) + "\n"
+    from optkit.report.tables import markdown, table
+
+    if format_ == "md":
+        return markdown(found)
+    import io
+    import sys
+
+    from rich.console import Console
+
+    width = shutil.get_terminal_size((160, 24)).columns
+    text = io.StringIO()
+    console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
+    console.print(table(found, width))
+    return text.getvalue()
+
+
+def write_report(folder: Path) -> None:
+    """Writes ``report.md``, ``report.json``, ``tradeoff.svg`` and ``tradeoff.png`` into a run folder."""
+    from optkit.report.plot import save_tradeoff
+    from optkit.report.tables import markdown
+
+    found = read_rows([folder])
+    (folder / "report.md").write_text(markdown(found))
+    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    for name in ("tradeoff.svg", "tradeoff.png"):
+        save_tradeoff(found, folder / name)

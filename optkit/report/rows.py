@@ -1,0 +1,132 @@
+"""Rows: what a report shows of a ledger, one for each variant, engine and batch size; every ratio is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optkit.core.ledger import unique
+from optkit.core.records import Measurement, Record, unpack_bits
+from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
+
+Row = dict[str, Any]
+REFERENCE = "eager"
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """One row for each variant, engine and batch size, in the order of run, batch size, step and engine.
+
+    ``speedup`` and ``accuracy_delta`` are against the run's baseline on eager fp32 at the same batch size and threads,
+    ``speedup_same_engine`` against the baseline on the same engine, ``accuracy_delta_parent`` against the variant that
+    the stage was given, on the same engine. What was not measured is None.
+    """
+    kept = unique(records)
+    by_variant = {(r.run, r.variant): r for r in kept}
+    found = [
+        _row(record, by_variant, accuracy)
+        for record in kept
+        for accuracy in record.measurements
+        if accuracy.name == "accuracy"
+    ]
+    order = {run: place for place, run in enumerate(dict.fromkeys(r.run for r in kept))}
+    return sorted(found, key=lambda r: (order[r["run"]], r["batch_size"], r["step"], r["engine"]))
+
+
+def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
+    engine, batch_size = accuracy.conditions["engine"], accuracy.conditions["batch_size"]
+    here = {"engine": engine, "batch_size": batch_size}
+    latency = _find(record, "latency", of="variant", **here)
+    baseline = by_variant.get((record.run, record.baseline))
+    parent = by_variant.get((record.run, record.parent or ""))
+    row: Row = {
+        "run": record.run,
+        "recipe": record.recipe,
+        "variant": record.variant,
+        "parent": record.parent,
+        "step": record.step,
+        "stage": record.stage,
+        "technique": record.technique,
+        "engine": engine,
+        "batch_size": batch_size,
+        "threads": accuracy.conditions["threads"],
+        "split": accuracy.conditions["split"],
+        "examples": accuracy.n,
+        "accuracy": accuracy.value,
+        "accuracy_ci": accuracy.ci,
+    }
+    row |= _delta("accuracy_delta", accuracy, baseline, {"engine": REFERENCE, "batch_size": batch_size})
+    row |= _delta("accuracy_delta_parent", accuracy, parent, here)
+    row |= _latency(record, latency, batch_size)
+    row |= _speedup("speedup", record, latency, REFERENCE)
+    row |= _speedup("speedup_same_engine", record, latency, engine)
+    return row | {
+        "peak_memory_mb": _value(_find(record, "peak_memory", **here)),
+        "size_mb": _value(_find(record, "size")),
+        "params": _value(_find(record, "params")),
+        "macs": _value(_find(record, "macs")),
+        "int8_share": _value(_find(record, "int8_share", **here)),
+        "sparsity": _value(_find(record, "sparsity")),
+        "roofline": _value(_find(record, "roofline", **here)),
+        "compile_s": _value(_find(record, "compile", **here)),
+        "stage_cost_s": record.cost.wall_s,
+        "stage_device_s": record.cost.device_s,
+    }
+
+
+def _find(record: Record, name: str, **conditions: Any) -> Measurement | None:
+    for m in record.measurements:
+        if m.name == name and all(m.conditions.get(k) == v for k, v in conditions.items()):
+            return m
+    return None
+
+
+def _value(measurement: Measurement | None) -> float | int | None:
+    return measurement.value if measurement else None
+
+
+def _delta(name: str, accuracy: Measurement, other: Record | None, conditions: dict[str, Any]) -> Row:
+    """Accuracy less that of another record's variant, paired example by example."""
+    against = _find(other, "accuracy", **conditions, split=accuracy.conditions["split"]) if other else None
+    if against is None or against.n != accuracy.n:
+        return {name: None, f"{name}_ci": None, f"{name}_p": None, f"{name}_detectable": None}
+    found = paired_difference(unpack_bits(accuracy.raw), unpack_bits(against.raw))
+    return {
+        name: found.delta.value,
+        f"{name}_ci": found.delta.ci,
+        f"{name}_p": found.p_value,
+        f"{name}_detectable": found.detectable,
+    }
+
+
+def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Row:
+    if latency is None or latency.value is None:
+        return dict.fromkeys(("latency_p50_ms", "latency_p50_ms_ci", "latency_p99_ms", "throughput"))
+    return {
+        "latency_p50_ms": latency.value,
+        "latency_p50_ms_ci": latency.ci,
+        "latency_p99_ms": float(np.quantile(_samples(latency), 0.99)),
+        "throughput": batch_size / latency.value * 1e3,
+    }
+
+
+def _speedup(name: str, record: Record, latency: Measurement | None, engine: str) -> Row:
+    """How many times faster than the baseline on an engine, from the series timed in the same rounds."""
+    if latency is None:
+        return {name: None, f"{name}_ci": None}
+    together = {"interleaved": latency.conditions["interleaved"], "engine": engine}
+    reference = _find(record, "latency", of="baseline", **together)
+    if reference is None and record.step == 0:
+        reference = _find(record, "latency", of="variant", **together)
+    if reference is None:
+        return {name: None, f"{name}_ci": None}
+    if reference is latency:
+        return {name: 1.0, f"{name}_ci": [1.0, 1.0]}
+    ratio: Estimate = ratio_of_medians(_samples(reference), _samples(latency))
+    return {name: ratio.value, f"{name}_ci": ratio.ci}
+
+
+def _samples(latency: Measurement) -> NDArray[np.float64]:
+    return np.asarray(latency.raw, dtype=np.float64)

@@ -1,0 +1,112 @@
+"""Tables for terminals and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from optkit.report.rows import Row
+
+# header, cell, narrowest console that shows it
+Column = tuple[str, Callable[[Row], str], int]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _interval(row: Row, name: str, show: Callable[[float], str]) -> str:
+    ci = row[f"{name}_ci"]
+    return "" if ci is None else f" [{show(ci[0])}, {show(ci[1])}]"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _accuracy(row: Row) -> str:
+    return _percent(row["accuracy"]) + _interval(row, "accuracy", lambda v: f"{100 * v:.1f}")
+
+
+def _delta(row: Row) -> str:
+    value = row["accuracy_delta"]
+    return "-" if value is None else _points(value) + _interval(row, "accuracy_delta", _points)
+
+
+def _times(name: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        return "-" if row[name] is None else f"{row[name]:.2f}" + _interval(row, name, lambda v: f"{v:.2f}")
+
+    return show
+
+
+def _number(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
+    return lambda row: "-" if row[name] is None else f"{row[name] * scale:,.{digits}f}"
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("stage", lambda r: f"{r['step']} {r['stage']}", 0),
+    ("engine", lambda r: str(r["engine"]), 0),
+    ("batch", lambda r: str(r["batch_size"]), 0),
+    ("accuracy %", _accuracy, 0),
+    ("change, points", _delta, 100),
+    ("p50 ms", _number("latency_p50_ms", 2), 0),
+    ("speedup", _times("speedup"), 0),
+    ("same engine", _times("speedup_same_engine"), 160),
+    ("size MB", _number("size_mb", 2), 100),
+    ("MACs M", _number("macs", 1, 1e-6), 100),
+    ("int8 %", lambda r: _percent(r["int8_share"]), 140),
+    ("peak MB", _number("peak_memory_mb", 0), 140),
+    ("stage s", _number("stage_cost_s", 1), 120),
+)
+NOTE = (
+    "Speedup and change are against the baseline (step 0) on eager fp32 at the same batch size, timed in the same "
+    "rounds; brackets are 95% intervals."
+)
+
+
+def table(rows: Sequence[Row], width: int) -> Table:
+    """A rich table; a narrow console gets fewer columns, never broken ones."""
+    shown = [c for c in COLUMNS if c[2] <= width]
+    result = Table(box=None, header_style="bold", pad_edge=False, caption=NOTE, caption_justify="left")
+    for header, _, _ in shown:
+        result.add_column(header, justify="left" if header in ("stage", "engine") else "right", no_wrap=width >= 80)
+    for place, row in enumerate(rows):
+        last = place + 1 == len(rows) or rows[place + 1]["batch_size"] != row["batch_size"]
+        result.add_row(*(cell(row) for _, cell, _ in shown), end_section=last)
+    return result
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A GitHub Markdown table with every column."""
+    lines = [
+        "| " + " | ".join(header for header, _, _ in COLUMNS) + " |",
+        "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in COLUMNS) + "|",
+    ]
+    lines += ["| " + " | ".join(cell(row) for _, cell, _ in COLUMNS) + " |" for row in rows]
+    return "\n".join(lines) + f"\n\n{NOTE}\n"
+
+
+def print_pairs(headers: tuple[str, str], pairs: Mapping[str, str]) -> None:
+    """Two columns on standard output."""
+    result = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        result.add_column(header)
+    for name, text in pairs.items():
+        result.add_row(name, text)
+    Console().print(result)
+
+
+def print_stages(catalogue: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every stage with its parameters and their defaults."""
+    console = Console(highlight=False, markup=False)
+    for name, stage in catalogue.items():
+        console.print(f"stage@stages.NAME={name}", style="bold")
+        console.print(f"  {stage['summary']}")
+        for parameter, default in stage["parameters"].items():
+            shown = "null" if default is None else default
+            console.print(f"  {parameter} = {shown}", style="dim")
+        console.print()

@@ -1,0 +1,75 @@
+"""Image files and encoded bytes to decoded arrays, once: the result is kept and memory-mapped afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optkit.core.cache import cache_dir, new_folder
+from optkit.core.errors import UserError
+from optkit.core.progress import track
+from optkit.tasks.images import ImageSplit
+
+
+def files_key(files: Sequence[Path], *settings: object) -> str:
+    """A key that changes when any of the files (by path, size and time) or the settings do."""
+    state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps([state, [str(s) for s in settings]]).encode()).hexdigest()[:24]
+
+
+def decode_once(
+    key: str, encoded: Callable[[], tuple[Sequence[bytes | Path], NDArray[np.int64]]], size: int | None, what: str
+) -> ImageSplit:
+    """The decoded split under ``key``, decoding what ``encoded()`` gives if it is not kept yet.
+
+    Args:
+        key: from `files_key`.
+        encoded: gives images (bytes or files) and labels ``(N,)``; called only when needed.
+        size: images are resized (shorter side, bicubic) and center-cropped to this; None keeps them, and then all
+            must be of one size.
+        what: for the progress bar and errors.
+    """
+    folder = cache_dir() / "images" / key
+    if not folder.is_dir():
+        images, labels = encoded()
+        with new_folder(folder, key="OPTKIT_CACHE") as new:
+            _decode_to(new, images, size, what)
+            np.save(new / "labels.npy", labels, allow_pickle=False)
+    pixels = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    return ImageSplit(pixels, np.load(folder / "labels.npy", allow_pickle=False))
+
+
+def _decode_to(folder: Path, images: Sequence[bytes | Path], size: int | None, what: str) -> None:
+    first = _decode(images[0], size, what)
+    shape = (len(images), *first.shape)
+    out = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    for place, image in enumerate(track(images, f"decoding {what}", len(images))):
+        pixels = _decode(image, size, what)
+        if pixels.shape != first.shape:
+            message = f"{what}: image {place} is {pixels.shape[1:]}, the first {first.shape[1:]}"
+            raise UserError(message, key="task.image_size", fix="set task.image_size")
+        out[place] = pixels
+    out.flush()
+
+
+def _decode(image: bytes | Path, size: int | None, what: str) -> NDArray[np.uint8]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            picture = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{what}: not an image: {error}", key="task.path") from error
+    if size is not None and picture.size != (size, size):
+        scale = size / min(picture.size)
+        width, height = (max(size, round(side * scale)) for side in picture.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        picture = picture.crop((left, top, left + size, top + size))
+    return np.asarray(picture).transpose(2, 0, 1)

@@ -1,0 +1,115 @@
+"""Decoded images, augmentation and loading: everything about an image split but where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from optkit.core.task import Batch
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """Decoded images ``(N, C, H, W)`` uint8, possibly a memory map, and labels ``(N,)`` int64."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: NDArray[np.int64]) -> ImageSplit:
+        return ImageSplit(self.images[index], self.labels[index])
+
+    def digest(self) -> str:
+        """Hash of shape, pixels and labels."""
+        digest = hashlib.blake2b(str(self.images.shape).encode(), digest_size=16)
+        for start in range(0, len(self), 4096):
+            digest.update(np.ascontiguousarray(self.images[start : start + 4096]).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after padding with ``crop`` black pixels on each side, and a horizontal flip."""
+
+    crop: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augments ``(N, C, H, W)`` of any dtype, each image on its own."""
+        n, _, height, width = images.shape
+        if self.crop:
+            padded = F.pad(images, [self.crop] * 4)
+            top, left = torch.randint(0, 2 * self.crop + 1, (2, n), generator=generator)
+            rows = (top[:, None] + torch.arange(height))[:, None, :, None]
+            columns = (left[:, None] + torch.arange(width))[:, None, None, :]
+            channels = torch.arange(images.shape[1])[None, :, None, None]
+            images = padded[torch.arange(n)[:, None, None, None], channels, rows, columns]
+        if self.flip:
+            flipped = torch.rand(n, generator=generator) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        return images
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation of pixel values in [0, 1]."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 ``(N, C, H, W)`` to normalized float32."""
+        mean = torch.tensor(self.mean)[None, :, None, None] * 255
+        std = torch.tensor(self.std)[None, :, None, None] * 255
+        return (images.float() - mean) / std
+
+
+class ImageBatches(torch.utils.data.Dataset):
+    """A data set that fetches whole batches: indexing a decoded array at once is far cheaper than image by image."""
+
+    def __init__(self, split: ImageSplit, normalization: Normalization, augmentation: Augmentation | None, seed: int):
+        self.split, self.normalization, self.augmentation = split, normalization, augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        images = torch.from_numpy(self.split.images[index])
+        if self.augmentation is not None:
+            # seeded by the first example and the epoch, so that a batch is the same whichever worker makes it
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index[0])
+            images = self.augmentation(images, generator)
+        targets = torch.from_numpy(self.split.labels[index])
+        return Batch((self.normalization(images),), targets, torch.tensor(index))
+
+
+def image_batches(
+    split: ImageSplit,
+    batch_size: int,
+    normalization: Normalization,
+    augmentation: Augmentation | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """Batches of a split; the order and the augmentation depend on ``seed`` alone."""
+    data = ImageBatches(split, normalization, augmentation, seed)
+    generator = torch.Generator().manual_seed(seed)
+    loader = torch.utils.data.DataLoader(
+        data, batch_size, shuffle=shuffle, generator=generator, collate_fn=_already_a_batch
+    )
+    return iter(loader)
+
+
+def _already_a_batch(batch: Batch) -> Batch:
+    return batch

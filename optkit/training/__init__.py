@@ -1,0 +1,8 @@
+"""The one training loop, its objectives and callbacks."""
+
+from optkit.training.callbacks import Callback, KeepZeros
+from optkit.training.objectives import Objective, TaskLoss
+from optkit.training.stages import Train, fit_stage
+from optkit.training.trainer import FitReport, Trainer
+
+__all__ = ["Callback", "FitReport", "KeepZeros", "Objective", "TaskLoss", "Train", "Trainer", "fit_stage"]

@@ -1,0 +1,33 @@
+"""A training run's state on disk: saved whole or not at all, read back with weights_only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAME = "training.pt"
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Writes tensors and plain values; a kill while writing leaves the previous state."""
+    temporary = folder / f"{NAME}.tmp"
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / NAME)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The saved state, or None if there is none that can be read."""
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        return None

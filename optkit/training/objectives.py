@@ -1,0 +1,29 @@
+"""What training minimizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from optkit.core.task import Batch, Task
+
+
+class Objective(Protocol):
+    """A loss of a module on a batch; distillation, masks and fake quantization meet here."""
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        """A scalar to minimize; runs the module, under the trainer's autocast."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The task's own loss against the labels."""
+
+    task: Task
+    label_smoothing: float = 0.0
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        return self.task.loss(self.task.forward(module, batch).float(), batch, self.label_smoothing)

@@ -1,0 +1,77 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from optkit.core.errors import UserError, did_you_mean
+from optkit.core.targets import parameters
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The optimizer of ``torch.optim`` with this name, in any case. Raises UserError if there is none."""
+    known = {
+        n.lower(): c
+        for n, c in vars(torch.optim).items()
+        if isinstance(c, type) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer
+    }
+    if name.lower() not in known:
+        raise UserError(f"torch.optim has no '{name}'", key="optimizer", value=name, fix=did_you_mean(name.lower(), known))
+    return known[name.lower()]
+
+
+def build_optimizer(
+    module: nn.Module, name: str, lr: float, weight_decay: float, options: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """An optimizer that decays matrices and kernels, and leaves biases and norms alone."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return optimizer_class(name)(groups, lr=lr, **options)
+
+
+def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
+    """Raises UserError for an unknown optimizer or an option it does not take."""
+    known = parameters(optimizer_class(name))
+    for option in options:
+        if option not in known:
+            fix = did_you_mean(option, set(known) - {"params", "lr", "weight_decay"})
+            raise UserError(f"{name} takes no '{option}'", key=f"optimizer_options.{option}", fix=fix)
+
+
+def _one_cycle(progress: float, warmup: float) -> float:
+    """Linear from 0 to 1 over the warm-up, then linear to 0 (Smith and Topin, 2018)."""
+    return progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
+
+
+def _cosine(progress: float, warmup: float) -> float:
+    """Linear warm-up, then half a cosine to 0 (Loshchilov and Hutter, 2017)."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def _constant(progress: float, warmup: float) -> float:
+    return min(1.0, progress / warmup) if warmup else 1.0
+
+
+SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
+    "one_cycle": _one_cycle,
+    "cosine": _cosine,
+    "constant": _constant,
+}
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, name: str, warmup: float, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A schedule over ``total_steps`` whose first ``warmup`` share rises from 0."""
+    shape = SCHEDULES[name]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shape(min(1.0, (step + 1) / (total_steps + 1)), warmup))

@@ -1,0 +1,320 @@
+"""The one training loop, on accelerate."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optkit.core.errors import StageError, UserError, did_you_mean
+from optkit.core.progress import track
+from optkit.core.task import Batch, Task
+from optkit.training.callbacks import Callback
+from optkit.training.checkpoint import load_state, save_state
+from optkit.training.objectives import Objective
+from optkit.training.schedules import SCHEDULES, build_optimizer, build_schedule, check_optimizer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+PRECISIONS = ("fp32", "bf16")
+SELECTIONS = ("last", "best", "ema")
+
+
+@dataclass
+class Trainer:
+    """How to train; its fields are the config group ``trainer``.
+
+    Attributes:
+        epochs: passes over the train split.
+        batch_size: examples a step (a process).
+        optimizer: a class of ``torch.optim`` by name, in any case.
+        optimizer_options: its other arguments (``momentum``, ``betas``, ...).
+        lr: the peak learning rate.
+        weight_decay: applied to matrices and kernels, not to biases and norms.
+        schedule: one_cycle, cosine or constant.
+        warmup: share of the steps during which the rate rises.
+        precision: bf16 (autocast) or fp32.
+        grad_clip: largest norm of the gradient; None for no clipping.
+        label_smoothing: share of the target spread over all classes.
+        ema_decay: decay a step of the weights' moving average, used by ``select: ema``.
+        select: which weights to keep: of the last step, the best on validation, or the moving average.
+        patience: stop after so many epochs without a better validation; None never stops early.
+        channels_last: train convolutions in channels-last layout, which is faster on CPUs and GPUs.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    schedule: str = "one_cycle"
+    warmup: float = 0.2
+    precision: str = "bf16"
+    grad_clip: float | None = None
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.999
+    select: str = "last"
+    patience: int | None = None
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, math.inf),
+            ("batch_size", 1, math.inf),
+            ("lr", 0, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("warmup", 0, 0.99),
+            ("label_smoothing", 0, 0.99),
+            ("ema_decay", 0, 1),
+            ("grad_clip", 0, math.inf),
+            ("patience", 1, math.inf),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+                raise UserError(f"{value!r} is out of range", key=name, value=value, fix=f"{low} to {high}")
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("select", SELECTIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"no {name} '{value}'", key=name, value=value, fix=did_you_mean(str(value), known))
+        check_optimizer(self.optimizer, self.optimizer_options)
+
+    def fit(
+        self,
+        module: nn.Module,
+        task: Task,
+        objective: Objective,
+        *,
+        seed: int,
+        workdir: Path,
+        device: torch.device,
+        callbacks: Sequence[Callback] = (),
+        max_steps: int | None = None,
+        description: str = "training",
+    ) -> FitReport:
+        """Trains ``module`` in place.
+
+        The state is saved in ``workdir`` after every epoch; called again after a kill, training goes on from there
+        and ends with the weights it would have had.
+
+        Raises:
+            StageError: the loss is not finite.
+        """
+        return _Fit(self, module, task, objective, seed, workdir, device, callbacks, max_steps, description).run()
+
+
+@dataclass
+class FitReport:
+    """What training did: one loss and validation accuracy an epoch, the epoch kept, seconds over all attempts."""
+
+    epochs: int
+    steps: int
+    losses: list[float]
+    validation: list[float]
+    kept: str
+    seconds: float
+    resumed_s: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        return {"training": {k: v for k, v in asdict(self).items() if k != "resumed_s"}}
+
+
+class _Fit:
+    """One call of `Trainer.fit`: the state of the loop, and its steps."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: nn.Module,
+        task: Task,
+        objective: Objective,
+        seed: int,
+        workdir: Path,
+        device: torch.device,
+        callbacks: Sequence[Callback],
+        max_steps: int | None,
+        description: str,
+    ):
+        self.config, self.module, self.task, self.objective = trainer, module, task, objective
+        self.seed, self.workdir, self.device, self.callbacks = seed, workdir, device, callbacks
+        self.description = description
+        self.steps_per_epoch = math.ceil(task.size("train") / trainer.batch_size)
+        self.total = min(self.steps_per_epoch * trainer.epochs, max_steps or math.inf)
+        self.epoch = self.step = 0
+        self.losses: list[float] = []
+        self.validation: list[float] = []
+        self.best: dict[str, Tensor] | None = None
+        self.ema: dict[str, Tensor] | None = None
+        self.resumed_s = 0.0
+
+    def run(self) -> FitReport:
+        started = time.perf_counter()
+        accelerator = _accelerator(self.config.precision, self.device)
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        self.module.to(self.device, memory_format=layout).train()
+        c = self.config
+        self.optimizer = build_optimizer(self.module, c.optimizer, c.lr, c.weight_decay, c.optimizer_options)
+        self.schedule = build_schedule(self.optimizer, c.schedule, c.warmup, int(self.total))
+        for callback in self.callbacks:
+            callback.on_train_begin(self.module)
+        self._resume()
+        model, optimizer = accelerator.prepare(self.module, self.optimizer)
+        progress = track(self._epochs(accelerator, model, optimizer, started), self.description, int(self.total))
+        try:
+            for _ in progress:
+                pass
+        finally:
+            # prepare wraps forward for autocast and makes global state: neither may outlive this fit
+            accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            _release(accelerator)
+        for callback in self.callbacks:
+            callback.on_train_end(self.module)
+        kept = self._keep()
+        self.module.to("cpu", memory_format=torch.contiguous_format).eval()
+        seconds = self.resumed_s + time.perf_counter() - started
+        return FitReport(self.epoch, self.step, self.losses, self.validation, kept, seconds, self.resumed_s)
+
+    def _epochs(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, started: float) -> Iterator[int]:
+        """Trains to the end, yielding after every step."""
+        yield from range(self.step)
+        while self.step < self.total and not self._out_of_patience():
+            # everything random in an epoch follows from the seed and its number, so a resumed run draws the same
+            torch.manual_seed(self.seed * 10_007 + self.epoch)
+            losses: list[Tensor] = []
+            batches = self.task.batches("train", self.config.batch_size, training=True, seed=self.seed + 7919 * self.epoch)
+            for batch in batches:
+                if self.step >= self.total:
+                    break
+                losses.append(self._one_step(accelerator, model, optimizer, batch))
+                self.step += 1
+                if self.config.select == "ema":
+                    self._update_ema()
+                for callback in self.callbacks:
+                    callback.on_step_end(self.module, self.step, int(self.total))
+                yield self.step
+            self._finish_epoch(losses, self.resumed_s + time.perf_counter() - started)
+
+    def _one_step(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, batch: Batch) -> Tensor:
+        with accelerator.autocast():
+            loss = self.objective(model, batch.to(self.device))
+        accelerator.backward(loss)
+        if self.config.grad_clip is not None:
+            accelerator.clip_grad_norm_(model.parameters(), self.config.grad_clip)
+        optimizer.step()
+        self.schedule.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    def _finish_epoch(self, losses: list[Tensor], seconds: float) -> None:
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            fix = "lower trainer.lr, or set trainer.precision=fp32 or trainer.grad_clip=1"
+            raise StageError(f"the loss became {mean} in epoch {self.epoch + 1}", fix=fix)
+        self.losses.append(round(mean, 6))
+        self.epoch += 1
+        for callback in self.callbacks:
+            callback.on_epoch_end(self.module, self.epoch)
+        if self.config.select == "best" or self.config.patience is not None:
+            self._validate()
+        log.info(
+            "%s: epoch %d of %d, loss %.4f%s",
+            self.description,
+            self.epoch,
+            math.ceil(self.total / self.steps_per_epoch),
+            mean,
+            f", validation {self.validation[-1]:.4f}" if self.validation else "",
+        )
+        self._save(seconds)
+
+    def _validate(self) -> None:
+        self.module.eval()
+        with torch.inference_mode():
+            batches = self.task.batches("validation", 4 * self.config.batch_size)
+            correct = [self.task.correct(self.task.forward(self.module, b), b).cpu().numpy() for b in self._moved(batches)]
+        self.module.train()
+        score = self.task.metric(np.concatenate(correct))
+        if not self.validation or score > max(self.validation):
+            self.best = _copy_state(self.module)
+        self.validation.append(score)
+
+    def _moved(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return (batch.to(self.device) for batch in batches)
+
+    def _out_of_patience(self) -> bool:
+        if self.config.patience is None or not self.validation:
+            return False
+        return len(self.validation) - 1 - int(np.argmax(self.validation)) >= self.config.patience
+
+    def _update_ema(self) -> None:
+        if self.ema is None:
+            self.ema = _copy_state(self.module)
+        # a young average forgets fast, or it would remember the first weights for ever
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, tensor in self.module.state_dict().items():
+                if tensor.is_floating_point():
+                    self.ema[name].lerp_(tensor, 1 - decay)
+                else:
+                    self.ema[name].copy_(tensor)
+
+    def _keep(self) -> str:
+        chosen = {"last": None, "best": self.best, "ema": self.ema}[self.config.select]
+        if chosen is not None:
+            self.module.load_state_dict(chosen)
+        if self.config.select == "best":
+            return f"epoch {int(np.argmax(self.validation)) + 1}"
+        return self.config.select
+
+    def _save(self, seconds: float) -> None:
+        state = {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "best": self.best,
+            "ema": self.ema,
+            "counts": [self.epoch, self.step],
+            "curves": [self.losses, self.validation],
+            "seconds": seconds,
+        }
+        save_state(self.workdir, state)
+
+    def _resume(self) -> None:
+        state = load_state(self.workdir)
+        if state is None:
+            return
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
+        self.best, self.ema = state["best"], state["ema"]
+        self.epoch, self.step = state["counts"]
+        self.losses, self.validation = state["curves"]
+        self.resumed_s = state["seconds"]
+        log.info("%s: goes on after epoch %d", self.description, self.epoch)
+
+
+def _copy_state(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def _accelerator(precision: str, device: torch.device) -> Accelerator:
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device.type == "cpu")
+
+
+def _release(accelerator: Accelerator) -> None:
+    from accelerate.state import AcceleratorState
+
+    accelerator.free_memory()
+    AcceleratorState._reset_state(reset_partial_state=True)
