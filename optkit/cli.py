@@ -123,6 +123,10 @@ def _log_to_stderr(debug: bool) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:
+        # their warnings speak to torch's developers; torch resets the level of its parent logger when it is imported
+        for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _show_tracebacks(debug: bool) -> None:

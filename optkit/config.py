@@ -158,7 +158,11 @@ def _near(key: str, error: Exception, path: Path) -> str:
     node, _, leaf = key.rpartition(".")
     parent = getattr(error.__cause__, "parent_node", None)
     siblings = [str(k) for k in parent] if isinstance(parent, DictConfig) else sorted(KEYS) if not node else []
-    return f"{did_you_mean(leaf, siblings)} A new key is added with +{key}=..." if siblings else f"see optkit run {path.stem} --cfg job"
+    return (
+        f"{did_you_mean(leaf, siblings)} A new key is added with +{key}=..."
+        if siblings
+        else f"see optkit run {path.stem} --cfg job"
+    )
 
 
 def to_recipe(cfg: DictConfig) -> Any:
@@ -232,7 +236,11 @@ def _check_top(node: Mapping[str, Any]) -> None:
             raise UserError("unknown key", key=key, fix=did_you_mean(key, KEYS))
     for key in sorted(KEYS - {"store", "threads", "debug"}):
         if node.get(key) is None:
-            hint = "is 'optkit' the first of the recipe's defaults?" if key in ("out", "engines", "measure") else f"set {key}"
+            hint = (
+                "is 'optkit' the first of the recipe's defaults?"
+                if key in ("out", "engines", "measure")
+                else f"set {key}"
+            )
             raise UserError("missing", key=key, fix=hint)
     for key, kind, what in (
         ("name", str, "a text"),
@@ -255,7 +263,9 @@ def _check_top(node: Mapping[str, Any]) -> None:
         raise UserError(f"{node['seed']} is below 0", key="seed", value=node["seed"])
     threads = node["threads"]
     if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UserError(f"{threads!r} is not a number of threads", key="threads", value=threads, fix="1 or more, or null")
+        raise UserError(
+            f"{threads!r} is not a number of threads", key="threads", value=threads, fix="1 or more, or null"
+        )
     if not node["engines"]:
         raise UserError("no engine", key="engines", fix="add one: +engine@engines.inductor=inductor")
     for name, stage in node["stages"].items():

@@ -115,11 +115,11 @@ class _Fold:
         log.info("stage %s: %s", step.name, target_of(step.stage))
         wall, device = time.perf_counter(), time.process_time()
         outcome = step.stage.apply(parent.module(self.plan.trusted), self._context(step, parent))
-        cost = Cost(
-            round(time.perf_counter() - wall + outcome.resumed_s, 3), round(time.process_time() - device, 3)
-        )
+        cost = Cost(round(time.perf_counter() - wall + outcome.resumed_s, 3), round(time.process_time() - device, 3))
         log.info("stage %s: done in %.1f s", step.name, cost.wall_s)
-        artifact = self.store.put(_child(step, parent.variant, outcome, cost), outcome.module, self.recipe.task.example(2))
+        artifact = self.store.put(
+            _child(step, parent.variant, outcome, cost), outcome.module, self.recipe.task.example(2)
+        )
         if _same(parent, artifact):
             shutil.rmtree(artifact.folder)
             raise StageError("changed nothing: the model is the same as before it")
@@ -144,14 +144,14 @@ class _Fold:
         return baseline.module(self.plan.trusted)
 
     def _other_model(self, node: dict[str, Any]) -> nn.Module:
-        return ModelSpec.from_config(node, self.recipe.task.model_defaults(), "teacher").build(self.recipe.seed, "teacher")
+        return ModelSpec.from_config(node, self.recipe.task.model_defaults(), "teacher").build(
+            self.recipe.seed, "teacher"
+        )
 
     def _measure(self, step: PlannedStep, artifact: Artifact, bench: Bench) -> None:
         baseline = self.made[self.plan.baseline.id]
         is_baseline = step.number == 0
-        measurements = bench.measure(
-            artifact, baseline, is_baseline, lambda text: log.info("%s: %s", step.name, text)
-        )
+        measurements = bench.measure(artifact, baseline, is_baseline, lambda text: log.info("%s: %s", step.name, text))
         variant = artifact.variant
         skipped = {
             name: reason
@@ -245,7 +245,16 @@ def _naming(stage: str) -> Iterator[None]:
     except StageError as error:
         fix = f"{error.fix}; the same command continues" if error.fix else "the same command continues from here"
         raise type(error)(f"stage '{stage}': {error.message}", key=error.key, value=error.value, fix=fix) from error
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, OSError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ArithmeticError,
+        OSError,
+    ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         message = f"stage '{stage}': {type(error).__name__}: {reason}"
         raise StageError(message, fix="see --debug; the same command continues from here") from error

@@ -124,7 +124,9 @@ def check_chain(recipe: Recipe) -> None:
         raise PlanError(f"'{recipe.baseline}' is not in the chain", key="baseline", value=recipe.baseline, fix=fix)
     for name, engine in recipe.engines.items():
         if reason := engine.unavailable():
-            raise UserError(f"does not work here: {reason}", key=f"engines.{name}", fix=f"or leave it out: ~engines.{name}")
+            raise UserError(
+                f"does not work here: {reason}", key=f"engines.{name}", fix=f"or leave it out: ~engines.{name}"
+            )
     reasons = {name: engine.unsupported(traits) for name, engine in recipe.engines.items()}
     if all(reasons.values()):
         message = "no engine runs the last variant: " + "; ".join(f"{n}: {r}" for n, r in reasons.items())

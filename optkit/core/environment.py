@@ -9,7 +9,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "torchao", "accelerate", "transformers", "datasets", "evaluate", "onnxruntime", "openvino")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchao",
+    "accelerate",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "onnxruntime",
+    "openvino",
+)
 
 
 def versions() -> dict[str, str | None]:

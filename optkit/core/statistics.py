@@ -90,9 +90,7 @@ def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.flo
     """
     if len(numerator) != len(denominator):
         raise ValueError(f"interleaved series have the same rounds: {len(numerator)}, {len(denominator)}")
-    return _over_rounds(
-        lambda rounds: _median(numerator, rounds) / _median(denominator, rounds), len(numerator), seed
-    )
+    return _over_rounds(lambda rounds: _median(numerator, rounds) / _median(denominator, rounds), len(numerator), seed)
 
 
 def _median(samples: NDArray[np.float64], rounds: NDArray[np.int64]) -> NDArray[np.float64]:

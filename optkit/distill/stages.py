@@ -83,4 +83,6 @@ def _same_classes(student: nn.Module, teacher: nn.Module, ctx: Context) -> None:
     with torch.no_grad():
         theirs, ours = teacher(*example).shape[-1], student.to(ctx.device).eval()(*example).shape[-1]
     if theirs != ours:
-        raise UserError(f"the teacher has {theirs} classes, the student {ours}", key="teacher", fix="pick another teacher")
+        raise UserError(
+            f"the teacher has {theirs} classes, the student {ours}", key="teacher", fix="pick another teacher"
+        )

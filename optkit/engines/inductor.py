@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
@@ -53,16 +55,43 @@ class Inductor:
         int8_macs: list[int] = []
         options = {"freezing": self.freezing, "post_grad_custom_post_pass": _int8_counter(int8_macs)}
         started = time.perf_counter()
-        with torch.no_grad(), config.patch(options):
-            compiled = torch.compile(module, dynamic=False)
+        with torch.no_grad(), config.patch(options), _quiet():
             try:
+                compiled = torch.compile(_graph_of_its_own(module, example), dynamic=False, fullgraph=True)
                 compiled(*example)
-            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            except _FAILURES as error:
                 reason = str(error).strip().splitlines()[0]
                 raise StageError(f"inductor cannot compile this model: {reason}") from error
         seconds = time.perf_counter() - started
         facts = {"int8_share": sum(int8_macs) / max(count_macs(module, example), 1), "compile_s": round(seconds, 3)}
         return InductorSession(module, variant, compiled, example, facts)
+
+
+_FAILURES = (
+    torch._dynamo.exc.TorchDynamoException,
+    torch._export.verifier.SpecViolationError,
+    torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode,
+    RuntimeError,
+)
+
+
+def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """The module as a graph with its own code.
+
+    Dynamo keys what it compiled by code object: instances of one class would share an entry, test each other's guards
+    at every call, and fall back to eager after the eighth.
+    """
+    if isinstance(module, GraphModule):
+        return module
+    return torch.export.export(module, example, strict=False).module()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without inductor's warnings about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass

@@ -23,7 +23,9 @@ def torchvision(name: str, num_classes: int = 1000, weights: str | None = None) 
 
     known = models.list_models(module=models)
     if name not in known:
-        raise UserError(f"no torchvision classifier '{name}'", key="model.name", value=name, fix=did_you_mean(name, known))
+        raise UserError(
+            f"no torchvision classifier '{name}'", key="model.name", value=name, fix=did_you_mean(name, known)
+        )
     builder = models.get_model_builder(name)
     # these two add a training-only auxiliary head unless told otherwise
     auxiliary = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}

@@ -19,7 +19,11 @@ def magnitude_masks(module: nn.Module, amount: float, scope: str = "global") -> 
     Returns:
         Bool tensors by parameter name, each of its parameter's shape; exactly ``round(amount * count)`` are False.
     """
-    weights = {f"{n}.weight" if n else "weight": m.weight.detach() for n, m in module.named_modules() if isinstance(m, PRUNABLE)}
+    weights = {
+        f"{n}.weight" if n else "weight": m.weight.detach()
+        for n, m in module.named_modules()
+        if isinstance(m, PRUNABLE)
+    }
     if scope == "local":
         return {name: _keep_largest(weight.abs(), amount) for name, weight in weights.items()}
     flat = torch.cat([w.abs().flatten() for w in weights.values()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,7 +20,9 @@ SCOPES = ("global", "local")
 
 def _check_amount(amount: float) -> None:
     if not isinstance(amount, (int, float)) or not 0 < amount < 1:
-        raise UserError(f"{amount!r} is not a share between 0 and 1", key="amount", value=amount, fix="0.5 removes half")
+        raise UserError(
+            f"{amount!r} is not a share between 0 and 1", key="amount", value=amount, fix="0.5 removes half"
+        )
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -108,8 +111,8 @@ class StructuredPruning:
             loss_fn=lambda model, batch: ctx.task.loss(ctx.task.forward(model, batch), batch),
             seed=ctx.seed,
         )
-        return Outcome(pruned.model, {"cut": pruned.plan.summary()}, surgery=pruned.plan.to_json())
+        return Outcome(pruned.model, {"cut": pruned.plan.facts}, surgery=json.loads(pruned.plan.to_json()))
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return CutPlan.from_json(surgery).apply(module)
+        return CutPlan.from_json(json.dumps(surgery)).apply(module)

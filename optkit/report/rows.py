@@ -92,6 +92,8 @@ def _delta(name: str, accuracy: Measurement, other: Record | None, conditions: d
     against = _find(other, "accuracy", **conditions, split=accuracy.conditions["split"]) if other else None
     if against is None or against.n != accuracy.n:
         return {name: None, f"{name}_ci": None, f"{name}_p": None, f"{name}_detectable": None}
+    if against is accuracy:
+        return {name: 0.0, f"{name}_ci": [0.0, 0.0], f"{name}_p": 1.0, f"{name}_detectable": 0.0}
     found = paired_difference(unpack_bits(accuracy.raw), unpack_bits(against.raw))
     return {
         name: found.delta.value,

@@ -59,7 +59,9 @@ class ImageClassification(ABC):
         splits, classes = self.load()
         for name in SPLITS:
             if name not in splits or not len(splits[name]):
-                raise UserError(f"the data set has no {name} split", key="task", fix="a recipe needs train and test data")
+                raise UserError(
+                    f"the data set has no {name} split", key="task", fix="a recipe needs train and test data"
+                )
         if self.limit is not None:
             splits = {name: split.subset(_spread(len(split), self.limit)) for name, split in splits.items()}
         return splits, classes

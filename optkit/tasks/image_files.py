@@ -184,4 +184,6 @@ class ImageFolder(_SplitFiles):
             raise UserError(f"{folder} holds no images", key="task.path", fix=f"known: {', '.join(SUFFIXES)}")
         paths = [f for f, _ in files]
         labels = np.asarray([n for _, n in files], dtype=np.int64)
-        return decode_once(files_key(paths, self.image_size), lambda: (paths, labels), self.image_size, f"{name} images")
+        return decode_once(
+            files_key(paths, self.image_size), lambda: (paths, labels), self.image_size, f"{name} images"
+        )

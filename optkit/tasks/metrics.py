@@ -14,7 +14,9 @@ def accuracy() -> Any:
 
     class Accuracy(evaluate.Metric):
         def _info(self):
-            features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+            features = datasets.Features(
+                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+            )
             return evaluate.MetricInfo(
                 description="Share of predictions that equal their reference.",
                 citation="",

@@ -21,7 +21,9 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         if isinstance(c, type) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer
     }
     if name.lower() not in known:
-        raise UserError(f"torch.optim has no '{name}'", key="optimizer", value=name, fix=did_you_mean(name.lower(), known))
+        raise UserError(
+            f"torch.optim has no '{name}'", key="optimizer", value=name, fix=did_you_mean(name.lower(), known)
+        )
     return known[name.lower()]
 
 
@@ -74,4 +76,6 @@ def build_schedule(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """A schedule over ``total_steps`` whose first ``warmup`` share rises from 0."""
     shape = SCHEDULES[name]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shape(min(1.0, (step + 1) / (total_steps + 1)), warmup))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: shape(min(1.0, (step + 1) / (total_steps + 1)), warmup)
+    )

@@ -192,7 +192,9 @@ class _Fit:
             # everything random in an epoch follows from the seed and its number, so a resumed run draws the same
             torch.manual_seed(self.seed * 10_007 + self.epoch)
             losses: list[Tensor] = []
-            batches = self.task.batches("train", self.config.batch_size, training=True, seed=self.seed + 7919 * self.epoch)
+            batches = self.task.batches(
+                "train", self.config.batch_size, training=True, seed=self.seed + 7919 * self.epoch
+            )
             for batch in batches:
                 if self.step >= self.total:
                     break
@@ -241,7 +243,9 @@ class _Fit:
         self.module.eval()
         with torch.inference_mode():
             batches = self.task.batches("validation", 4 * self.config.batch_size)
-            correct = [self.task.correct(self.task.forward(self.module, b), b).cpu().numpy() for b in self._moved(batches)]
+            correct = [
+                self.task.correct(self.task.forward(self.module, b), b).cpu().numpy() for b in self._moved(batches)
+            ]
         self.module.train()
         score = self.task.metric(np.concatenate(correct))
         if not self.validation or score > max(self.validation):

@@ -1,0 +1,140 @@
+"""How much of the budget a set of cuts takes away, and which cuts to make so that the asked share goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from optkit.core.errors import UserError
+from optkit.prune.graph import Trace
+from optkit.prune.groups import Units
+
+FLOOR = 0.1  # share of each layer's units that stays whatever the scores say
+
+
+class Meter:
+    """A sum of products of sizes as a function of what is cut; one evaluation is a few vector operations.
+
+    Args:
+        units: what can be cut.
+        terms: for each summand a constant and the label arrays whose kept sizes multiply it.
+    """
+
+    def __init__(self, units: Units, terms: Sequence[tuple[int, Sequence[np.ndarray]]]):
+        self.fixed = np.array([float(constant) for constant, _ in terms] or [0.0])
+        axes = [(term, units.of(axis)) for term, (_, parts) in enumerate(terms) for axis in parts]
+        self._term = np.array([term for term, _ in axes], np.int64)
+        self._size = np.array([found.size for _, found in axes], np.float64)
+        self._owner = np.repeat(np.arange(len(axes)), [found.size for _, found in axes])
+        self._unit = np.concatenate([np.zeros(0, np.int64), *(found for _, found in axes)])
+        held = self._unit >= 0
+        self._owner, self._unit = self._owner[held], self._unit[held]
+        self.total = self(np.zeros(units.count, bool))
+
+    def __call__(self, removed: np.ndarray) -> float:
+        gone = np.bincount(self._owner, removed[self._unit], minlength=self._size.size)
+        products = self.fixed.copy()
+        np.multiply.at(products, self._term, self._size - gone)
+        return float(products.sum())
+
+
+def params_meter(units: Units, trace: Trace, shapes: Mapping[str, tuple[int, ...]]) -> Meter:
+    """Counts parameters; ``shapes`` are those of all parameters, each once."""
+    terms = []
+    for name, shape in shapes.items():
+        axes = trace.params.get(name, [None] * len(shape))
+        fixed = math.prod(n for n, axis in zip(shape, axes, strict=True) if axis is None)
+        terms.append((fixed, [axis for axis in axes if axis is not None]))
+    return Meter(units, terms)
+
+
+def macs_meter(units: Units, trace: Trace) -> Meter:
+    """Counts multiply-accumulates of convolutions and matrix products on the example inputs."""
+    return Meter(units, [(fixed, axes) for _, fixed, axes in trace.macs])
+
+
+class Selector:
+    """Turns scores into a set of cuts of any size, with floors and multiples kept.
+
+    Args:
+        units: what can be cut.
+        scores: importance of each unit, normalized within its group.
+        scope: ``"global"`` removes the lowest scores wherever they are, ``"local"`` the same share of every group.
+        round_to: kept sizes are multiples of this wherever the layer's size allows.
+        seed: breaks ties.
+    """
+
+    def __init__(self, units: Units, scores: np.ndarray, scope: str, round_to: int, seed: int):
+        self.units, self.scope = units, scope
+        self._sizes = np.bincount(units.group, minlength=len(units.names))
+        self._step = np.array([round_to // math.gcd(round_to, int(w)) for w in units.width], np.int64)
+        self._floor = np.maximum(1, np.ceil(FLOOR * self._sizes)).astype(np.int64)
+        if round_to > 1:
+            self._floor = np.minimum(self._sizes, -(-self._floor // self._step) * self._step)
+        jitter = np.random.default_rng(seed).random(units.count)
+        self._scores = scores
+        self._order = np.lexsort((jitter, scores))
+        by_group = self._order[np.argsort(units.group[self._order], kind="stable")]
+        starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        self._rank = np.empty(units.count, np.int64)
+        self._rank[by_group] = np.arange(units.count) - np.repeat(starts, self._sizes)
+        free = self._rank < (self._sizes - self._floor)[units.group]
+        self._cuttable = self._order[free[self._order]]
+
+    @property
+    def most(self) -> int:
+        """How many units can be cut at most."""
+        return self._cuttable.size
+
+    def cut(self, amount: int) -> np.ndarray:
+        """Which units go (bool per unit), for ``amount`` between 0 (none) and :attr:`most` (all that may)."""
+        if self.scope == "local":
+            gone = np.minimum(
+                np.floor(amount / max(self.most, 1) * self._sizes + 0.5).astype(np.int64), self._sizes - self._floor
+            )
+        else:
+            gone = np.bincount(self.units.group[self._cuttable[:amount]], minlength=self._sizes.size)
+        kept = self._sizes - gone
+        if (self._step > 1).any():
+            rounded = np.maximum(np.round(kept / self._step).astype(np.int64) * self._step, self._floor)
+            kept = np.where((gone == 0) | (rounded > self._sizes), self._sizes, rounded)
+        removed = self._rank < (self._sizes - kept)[self.units.group]
+        return self._mend(removed)
+
+    def _mend(self, removed: np.ndarray) -> np.ndarray:
+        """Give back the best units of a dimension that would lose nearly everything."""
+        for slot in self.units.slots:
+            found = slot.units[slot.units >= 0]
+            need = max(1, math.ceil(FLOOR * slot.units.size)) - (slot.units.size - int(removed[found].sum()))
+            if need > 0:
+                lost = np.unique(found[removed[found]])
+                best = lost[np.argsort(-self._scores[lost], kind="stable")]
+                removed[best[:need]] = False
+        return removed
+
+
+def select(selector: Selector, meter: Meter, amount: float, budget: str) -> np.ndarray:
+    """The cut whose cost is nearest to ``(1 - amount)`` of the whole.
+
+    Raises:
+        UserError: if even the largest cut leaves clearly more than that.
+    """
+    target = (1 - amount) * meter.total
+    cost: Callable[[int], float] = lambda k: meter(selector.cut(k))  # noqa: E731
+    least = cost(selector.most)
+    if least > target + 0.01 * meter.total:
+        share = 1 - least / meter.total if meter.total else 0.0
+        raise UserError(
+            f"at most {share:.1%} of the {budget} can be cut from this model",
+            key="amount",
+            value=amount,
+            fix="ask for less, protect less, or lower round_to",
+        )
+    low, high = 0, selector.most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) > target else (low, middle)
+    near = min((high, low), key=lambda k: abs(cost(k) - target))
+    return selector.cut(near)

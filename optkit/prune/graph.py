@@ -1,0 +1,119 @@
+"""What a walk over an exported graph carries and finds, and the export itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from optkit.core.errors import UserError
+from optkit.prune.labels import Axis, LabelSpace
+
+Inputs = tuple | Mapping[str, Any]
+
+
+@dataclass
+class Value:
+    """A tensor in the graph: one label array per dimension.
+
+    Attributes:
+        shape: the sizes while nothing is cut.
+        axes: for each dimension its labels, or None where it cannot be cut.
+        zero: for each dimension, whether its cut slices are zero once the parameters of those slices are.
+        param: the parameter or buffer it is, if it is one.
+    """
+
+    shape: tuple[int, ...]
+    axes: list[Axis]
+    zero: list[bool] = field(default_factory=list)
+    param: str = ""
+
+    def __post_init__(self) -> None:
+        self.zero = self.zero or [True] * len(self.axes)
+
+    @property
+    def labelled(self) -> bool:
+        return any(axis is not None for axis in self.axes)
+
+
+@dataclass
+class Trace:
+    """What a walk found out.
+
+    Attributes:
+        params: for each parameter and buffer its labels per dimension.
+        products: for each multiply-accumulate operator a constant and the labels (or None) and size per factor.
+        sizes: (module, size written out in the graph, labels it counts).
+        attributes: (module, attribute, labels it counts).
+        touched: (module, labels) of every operator, in order.
+        pads: (module, labels) of the constants that a padded dimension holds.
+        shapes: for each module the dimensions of what it returned last.
+        unruled: operators without a rule that froze something, and how often.
+    """
+
+    space: LabelSpace = field(default_factory=LabelSpace)
+    params: dict[str, list[Axis]] = field(default_factory=dict)
+    macs: list[tuple[str, int, list[np.ndarray]]] = field(default_factory=list)
+    sizes: list[tuple[str, int, np.ndarray]] = field(default_factory=list)
+    attributes: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
+    touched: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    pads: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    shapes: dict[str, Value] = field(default_factory=dict)
+    unruled: dict[str, int] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
+
+
+class TensorsOnly(nn.Module):
+    """Runs a model and returns the tensors of its output as a flat list (caches and other objects left out)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        return tensors_of(self.model(*args, **kwargs))
+
+
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """The tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return [tensor for item in output for tensor in tensors_of(item)]
+    return []
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Run a model on a tuple of arguments or a dict of keyword arguments."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    """Export a model as it stands (training or evaluation mode), with static shapes.
+
+    Raises:
+        UserError: if the inputs are neither a tuple nor a mapping, or ``torch.export`` cannot take the model.
+    """
+    if not isinstance(inputs, (tuple, list, Mapping)):
+        raise UserError(
+            f"example_inputs is a {type(inputs).__name__}",
+            fix="give a tuple of arguments or a dict of keyword arguments",
+        )
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(TensorsOnly(model), args, kwargs, strict=False)
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
+        line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
+        raise UserError(
+            f"{type(model).__name__} cannot be exported: {line}",
+            fix="torch.export.export(model, inputs, strict=False) must work on these example inputs",
+        ) from error

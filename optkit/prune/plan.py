@@ -1,0 +1,143 @@
+"""The cut as data: plain JSON that turns a fresh instance of the model into the pruned one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from optkit.core.errors import UserError
+
+FORMAT = "optkit.cut-plan/1"
+
+
+def to_ranges(kept: np.ndarray) -> str:
+    """Sorted indices as text: ``0-3,7``."""
+    if kept.size == 0:
+        return ""
+    starts = np.flatnonzero(np.diff(kept, prepend=kept[0] - 2) != 1)
+    ends = np.append(starts[1:], kept.size) - 1
+    return ",".join(f"{kept[a]}-{kept[b]}" if a != b else f"{kept[a]}" for a, b in zip(starts, ends, strict=True))
+
+
+def from_ranges(text: str) -> torch.Tensor:
+    """The inverse of :func:`to_ranges`."""
+    spans = [part.split("-") for part in text.split(",") if part]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(np.arange(int(s[0]), int(s[-1]) + 1) for s in spans)]))
+
+
+@dataclass
+class CutPlan:
+    """What is kept of every tensor, and which attributes change with it.
+
+    Attributes:
+        model: class name of the model it was made for.
+        kept: the different sets of kept indices, as ranges.
+        cuts: tensor name -> dimension (as text) -> which of these sets stays.
+        shapes: the dense shape of each of these tensors, checked before cutting.
+        attributes: ``[module, attribute, dense value, cut value]``.
+        facts: criterion, budget, and what was reached, for the record.
+        layers: for each group of units how many there were and how many are kept.
+        frozen: for each layer dimension that stays whole, the operators that froze it.
+    """
+
+    model: str
+    kept: list[str]
+    cuts: dict[str, dict[str, int]]
+    shapes: dict[str, list[int]]
+    attributes: list[list[Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    frozen: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> CutPlan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            UserError: if the text is not a cut plan.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"not a cut plan: {error}") from error
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise UserError("not a cut plan", fix=f"its format must be {FORMAT}")
+        return cls(**{key: value for key, value in data.items() if key != "format"})
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a JSON file."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> CutPlan:
+        """Read a plan that :meth:`save` wrote.
+
+        Raises:
+            UserError: if there is no such file or it is not a cut plan.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read a cut plan: {error.strerror}", key=str(path)) from error
+
+    def indices(self) -> dict[str, dict[int, torch.Tensor]]:
+        """Kept indices of every dimension that is cut: tensor name -> dimension -> sorted indices."""
+        sets = [from_ranges(text) for text in self.kept]
+        return {name: {int(dim): sets[which] for dim, which in dims.items()} for name, dims in self.cuts.items()}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A cut copy of a dense instance; the instance itself is not touched.
+
+        Raises:
+            UserError: if the instance is not the dense model that the plan was made for.
+        """
+        tensors = dict([*model.named_parameters(), *model.named_buffers()])
+        memo: dict[int, Any] = {}
+        for name, dims in self.indices().items():
+            tensor = tensors.get(name)
+            if tensor is None or list(tensor.shape) != self.shapes[name]:
+                found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {self.shapes[name]}"
+                raise UserError(f"{name} {found}", fix=f"apply the plan to a fresh dense {self.model}")
+            memo[id(tensor)] = _sliced(tensor, dims)
+        cut = copy.deepcopy(model, memo)
+        for path, name, old, new in self.attributes:
+            module = cut.get_submodule(path)
+            if getattr(module, name, None) != old:
+                raise UserError(
+                    f"{path}.{name} is {getattr(module, name, None)}, not {old}", fix="apply to a dense model"
+                )
+            setattr(module, name, new)
+        return cut
+
+    def summary(self) -> str:
+        """What each layer keeps, and which operators froze what."""
+        lines = [f"{self.model}: " + ", ".join(f"{key} {value}" for key, value in self.facts.items())]
+        width = max([len(layer["name"]) for layer in self.layers] or [0])
+        for layer in self.layers:
+            size = f" of {layer['width']}" if layer["width"] > 1 else ""
+            lines.append(f"  {layer['name']:<{width}}  keeps {layer['kept']} of {layer['units']} units{size}")
+        if self.frozen:
+            lines.append("kept whole:")
+            lines += [f"  {name}: {', '.join(reasons)}" for name, reasons in self.frozen.items()]
+        return "\n".join(lines)
+
+
+def _sliced(tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+    data = tensor.detach()
+    for dim, index in kept.items():
+        data = data.index_select(dim, index.to(data.device))
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data

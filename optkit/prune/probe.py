@@ -1,0 +1,125 @@
+"""Find the labels that can really be cut, by trying: hard-coded sizes show only when the code runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from torch import nn
+
+from optkit.core.errors import StageError
+from optkit.prune.graph import Inputs, Trace
+from optkit.prune.groups import Units, find_units
+from optkit.prune.labels import Resolved
+from optkit.prune.surgery import Guesses, Key, build_plan
+from optkit.prune.verify import ERRORS, TOLERANCE, deviation, diverging_module, failing_module
+
+MAX_GUESSES = 24  # combinations of attribute meanings tried per class
+
+
+class Probe:
+    """Resolves labels, cuts half of every group on trial, and learns from what fails.
+
+    After a failure the attributes of the failing module's class (then of its parent's) are read in another way, where
+    their values match several sizes; when that is exhausted, the labels that such modules cut are frozen.
+
+    Args:
+        model: the dense model.
+        inputs: example inputs.
+        trace: what the walk found; frozen labels are added to it.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, trace: Trace):
+        self.model, self.inputs, self.trace = model, inputs, trace
+        self.guesses = Guesses()
+        self._tries: dict[str, Iterator[dict[Key, int]]] = {}
+
+    def run(self) -> tuple[Resolved, Units, Guesses]:
+        """Labels, units and attribute meanings under which the trial cut is exact.
+
+        Raises:
+            StageError: if a failure cannot be traced to any label.
+        """
+        resolved, units = self._resolve()
+        while True:
+            removed = half_of_each(units)
+            where, problem = self._trial(resolved, units, removed)
+            if problem is None:
+                return resolved, units, self.guesses
+            if self._guess_again(where):
+                continue
+            if not self._freeze_around(where, resolved, units, removed):
+                raise StageError(f"a trial cut fails in {where or 'the model'}: {problem}")
+            resolved, units = self._resolve()
+
+    def _resolve(self) -> tuple[Resolved, Units]:
+        resolved = self.trace.space.resolve()
+        return resolved, find_units(self.trace, resolved)
+
+    def _trial(self, resolved: Resolved, units: Units, removed: np.ndarray) -> tuple[str, str | None]:
+        if not removed.any():
+            return "", None
+        plan = build_plan(self.model, self.trace, resolved, units, removed, self.guesses)
+        cut = plan.apply(self.model)
+        try:
+            if deviation(self.model, cut, plan, self.inputs) < TOLERANCE:
+                return "", None
+        except ERRORS as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return failing_module(cut, self.inputs) or "", problem
+        return diverging_module(self.model, cut, plan, self.inputs, self.trace, units, removed), "other outputs"
+
+    def _guess_again(self, where: str) -> bool:
+        """Move on to the next reading of the attributes of the failing module or of the one that holds it."""
+        for path in dict.fromkeys([where, where.rpartition(".")[0]]):
+            kind = type(self.model.get_submodule(path)).__name__
+            options = self.guesses.options.get(kind)
+            if not options:
+                continue
+            if kind not in self._tries:
+                combined = itertools.product(*([(key, k) for k in range(count)] for key, count in options.items()))
+                self._tries[kind] = (dict(picks) for picks in itertools.islice(combined, MAX_GUESSES))
+            picks = next(self._tries[kind], None)
+            if picks is not None:
+                self.guesses.picked.update(picks)
+                return True
+            for key in options:
+                self.guesses.picked.pop(key, None)
+        return False
+
+    def _freeze_around(self, where: str, resolved: Resolved, units: Units, removed: np.ndarray) -> bool:
+        """Freeze labels that modules of the failing one's class cut; outer modules if it cuts none."""
+        outwards = [where.rsplit(".", k)[0] for k in range(where.count(".") + 1)]
+        for path in dict.fromkeys([*outwards, ""]):
+            kind = type(self.model.get_submodule(path))
+            alone = not path or kind.__module__.startswith("torch.nn.modules.")
+            same = {path} if alone else {name for name, module in self.model.named_modules() if type(module) is kind}
+            for candidates in self._suspects(resolved, same):
+                cut = [axis for axis in candidates if removed[(u := units.of(axis))[u >= 0]].any()]
+                for axis in cut:
+                    self.trace.space.freeze(axis, f"size written out in {kind.__name__}")
+                if cut:
+                    self._tries.pop(kind.__name__, None)
+                    return True
+        return False
+
+    def _suspects(self, resolved: Resolved, paths: set[str]) -> Iterator[list[np.ndarray]]:
+        """Labels to freeze, the least drastic first: padding, the chosen axis of a view, written sizes, everything."""
+        products = zip(self.trace.space.products, resolved.chosen, strict=True)
+        yield [axis for path, axis in self.trace.pads if path in paths]
+        yield [p.axes[chosen] for p, chosen in products if p.where in paths and chosen >= 0]
+        yield [axis for path, _, axis in self.trace.sizes if path in paths]
+        yield [axis for path, axis in self.trace.touched if path in paths]
+
+
+def half_of_each(units: Units) -> np.ndarray:
+    """Every other unit of every group, and never all of any dimension."""
+    removed = np.zeros(units.count, bool)
+    for group in range(len(units.names)):
+        removed[np.flatnonzero(units.group == group)[1::2]] = True
+    for slot in units.slots:
+        found = slot.units[slot.units >= 0]
+        if found.size == slot.units.size and removed[found].all():
+            removed[found[0]] = False
+    return removed

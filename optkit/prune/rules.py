@@ -1,0 +1,174 @@
+"""Which rule carries labels through which operator, and the rules for elementwise operators and reductions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from optkit.prune import rules_compute as compute
+from optkit.prune import rules_layout as layout
+from optkit.prune.graph import Trace, Value
+from optkit.prune.labels import Axis
+
+Rule = Callable[..., Any]
+
+# f(0) = 0: a cut slice stays zero.
+KEEPS_ZERO = frozenset(
+    "relu relu6 gelu silu mish tanh hardswish leaky_relu elu selu celu hardtanh clamp clamp_min clamp_max abs neg sqrt "
+    "sign erf sin dropout feature_dropout alpha_dropout to _to_copy type_as contiguous clone alias detach float "
+    "lift_fresh_copy hardshrink softshrink native_dropout bernoulli round floor ceil trunc square pow rrelu "
+    "prelu expm1 log1p tan atan asinh sinh asin nan_to_num positive".split()
+)
+LINEAR = frozenset("add sub rsub copy where maximum minimum lerp addcmul".split())  # zero if all operands are
+ELEMENTWISE = (
+    KEEPS_ZERO | LINEAR | frozenset("mul div masked_fill softplus bitwise_not _assert_tensor_metadata".split())
+)
+
+
+def apply_rule(trace: Trace, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
+    """The labels of what ``node`` returns, from those of its arguments."""
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    shapes = pytree.tree_map(_shape, node.meta.get("val"))
+    held = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Value)]
+    name = _name(node.target)
+    if not any(v.labelled for v in held):
+        return pytree.tree_map_only(_Shape, lambda s: Value(s.sizes, [None] * len(s.sizes)), shapes)
+    rule = _table().get(name)
+    if rule is not None:
+        return rule(trace, shapes, *args, **kwargs)
+    if name in ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        return elementwise(trace, shapes, name, args, held)
+    trace.unruled[name] = trace.unruled.get(name, 0) + 1
+    return layout.freeze_all(trace, shapes, held)
+
+
+class _Shape:
+    def __init__(self, sizes: tuple[int, ...]):
+        self.sizes = sizes
+
+
+def _shape(meta: Any) -> Any:
+    return _Shape(tuple(int(n) for n in meta.shape)) if isinstance(meta, torch.Tensor) else meta
+
+
+def _name(target: Any) -> str:
+    name = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
+    return name.split(".")[0].rstrip("_") if not name.startswith("__") else name
+
+
+def elementwise(trace: Trace, out: Any, name: str, args: tuple, held: list[Value]) -> Value:
+    """Tie what meets elementwise, with broadcasting; work out where cut slices stay zero."""
+    if name == "copy":
+        broadcast(trace, held)
+        return held[-1]
+    value = broadcast(trace, held)
+    numbers = [a for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    parts = held[1:] if name == "where" else held
+    for k in range(len(value.shape)):
+        flags = [_zero_at(v, k - len(value.shape)) for v in parts]
+        if name in KEEPS_ZERO:
+            value.zero[k] = flags[0] and _fixes_zero(name, args)
+        elif name == "mul":
+            value.zero[k] = any(flags)
+        elif name == "div":
+            value.zero[k] = isinstance(args[0], Value) and flags[0]
+        elif name == "masked_fill":
+            value.zero[k] = flags[0] and args[2] == 0
+        elif name in LINEAR:
+            value.zero[k] = all(flags) and (len(parts) > 1 or not any(numbers))
+        else:
+            value.zero[k] = False
+    return value
+
+
+def _zero_at(value: Value, k: int) -> bool:
+    return -k <= len(value.axes) and value.axes[k] is not None and value.zero[k]
+
+
+def _fixes_zero(name: str, args: tuple) -> bool:
+    if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
+        bounds = [a for a in args[1:3] if isinstance(a, (int, float))]
+        low, high = (bounds + [0, 0])[:2] if name != "clamp_max" else (0, bounds[0])
+        low, high = (args[1], args[2] if len(args) > 2 else None) if name == "clamp" else (low, high)
+        return (low or 0) <= 0 <= (high or 0)
+    return name != "pow" or (isinstance(args[1], (int, float)) and args[1] > 0)
+
+
+def broadcast(trace: Trace, held: list[Value]) -> Value:
+    """The value that operands of these shapes broadcast to, their labels tied."""
+    rank = max(len(v.shape) for v in held)
+    shape, axes = [], []
+    for k in range(rank):
+        size, axis, seen = 1, None, False
+        for v in held:
+            position = k - rank + len(v.shape)
+            if position < 0 or v.shape[position] == 1:
+                continue
+            mine: Axis = v.axes[position]
+            size = v.shape[position]
+            axis = trace.space.tie(axis, mine) if seen else mine
+            seen = True
+        shape.append(size)
+        axes.append(axis)
+    return Value(tuple(shape), axes)
+
+
+def _reduce(
+    trace: Trace, out: Any, x: Value, dim: Any = None, keepdim: bool = False, *_: Any, exact: bool, **__: Any
+) -> Any:
+    dims = range(len(x.shape)) if dim is None or dim == [] else ([dim] if isinstance(dim, int) else dim)
+    dims = {d % len(x.shape) for d in dims}
+    for d in dims:
+        if not (exact and x.zero[d]):
+            trace.space.freeze(x.axes[d])
+    axes = [None if d in dims else a for d, a in enumerate(x.axes) if keepdim or d not in dims]
+    shape = tuple(1 if d in dims else n for d, n in enumerate(x.shape) if keepdim or d not in dims)
+    value = Value(shape, axes, [z for d, z in enumerate(x.zero) if keepdim or d not in dims])
+    return value if isinstance(out, _Shape) else (value, value)
+
+
+def reduce_sum(trace: Trace, out: Any, x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Sums may run over a cut dimension: what is cut adds zero."""
+    return _reduce(trace, out, x, dim, keepdim, exact=True)
+
+
+def reduce_other(trace: Trace, out: Any, x: Value, dim: Any = None, *rest: Any, **named: Any) -> Any:
+    """Means, extrema, variances: exact over kept dimensions only."""
+    keepdim = named.get("keepdim", next((r for r in rest if isinstance(r, bool)), False))
+    if rest and isinstance(rest[0], bool) and len(rest) > 1 and isinstance(rest[1], bool):
+        keepdim = rest[1]  # var(x, dim, unbiased, keepdim)
+    return _reduce(trace, out, x, dim, keepdim, exact=False)
+
+
+def vector_norm(
+    trace: Trace, out: Any, x: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:
+    """A norm of positive order: cut elements add zero."""
+    return _reduce(trace, out, x, dim, keepdim, exact=isinstance(ord, (int, float)) and ord > 0)
+
+
+def along(trace: Trace, out: Any, x: Value, dim: int, *_: Any, dtype: Any = None) -> Value:
+    """Softmax, cumulative sums: every element along ``dim`` sees the others."""
+    trace.space.freeze(x.axes[dim])
+    axes = [None if k == dim % len(x.shape) else a for k, a in enumerate(x.axes)]
+    return Value(x.shape, axes, [False] * len(axes))
+
+
+def _table() -> dict[str, Rule]:
+    return _TABLE
+
+
+_TABLE: dict[str, Rule] = {
+    **layout.RULES,
+    **compute.RULES,
+    "sum": reduce_sum,
+    "linalg_vector_norm": vector_norm,
+    "norm": vector_norm,
+    **dict.fromkeys("mean amax amin max min any all argmax argmin prod logsumexp var std".split(), reduce_other),
+    **dict.fromkeys("softmax _softmax log_softmax cumsum cumprod".split(), along),
+}

@@ -1,0 +1,164 @@
+"""Structured pruning of any model that ``torch.export`` takes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from optkit.core.errors import StageError, UserError, did_you_mean
+from optkit.prune.budget import Selector, macs_meter, params_meter, select
+from optkit.prune.criteria import CRITERIA, normalize, score_units
+from optkit.prune.graph import Inputs, Trace, export
+from optkit.prune.plan import CutPlan
+from optkit.prune.probe import Probe
+from optkit.prune.surgery import build_plan
+from optkit.prune.verify import check_runs, evaluating
+from optkit.prune.walk import walk
+
+BUDGETS = ("params", "macs")
+SCOPES = ("global", "local")
+
+
+@dataclass
+class Pruned:
+    """A pruned model and the plan that made it."""
+
+    model: nn.Module
+    plan: CutPlan
+
+
+def prune_structured(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    amount: float,
+    budget: str = "params",
+    criterion: str = "l2",
+    scope: str = "global",
+    round_to: int = 1,
+    protect: Sequence[str] = (),
+    batches: Iterable[Any] | None = None,
+    loss_fn: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    seed: int = 0,
+) -> Pruned:
+    """Cut channels, heads and hidden features until a share of the budget is gone.
+
+    Which channels must go together is found by carrying labels through the exported graph (dependency graphs as in
+    Fang et al., "DepGraph", CVPR 2023, here at the level of single channels). The cut is exact: the dense model with the
+    same channels zeroed gives the same outputs. Where exactness cannot hold (features under a layer norm, model outputs,
+    operators without a rule) nothing is cut, and ``plan.frozen`` says why.
+
+    Args:
+        model: any module; it is not touched, and the result is of the same class.
+        example_inputs: a tuple of arguments or a dict of keyword arguments, on the model's device.
+        amount: share of the budget to remove, in (0, 1).
+        budget: ``"params"`` or ``"macs"`` (multiply-accumulates on ``example_inputs``).
+        criterion: what makes a channel important, one of ``CRITERIA``.
+        scope: ``"global"`` ranks all layers together, ``"local"`` cuts the same share of each.
+        round_to: keep sizes at multiples of this where the layer allows.
+        protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
+        batches: data, for the criteria that need it.
+        loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it.
+        seed: of the random criterion and of ties.
+
+    Returns:
+        The cut model and its plan; ``plan.apply(fresh)`` repeats the cut without export.
+
+    Raises:
+        UserError: for an argument out of range, a pattern that matches nothing, a share that cannot be reached, a model
+            that cannot be exported.
+        StageError: if the cut model does not run.
+    """
+    check_arguments(amount, budget, criterion, scope, round_to)
+    shielded = protected_tensors(model, protect)
+    with evaluating(model):
+        trace = trace_model(model, example_inputs)
+    for name in shielded:
+        for axis in trace.params.get(name, ()):
+            trace.space.freeze(axis, "protect")
+    resolved, units, guesses = Probe(model, example_inputs, trace).run()
+    if units.count == 0:
+        raise UserError(
+            "nothing in this model can be cut", fix="see what is frozen: every layer is an output or under a norm"
+        )
+    params = dict(model.named_parameters())
+    scores = normalize(units, score_units(criterion, units, params, seed))
+    meters = {
+        "params": params_meter(units, trace, {name: tuple(p.shape) for name, p in params.items()}),
+        "macs": macs_meter(units, trace),
+    }
+    removed = select(Selector(units, scores, scope, round_to, seed), meters[budget], amount, budget)
+    plan = build_plan(model, trace, resolved, units, removed, guesses)
+    plan.facts = {
+        "criterion": criterion,
+        "budget": budget,
+        "amount": amount,
+        "scope": scope,
+        "round_to": round_to,
+        "seed": seed,
+    }
+    for name, meter in meters.items():
+        plan.facts |= {f"{name}_before": int(meter.total), f"{name}_after": int(meter(removed))}
+    pruned = plan.apply(model)
+    check_runs(pruned, example_inputs)
+    count = sum(p.numel() for p in pruned.parameters())
+    if count != plan.facts["params_after"]:
+        raise StageError(f"the cut left {count} parameters where {plan.facts['params_after']} were planned")
+    return Pruned(pruned, plan)
+
+
+def check_arguments(amount: float, budget: str, criterion: str, scope: str, round_to: int) -> None:
+    """Raise a UserError for the first argument that cannot be used."""
+    if not 0 < amount < 1:
+        raise UserError(
+            f"amount is {amount}", key="amount", value=amount, fix="give the share to remove, between 0 and 1"
+        )
+    for key, value, known in (
+        ("budget", budget, BUDGETS),
+        ("criterion", criterion, CRITERIA),
+        ("scope", scope, SCOPES),
+    ):
+        if value not in known:
+            raise UserError(f"unknown {key} '{value}'", key=key, value=value, fix=did_you_mean(value, known))
+    if round_to < 1:
+        raise UserError(f"round_to is {round_to}", key="round_to", value=round_to, fix="give 1 or more")
+
+
+def protected_tensors(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the parameters and buffers of the modules that match, and of those inside them."""
+    modules = [name for name, _ in model.named_modules() if name]
+    shielded: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = fnmatch.filter(modules, pattern)
+        if not found:
+            raise UserError(
+                f"no module matches '{pattern}'", key="protect", value=pattern, fix=did_you_mean(pattern, modules[:50])
+            )
+        shielded.update(found)
+    tensors = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
+    return [t for t in tensors if any(t.startswith(m + ".") for m in shielded)]
+
+
+def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
+    """Walk the evaluation graph, and the training graph too if it has parameters that evaluation never reads."""
+    trace = Trace()
+    walk(export(model, inputs), trace)
+    idle = {name for name, p in model.named_parameters()} - trace.reached
+    if idle:
+        macs = list(trace.macs)
+        model.train()
+        try:
+            walk(export(model, inputs), trace)
+        except UserError:
+            pass  # parameters that no export reaches stay whole
+        trace.macs = macs
+        model.eval()
+    for axis in (a for name in set(trace.params) - trace.reached for a in trace.params[name] if a is not None):
+        trace.space.freeze(np.asarray(axis), "not used")
+    return trace

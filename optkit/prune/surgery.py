@@ -1,0 +1,122 @@
+"""From a set of cuts to a plan: kept indices of every tensor, and the attributes that hold sizes."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from optkit.prune.graph import Trace
+from optkit.prune.groups import Units
+from optkit.prune.labels import Resolved
+from optkit.prune.plan import CutPlan, to_ranges
+
+# Integers that are never a number of channels or heads.
+_NOT_A_SIZE = re.compile(r"window|patch|kernel|stride|image|idx|dilation|vocab|position|eps|shift")
+_COUNTS = re.compile(r"heads|groups|^num_|^n_")
+Key = tuple[str, str, int]  # class, attribute, place in it (0 unless it is a tuple)
+
+
+@dataclass
+class Guesses:
+    """Which of the sizes in a module's graph an attribute stands for, where its value matches several.
+
+    Attributes:
+        picked: for each attribute of each class the option taken, if not the likely one.
+        options: for each class its attributes with a choice, and how many options each has.
+    """
+
+    picked: dict[Key, int] = field(default_factory=dict)
+    options: dict[str, dict[Key, int]] = field(default_factory=lambda: defaultdict(dict))
+
+
+def build_plan(
+    model: nn.Module, trace: Trace, resolved: Resolved, units: Units, removed: np.ndarray, guesses: Guesses
+) -> CutPlan:
+    """The plan that cuts ``removed`` (bool per unit)."""
+    cuts: dict[str, dict[str, int]] = {}
+    shapes: dict[str, list[int]] = {}
+    sets: dict[bytes, int] = {}
+    kept: list[str] = []
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    for slot in units.slots:
+        gone = (slot.units >= 0) & removed[slot.units]
+        if gone.any():
+            key = gone.tobytes()
+            if key not in sets:
+                sets[key] = len(kept)
+                kept.append(to_ranges(np.flatnonzero(~gone)))
+            cuts.setdefault(slot.param, {})[str(slot.dim)] = sets[key]
+            shapes[slot.param] = list(tensors[slot.param].shape)
+    gone = np.bincount(units.group, removed, minlength=len(units.names)).astype(int)
+    sizes = np.bincount(units.group, minlength=len(units.names))
+    layers = [
+        {"name": name, "units": int(n), "kept": int(n - g), "width": int(w)}
+        for name, n, g, w in zip(units.names, sizes, gone, units.width, strict=True)
+    ]
+    attributes = size_attributes(model, trace, units, removed, guesses)
+    return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, layers=layers, frozen=why_frozen(trace, resolved))
+
+
+def size_attributes(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray, guesses: Guesses) -> list[list]:
+    """``[module, attribute, old, new]`` for every attribute that must change.
+
+    Attributes that a rule knows (``out_channels``) are set from the labels they count. In modules outside ``torch.nn``,
+    an integer (or tuple of integers) is matched by value against the sizes written out in that module's part of the
+    graph (``num_heads``, ``head_dim``, ``all_head_size``); ``guesses`` says which one where several match.
+    """
+    found: list[list] = []
+    known: set[tuple[str, str]] = set()
+    for path, name, axis in trace.attributes:
+        module = model.get_submodule(path)
+        if (path, name) not in known and getattr(module, name, None) == axis.size:
+            known.add((path, name))
+            found.append([path, name, axis.size, units.kept(axis, removed)])
+    written: dict[str, dict[int, dict[bytes, np.ndarray]]] = defaultdict(lambda: defaultdict(dict))
+    for path, size, axis in trace.sizes:
+        written[path][size].setdefault(axis.tobytes(), axis)
+    for path, sizes in written.items():
+        module = model.get_submodule(path)
+        if type(module).__module__.startswith("torch.nn."):
+            continue
+        for name, value in vars(module).items():
+            numbers = list(value) if type(value) is tuple else [value]
+            if (path, name) in known or _NOT_A_SIZE.search(name) or not all(type(n) is int for n in numbers):
+                continue
+            news = []
+            for place, number in enumerate(numbers):
+                axes = list(sizes.get(number, {}).values()) if number > 1 or type(value) is tuple else []
+                news.append(_guess((type(module).__name__, name, place), number, axes, units, removed, guesses))
+            found.append([path, name, numbers, news] if type(value) is tuple else [path, name, value, news[0]])
+    return [entry for entry in found if entry[2] != entry[3]]
+
+
+def _guess(key: Key, old: int, axes: list[np.ndarray], units: Units, removed: np.ndarray, guesses: Guesses) -> int:
+    """The new value; options are the matching sizes in order, then leaving the attribute as it is."""
+    news = [units.kept(axis, removed) for axis in axes]
+    if len({old, *news}) > 1:
+        guesses.options[key[0]][key] = len(news) + 1
+    likely = 0 if _COUNTS.search(key[1]) else len(news) - 1
+    picked = guesses.picked.get(key, likely)
+    return news[picked] if 0 <= picked < len(news) else old
+
+
+def why_frozen(trace: Trace, resolved: Resolved) -> dict[str, list[str]]:
+    """For each parameter dimension that stays whole, the reasons that reach it."""
+    reasons: dict[int, list[str]] = defaultdict(list)
+    for labels, reason in trace.space.frozen:
+        if reason:
+            for found in np.unique(resolved.loose[labels]):
+                if reason not in reasons[found]:
+                    reasons[found].append(reason)
+    report = {}
+    for name, axes in trace.params.items():
+        for dim, axis in enumerate(axes):
+            if axis is not None and not resolved.classes[axis].any():
+                found = dict.fromkeys(r for c in np.unique(resolved.loose[axis]) for r in reasons.get(c, ()))
+                if found:
+                    report[f"{name}[{dim}]"] = list(found)[:4]
+    return report

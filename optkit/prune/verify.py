@@ -1,0 +1,156 @@
+"""Does the cut model run, and does it compute what the dense model with the same channels zeroed computes?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from optkit.core.errors import StageError
+from optkit.prune.graph import Inputs, Trace, call, tensors_of
+from optkit.prune.groups import Units
+from optkit.prune.plan import CutPlan
+
+TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
+ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def zeroed(model: nn.Module, plan: CutPlan) -> dict[str, torch.Tensor]:
+    """The tensors that the plan cuts, dense, with everything it removes set to zero."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    result = {}
+    for name, dims in plan.indices().items():
+        tensor = tensors[name].detach().clone()
+        for dim, kept in dims.items():
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone[kept] = False
+            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+        result[name] = tensor
+    return result
+
+
+def deviation(model: nn.Module, cut: nn.Module, plan: CutPlan, inputs: Inputs) -> float:
+    """Largest difference between the cut model and the zeroed dense one, relative to the largest output.
+
+    Where single precision leaves doubt, both are run again in double precision.
+    """
+    found = _deviation(model, cut, plan, inputs)
+    if TOLERANCE <= found < 0.1:
+        inputs = torch.utils._pytree.tree_map_only(torch.Tensor, _double, inputs)
+        found = _deviation(copy.deepcopy(model).double(), copy.deepcopy(cut).double(), plan, inputs)
+    return found
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+@torch.no_grad()
+def _deviation(model: nn.Module, cut: nn.Module, plan: CutPlan, inputs: Inputs) -> float:
+    with evaluating(model), evaluating(cut):
+        small = tensors_of(call(cut, inputs))
+        dense = tensors_of(_call_zeroed(model, plan, inputs))
+    if [t.shape for t in dense] != [t.shape for t in small]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(dense, small, strict=True):
+        if a.is_floating_point() and a.numel():
+            spread = (a - a.mean()).abs().max() if a.numel() > 1 else a.abs().max()
+            worst = max(worst, float((a - b).abs().max() / spread.clamp_min(1e-12)))
+    return worst
+
+
+def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    return torch.func.functional_call(model, zeroed(model, plan), args, kwargs)
+
+
+@torch.no_grad()
+def diverging_module(
+    model: nn.Module, cut: nn.Module, plan: CutPlan, inputs: Inputs, trace: Trace, units: Units, removed: np.ndarray
+) -> str:
+    """The first module whose output in the cut model is not the kept part of that in the zeroed dense one, or ``""``."""
+    dense: list[tuple[str, float, tuple[int, ...]]] = []
+    small: list[tuple[str, float, tuple[int, ...]]] = []
+
+    def watch(root: nn.Module, record: list, keep: bool) -> list:
+        def hook(name: str, output: Any) -> None:
+            value = trace.shapes.get(name)
+            if isinstance(output, torch.Tensor) and value is not None and len(value.shape) == output.ndim:
+                for dim, axis in enumerate(value.axes if keep and value.shape == tuple(output.shape) else ()):
+                    if axis is not None:
+                        found = units.of(axis)
+                        index = np.flatnonzero(~((found >= 0) & removed[found]))
+                        output = output.index_select(dim, torch.from_numpy(index).to(output.device))
+                record.append((name, float(output.double().square().sum()), tuple(output.shape)))
+
+        return [m.register_forward_hook(lambda _m, _i, o, n=n: hook(n, o)) for n, m in root.named_modules()]
+
+    handles = watch(model, dense, True) + watch(cut, small, False)
+    try:
+        with evaluating(model), evaluating(cut):
+            call(cut, inputs)
+            _call_zeroed(model, plan, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for (name, a, shape), (_, b, other) in zip(dense, small, strict=False):
+        if shape != other or abs(a - b) > TOLERANCE * max(a, 1e-12):
+            return name
+    return ""
+
+
+def failing_module(cut: nn.Module, inputs: Inputs) -> str | None:
+    """The path of the innermost module whose forward raises, or None if none does."""
+    names = {module: name for name, module in cut.named_modules()}
+    stack: list[str] = []
+    handles = []
+    for module in names:
+        handles.append(module.register_forward_pre_hook(lambda m, _: stack.append(names[m])))
+        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+    try:
+        with torch.no_grad(), evaluating(cut):
+            call(cut, inputs)
+    except ERRORS:
+        return stack[-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None
+
+
+def check_runs(cut: nn.Module, inputs: Inputs) -> None:
+    """One forward and one backward pass.
+
+    Raises:
+        StageError: naming the module that fails, or saying that no gradient flows.
+    """
+    try:
+        with evaluating(cut), torch.enable_grad():
+            outputs = [t for t in tensors_of(call(cut, inputs)) if t.requires_grad]
+            if outputs:
+                torch.autograd.backward([t.float().sum() for t in outputs])
+    except ERRORS as error:
+        where = failing_module(cut, inputs) or "the model"
+        raise StageError(f"the cut model fails in {where}: {str(error).splitlines()[0]}") from error
+    grads = [p.grad for p in cut.parameters() if p.grad is not None]
+    cut.zero_grad(set_to_none=True)
+    if any(p.requires_grad for p in cut.parameters()) and not grads:
+        raise StageError("no gradient reaches the parameters of the cut model")
