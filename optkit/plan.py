@@ -22,7 +22,7 @@ from optkit.models import ModelSpec
 
 START = frozenset({"float"})
 AUTO, MODEL = "auto", "model"
-CODE = ("core", "tasks", "models", "training", "prune", "quantize", "distill")
+SHARED_CODE = ("core", "tasks", "models", "training")
 
 
 @dataclass
@@ -141,7 +141,7 @@ def make_plan(recipe: Recipe) -> Plan:
     spec.build(recipe.seed)
     packages = {spec.target.partition(".")[0], *(type(s).__module__.partition(".")[0] for s in recipe.stages.values())}
     first = _baseline_place(recipe)
-    start = variant_id(MODEL, spec.identity(), recipe.seed, recipe.task.fingerprint, torch.__version__, _code())
+    start = variant_id(MODEL, spec.identity(), recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE))
     steps = [PlannedStep(MODEL, None, start, None, recipe.seed, -first)]
     for place, name in enumerate(recipe.chain, 1):
         stage, seed = recipe.stages[name], recipe.seed * 1009 + place
@@ -170,15 +170,16 @@ def target_of(thing: object) -> str:
 
 
 @cache
-def _code() -> str:
-    """Hash of the code that decides weights: a changed technique must not be served from the store."""
+def _code(*folders: str) -> str:
+    """Hash of optkit's code in these folders: what changed code made must not be served from the store."""
     root = Path(__file__).parent
-    files = [file for folder in CODE for file in sorted((root / folder).rglob("*.py"))]
+    files = [file for folder in folders for file in sorted((root / folder).rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _source(cls: type) -> str:
-    """Hash of the source file of a stage from another package; optkit's own are in `_code`."""
-    if cls.__module__.partition(".")[0] in TRUSTED:
-        return ""
+    """Hash of a stage's own code: its technique's folder, or its file if it is from another package."""
+    package, _, rest = cls.__module__.partition(".")
+    if package in TRUSTED:
+        return _code(rest.partition(".")[0])
     return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()

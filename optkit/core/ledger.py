@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from optkit.core.errors import UserError
 from optkit.core.records import SCHEMA, Record
@@ -74,7 +75,7 @@ def _parse(line: bytes, where: str) -> Record:
         raise UserError(f"not a ledger record: {error}", key=where, fix="remove the line or restore the file") from None
 
 
-def _whole_lines(file) -> int:
+def _whole_lines(file: BinaryIO) -> int:
     """Bytes up to and with the last newline of an open binary file."""
     size = file.seek(0, os.SEEK_END)
     block = 1 << 16
@@ -91,4 +92,7 @@ def _whole_lines(file) -> int:
 
 def unique(records: Iterable[Record]) -> list[Record]:
     """The records with later ones of the same key left out (two processes may have finished the same step)."""
-    return list({record.key: record for record in reversed(list(records))}.values())[::-1]
+    first: dict[tuple[str, int, str], Record] = {}
+    for record in records:
+        first.setdefault(record.key, record)
+    return list(first.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +98,7 @@ def _median(samples: NDArray[np.float64], rounds: NDArray[np.int64]) -> NDArray[
     return np.median(samples[rounds].reshape(*rounds.shape[:-1], -1), axis=-1)
 
 
-def _over_rounds(statistic, num_rounds: int, seed: int) -> Estimate:
+def _over_rounds(statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]], num_rounds: int, seed: int) -> Estimate:
     """Percentile bootstrap of a vectorized ``statistic(round indices (..., R)) -> (...)``."""
     rounds = np.arange(num_rounds)
     value = float(statistic(rounds))

@@ -113,7 +113,7 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
 
     try:
         data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         fix = "give a .safetensors file, or a .pt file that holds tensors only"
         raise UserError(f"cannot read {path}: {reason}", key=key, fix=fix) from error

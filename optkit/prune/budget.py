@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from optkit.prune.graph import Trace
 from optkit.prune.groups import Units
 
 FLOOR = 0.1  # share of each layer's units that stays whatever the scores say
+CLOSE = 0.005  # share of the budget; a cut that misses by more is tuned, one step of one layer at a time
+MAX_MOVES = 10
 
 
 class Meter:
@@ -100,8 +102,18 @@ class Selector:
         if (self._step > 1).any():
             rounded = np.maximum(np.round(kept / self._step).astype(np.int64) * self._step, self._floor)
             kept = np.where((gone == 0) | (rounded > self._sizes), self._sizes, rounded)
-        removed = self._rank < (self._sizes - kept)[self.units.group]
-        return self._mend(removed)
+        return self._first(kept)
+
+    def neighbours(self, removed: np.ndarray) -> Iterator[np.ndarray]:
+        """The cuts that keep one step more or less of one group."""
+        kept = self._sizes - np.bincount(self.units.group, removed, minlength=self._sizes.size).astype(np.int64)
+        for group, (size, step, floor) in enumerate(zip(self._sizes, self._step, self._floor, strict=True)):
+            for number in (kept[group] - step, kept[group] + step):
+                if floor <= number <= size and number != kept[group]:
+                    yield self._first(np.where(np.arange(kept.size) == group, number, kept))
+
+    def _first(self, kept: np.ndarray) -> np.ndarray:
+        return self._mend(self._rank < (self._sizes - kept)[self.units.group])
 
     def _mend(self, removed: np.ndarray) -> np.ndarray:
         """Give back the best units of a dimension that would lose nearly everything."""
@@ -136,5 +148,12 @@ def select(selector: Selector, meter: Meter, amount: float, budget: str) -> np.n
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) > target else (low, middle)
-    near = min((high, low), key=lambda k: abs(cost(k) - target))
-    return selector.cut(near)
+    best = min((selector.cut(high), selector.cut(low)), key=lambda cut: abs(meter(cut) - target))
+    for _ in range(MAX_MOVES):
+        if abs(meter(best) - target) < CLOSE * meter.total:
+            break
+        near = min(selector.neighbours(best), key=lambda cut: abs(meter(cut) - target), default=best)
+        if abs(meter(near) - target) >= abs(meter(best) - target):
+            break
+        best = near
+    return best

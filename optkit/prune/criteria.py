@@ -1,37 +1,64 @@
-"""How important a unit is: scores per parameter element, summed over everything that is cut together."""
+"""How important a unit is: scores of single weights, summed over everything that is cut together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from optkit.prune.groups import Units
+from optkit.core.errors import UserError
+from optkit.prune.groups import Slot, Units
 
-CRITERIA = ("random", "l1", "l2")
+LossFn = Callable[[nn.Module, Any], torch.Tensor]
+NEED_DATA = ("taylor", "fisher", "activation")
+CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
 
 
-def score_units(criterion: str, units: Units, params: Mapping[str, torch.Tensor], seed: int) -> np.ndarray:
+def score_units(
+    criterion: str, units: Units, model: nn.Module, batches: Iterable[Any] | None, loss_fn: LossFn | None, seed: int
+) -> np.ndarray:
     """Importance of every unit, larger is better.
 
-    - ``random``: uniform, the control every other criterion has to beat.
-    - ``l1``, ``l2``: norm of all weights that go with the unit (Li et al., ICLR 2017, over whole groups as in Fang et
+    - ``random``: uniform, the control that every other criterion has to beat.
+    - ``l1``, ``l2``: norm of all weights that go with the unit (Li et al., ICLR 2017; over coupled weights as in Fang et
       al., CVPR 2023).
+    - ``bn_scale``: the batch norm scales (Liu et al., "Network slimming", ICCV 2017); ``l2`` in layers without.
+    - ``fpgm``: distance of a filter to the others of its layer (He et al., CVPR 2019).
+    - ``taylor``: squared first-order change of the loss when the unit goes (Molchanov et al., CVPR 2019).
+    - ``fisher``: second-order change with the diagonal Fisher information (Theis et al., 2018).
+    - ``activation``: weights times the norm of the inputs they see (Sun et al., "Wanda", ICLR 2024).
+
+    Args:
+        criterion: one of ``CRITERIA``.
+        units: what can be cut.
+        model: the dense model, in evaluation mode; neither its weights nor its gradients are touched.
+        batches: data for the criteria in ``NEED_DATA``.
+        loss_fn: ``loss_fn(model, batch)`` to a scalar, for these.
+        seed: of the random criterion.
     """
+    params = {name: p.detach() for name, p in model.named_parameters()}
     if criterion == "random":
         return np.random.default_rng(seed).random(units.count)
-    element: Callable[[torch.Tensor], torch.Tensor] = torch.abs if criterion == "l1" else torch.square
-    scores = np.zeros(units.count)
-    for slot in units.slots:
-        param = params.get(slot.param)
-        if param is None:
-            continue
-        held = slot.units >= 0
-        values = element(param.detach().float())
-        values = values.sum([d for d in range(values.ndim) if d != slot.dim]) if values.ndim > 1 else values
-        scores += np.bincount(slot.units[held], values.double().cpu().numpy()[held], minlength=units.count)
-    return np.sqrt(scores) if criterion == "l2" else scores
+    if criterion in ("taylor", "fisher"):
+        return _gradient_scores(criterion, units, model, batches or (), loss_fn)
+    if criterion == "activation":
+        return _sum(units, _wanda(model, batches or (), loss_fn))
+    if criterion == "l1":
+        return _sum(units, {name: p.abs() for name, p in params.items()})
+    squares = np.sqrt(_sum(units, {name: p.float().square() for name, p in params.items()}))
+    if criterion == "l2":
+        return squares
+    if criterion == "fpgm":
+        scores = _sum_slots(units, {name: p for name, p in params.items() if p.ndim > 1}, _distances)
+    else:
+        norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+        held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
+        scores = _sum(units, {name: p.abs() for name, p in params.items() if name in held})
+    silent = np.bincount(units.group, scores, minlength=len(units.names)) == 0
+    return np.where(silent[units.group], squares, scores)
 
 
 def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
@@ -42,9 +69,100 @@ def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
     collapses; where a few channels carry a layer, the others go first.
     """
     result = np.empty_like(scores)
-    for group in range(len(units.names)):
-        members = np.flatnonzero(units.group == group)
-        members = members[np.argsort(-scores[members], kind="stable")]
-        at_least = np.cumsum(scores[members])
-        result[members] = members.size * scores[members] / np.maximum(at_least, np.finfo(float).tiny)
+    order = np.lexsort((-scores, units.group))
+    sizes = np.bincount(units.group, minlength=len(units.names))
+    for members in np.split(order, np.cumsum(sizes)[:-1]):
+        result[members] = members.size * scores[members] / np.maximum(np.cumsum(scores[members]), 1e-300)
     return result
+
+
+def _sum(units: Units, elements: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Sum the scores of single weights over each unit."""
+    return _sum_slots(units, elements, lambda values, dim: values.sum([d for d in range(values.ndim) if d != dim] or ()))
+
+
+def _sum_slots(
+    units: Units, elements: Mapping[str, torch.Tensor], reduce: Callable[[torch.Tensor, int], torch.Tensor]
+) -> np.ndarray:
+    scores = np.zeros(units.count)
+    for slot in units.slots:
+        if slot.param in elements:
+            values = elements[slot.param].float()
+            values = values if values.ndim == 1 else reduce(values, slot.dim)
+            scores += _scatter(units, slot, values)
+    return scores
+
+
+def _scatter(units: Units, slot: Slot, values: torch.Tensor) -> np.ndarray:
+    held = slot.units >= 0
+    return np.bincount(slot.units[held], values.double().cpu().numpy()[held], minlength=units.count)
+
+
+def _distances(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sum of the distances of each slice to all others, if this dimension is the one the layer makes."""
+    if dim != 0:
+        return torch.zeros(weight.shape[dim], device=weight.device)
+    flat = weight.flatten(1)
+    return torch.cdist(flat, flat).sum(1)
+
+
+def _gradient_scores(
+    criterion: str, units: Units, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None
+) -> np.ndarray:
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    scores, count = np.zeros(units.count), 0
+    for batch in batches:
+        with torch.enable_grad():
+            grads = torch.autograd.grad(loss_fn(model, batch), list(params.values()), allow_unused=True)
+        products = {n: p.detach() * g for (n, p), g in zip(params.items(), grads, strict=True) if g is not None}
+        if criterion == "taylor":
+            scores += _sum(units, products) ** 2
+        else:
+            scores += _sum(units, {name: value.float().square() for name, value in products.items()})
+        count += 1
+    return scores / _some(count)
+
+
+def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> dict[str, torch.Tensor]:
+    """|weight| times the root mean square of the input feature it multiplies."""
+    squares: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, module: nn.Module, inputs: tuple) -> None:
+        x = inputs[0].detach().float() if inputs and isinstance(inputs[0], torch.Tensor) else torch.zeros(())
+        spatial = module.weight.ndim - 2
+        if x.ndim > spatial + 1 and x.numel():
+            dims = [d for d in range(x.ndim) if d != x.ndim - 1 - spatial]
+            squares[name] = squares.get(name, 0) + x.square().mean(dims)
+
+    handles = []
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim > 1 and not isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_pre_hook(lambda m, x, name=name: watch(name, m, x)))
+    count = 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                loss_fn(model, batch)
+                count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    norms = {name: (total / _some(count)).sqrt() for name, total in squares.items()}
+    return {f"{name}.weight": _weigh(model.get_submodule(name), norm) for name, norm in norms.items()}
+
+
+def _weigh(module: nn.Module, norm: torch.Tensor) -> torch.Tensor:
+    weight = module.weight.detach().abs().float()
+    tail = (1,) * (weight.ndim - 2)
+    groups = getattr(module, "groups", 1)
+    if weight.shape[1] * groups == norm.numel() and not getattr(module, "transposed", False):
+        seen = norm.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
+        return weight * seen.reshape(weight.shape[0], -1, *tail)
+    return weight * norm.reshape(-1, 1, *tail) if weight.shape[0] == norm.numel() else weight
+
+
+def _some(count: int) -> int:
+    if not count:
+        raise UserError("no batch was given", key="batches", fix="give at least one; an iterator can be read only once")
+    return count

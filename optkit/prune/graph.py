@@ -15,6 +15,7 @@ from optkit.core.errors import UserError
 from optkit.prune.labels import Axis, LabelSpace
 
 Inputs = tuple | Mapping[str, Any]
+Debts = tuple[tuple[np.ndarray, float], ...]
 
 
 @dataclass
@@ -25,13 +26,16 @@ class Value:
         shape: the sizes while nothing is cut.
         axes: for each dimension its labels, or None where it cannot be cut.
         zero: for each dimension, whether its cut slices are zero once the parameters of those slices are.
-        param: the parameter or buffer it is, if it is one.
+        param: the parameter or buffer it is, if it is one (perhaps in another type, or plus ``offset``).
+        debts: dimensions with n slices of which k stay, and the power of n / k that the value is off by.
     """
 
     shape: tuple[int, ...]
     axes: list[Axis]
     zero: list[bool] = field(default_factory=list)
     param: str = ""
+    offset: float = 0.0
+    debts: Debts = ()
 
     def __post_init__(self) -> None:
         self.zero = self.zero or [True] * len(self.axes)
@@ -47,13 +51,16 @@ class Trace:
 
     Attributes:
         params: for each parameter and buffer its labels per dimension.
-        products: for each multiply-accumulate operator a constant and the labels (or None) and size per factor.
+        macs: for each product its module, a constant, and the labels of the sizes that multiply it.
         sizes: (module, size written out in the graph, labels it counts).
         attributes: (module, attribute, labels it counts).
         touched: (module, labels) of every operator, in order.
         pads: (module, labels) of the constants that a padded dimension holds.
         shapes: for each module the dimensions of what it returned last.
-        unruled: operators without a rule that froze something, and how often.
+        aliases: for each name of a tied tensor the first of its names.
+        uses: how often each parameter is read; one that is read never cannot be cut.
+        scales: parameters that make up for a debt: the offset they are used with, and the debt.
+        epsilons: (module, number added to a value with a debt, the debt).
     """
 
     space: LabelSpace = field(default_factory=LabelSpace)
@@ -64,8 +71,10 @@ class Trace:
     touched: list[tuple[str, np.ndarray]] = field(default_factory=list)
     pads: list[tuple[str, np.ndarray]] = field(default_factory=list)
     shapes: dict[str, Value] = field(default_factory=dict)
-    unruled: dict[str, int] = field(default_factory=dict)
-    reached: set[str] = field(default_factory=set)
+    aliases: dict[str, str] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    scales: dict[str, tuple[float, Debts]] = field(default_factory=dict)
+    epsilons: list[tuple[str, float | None, Debts]] = field(default_factory=list)
 
 
 class TensorsOnly(nn.Module):

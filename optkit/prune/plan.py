@@ -43,6 +43,7 @@ class CutPlan:
         cuts: tensor name -> dimension (as text) -> which of these sets stays.
         shapes: the dense shape of each of these tensors, checked before cutting.
         attributes: ``[module, attribute, dense value, cut value]``.
+        scales: tensor name -> factor and offset: what stays of w becomes ``(w + offset) * factor - offset``.
         facts: criterion, budget, and what was reached, for the record.
         layers: for each group of units how many there were and how many are kept.
         frozen: for each layer dimension that stays whole, the operators that froze it.
@@ -53,6 +54,7 @@ class CutPlan:
     cuts: dict[str, dict[str, int]]
     shapes: dict[str, list[int]]
     attributes: list[list[Any]]
+    scales: dict[str, list[float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     frozen: dict[str, list[str]] = field(default_factory=dict)
@@ -110,15 +112,14 @@ class CutPlan:
             if tensor is None or list(tensor.shape) != self.shapes[name]:
                 found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {self.shapes[name]}"
                 raise UserError(f"{name} {found}", fix=f"apply the plan to a fresh dense {self.model}")
-            memo[id(tensor)] = _sliced(tensor, dims)
+            memo[id(tensor)] = _sliced(tensor, dims, *self.scales.get(name, (1.0, 0.0)))
         cut = copy.deepcopy(model, memo)
         for path, name, old, new in self.attributes:
             module = cut.get_submodule(path)
-            if getattr(module, name, None) != old:
-                raise UserError(
-                    f"{path}.{name} is {getattr(module, name, None)}, not {old}", fix="apply to a dense model"
-                )
-            setattr(module, name, new)
+            found = getattr(module, name, None)
+            if (list(found) if isinstance(found, tuple) else found) != old:
+                raise UserError(f"{path}.{name} is {found}, not {old}", fix="apply the plan to a fresh dense model")
+            setattr(module, name, tuple(new) if isinstance(found, tuple) else new)
         return cut
 
     def summary(self) -> str:
@@ -134,10 +135,12 @@ class CutPlan:
         return "\n".join(lines)
 
 
-def _sliced(tensor: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+def _sliced(tensor: torch.Tensor, kept: dict[int, torch.Tensor], factor: float, offset: float) -> torch.Tensor:
     data = tensor.detach()
     for dim, index in kept.items():
         data = data.index_select(dim, index.to(data.device))
+    if factor != 1.0:
+        data = (data + offset) * factor - offset
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from optkit.prune import rules_compute as compute
 from optkit.prune import rules_layout as layout
+from optkit.prune import rules_scale as scale
 from optkit.prune.graph import Trace, Value
 from optkit.prune.labels import Axis
 
@@ -18,14 +19,11 @@ Rule = Callable[..., Any]
 
 # f(0) = 0: a cut slice stays zero.
 KEEPS_ZERO = frozenset(
-    "relu relu6 gelu silu mish tanh hardswish leaky_relu elu selu celu hardtanh clamp clamp_min clamp_max abs neg sqrt "
-    "sign erf sin dropout feature_dropout alpha_dropout to _to_copy type_as contiguous clone alias detach float "
-    "lift_fresh_copy hardshrink softshrink native_dropout bernoulli round floor ceil trunc square pow rrelu "
-    "prelu expm1 log1p tan atan asinh sinh asin nan_to_num positive".split()
+    ["relu", "relu6", "gelu", "silu", "mish", "tanh", "hardswish", "leaky_relu", "elu", "selu", "celu", "hardtanh", "clamp", "clamp_min", "clamp_max", "abs", "neg", "sqrt", "sign", "erf", "sin", "dropout", "feature_dropout", "alpha_dropout", "to", "_to_copy", "type_as", "contiguous", "clone", "alias", "detach", "float", "lift_fresh_copy", "hardshrink", "softshrink", "native_dropout", "bernoulli", "round", "floor", "ceil", "trunc", "square", "pow", "rrelu", "prelu", "expm1", "log1p", "tan", "atan", "asinh", "sinh", "asin", "nan_to_num", "positive"]
 )
-LINEAR = frozenset("add sub rsub copy where maximum minimum lerp addcmul".split())  # zero if all operands are
+LINEAR = frozenset(["add", "sub", "rsub", "copy", "where", "maximum", "minimum", "lerp", "addcmul"])  # zero if all operands are
 ELEMENTWISE = (
-    KEEPS_ZERO | LINEAR | frozenset("mul div masked_fill softplus bitwise_not _assert_tensor_metadata".split())
+    KEEPS_ZERO | LINEAR | frozenset(["mul", "div", "masked_fill", "softplus", "bitwise_not", "_assert_tensor_metadata"])
 )
 
 
@@ -36,15 +34,31 @@ def apply_rule(trace: Trace, node: torch.fx.Node, args: tuple, kwargs: dict) -> 
     shapes = pytree.tree_map(_shape, node.meta.get("val"))
     held = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Value)]
     name = _name(node.target)
-    if not any(v.labelled for v in held):
+    if not any(v.labelled or v.debts for v in held):
         return pytree.tree_map_only(_Shape, lambda s: Value(s.sizes, [None] * len(s.sizes)), shapes)
     rule = _table().get(name)
+    debts = scale.settle(trace, name, args, held)
     if rule is not None:
-        return rule(trace, shapes, *args, **kwargs)
-    if name in ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        return elementwise(trace, shapes, name, args, held)
-    trace.unruled[name] = trace.unruled.get(name, 0) + 1
-    return layout.freeze_all(trace, shapes, held)
+        result = rule(trace, shapes, *args, **kwargs)
+    elif name in ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        result = elementwise(trace, shapes, name, args, held)
+        _keep_param(name, args, held[0], result)
+    else:
+        result = layout.freeze_all(trace, shapes, held)
+    if debts:
+        for value in pytree.tree_leaves(result):
+            value.debts = scale.combine((value.debts, 1.0), (debts, 1.0))
+    return result
+
+
+def _keep_param(name: str, args: tuple, source: Value, result: Value) -> None:
+    """A parameter in another type, or plus a number, can still make up for a factor."""
+    if source.param and result.shape == source.shape:
+        numbers = [a for a in args if isinstance(a, (int, float))]
+        if name in ("to", "_to_copy", "float", "clone", "contiguous", "type_as", "alias"):
+            result.param, result.offset = source.param, source.offset
+        elif name == "add" and len(numbers) == 1:
+            result.param, result.offset = source.param, source.offset + numbers[0]
 
 
 class _Shape:
@@ -138,7 +152,7 @@ def reduce_sum(trace: Trace, out: Any, x: Value, dim: Any = None, keepdim: bool 
 
 
 def reduce_other(trace: Trace, out: Any, x: Value, dim: Any = None, *rest: Any, **named: Any) -> Any:
-    """Means, extrema, variances: exact over kept dimensions only."""
+    """Extrema, variances: exact over kept dimensions only."""
     keepdim = named.get("keepdim", next((r for r in rest if isinstance(r, bool)), False))
     if rest and isinstance(rest[0], bool) and len(rest) > 1 and isinstance(rest[1], bool):
         keepdim = rest[1]  # var(x, dim, unbiased, keepdim)
@@ -169,6 +183,8 @@ _TABLE: dict[str, Rule] = {
     "sum": reduce_sum,
     "linalg_vector_norm": vector_norm,
     "norm": vector_norm,
-    **dict.fromkeys("mean amax amin max min any all argmax argmin prod logsumexp var std".split(), reduce_other),
-    **dict.fromkeys("softmax _softmax log_softmax cumsum cumprod".split(), along),
+    "mean": scale.mean,
+    "rms_norm": scale.rms_norm,
+    **dict.fromkeys(["amax", "amin", "max", "min", "any", "all", "argmax", "argmin", "prod", "logsumexp", "var", "std"], reduce_other),
+    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "cumsum", "cumprod"], along),
 }

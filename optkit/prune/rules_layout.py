@@ -318,12 +318,12 @@ def pixel_shuffle(trace: Trace, out: Any, x: Value, factor: int) -> Any:
 
 
 RULES = {
-    **dict.fromkeys("view reshape _unsafe_view flatten unflatten view_as reshape_as".split(), reshape),
+    **dict.fromkeys(["view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as"], reshape),
     **dict.fromkeys(["permute"], permute),
-    **dict.fromkeys("transpose t swapaxes numpy_T".split(), transpose),
-    **dict.fromkeys("split split_with_sizes chunk tensor_split unsafe_split".split(), split),
-    **dict.fromkeys("pad constant_pad_nd".split(), pad),
-    **dict.fromkeys("cat concat concatenate".split(), cat),
+    **dict.fromkeys(["transpose", "t", "swapaxes", "numpy_T"], transpose),
+    **dict.fromkeys(["split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split"], split),
+    **dict.fromkeys(["pad", "constant_pad_nd"], pad),
+    **dict.fromkeys(["cat", "concat", "concatenate"], cat),
     "movedim": movedim,
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from optkit.core.errors import StageError, UserError, did_you_mean
 from optkit.prune.budget import Selector, macs_meter, params_meter, select
-from optkit.prune.criteria import CRITERIA, normalize, score_units
+from optkit.prune.criteria import CRITERIA, NEED_DATA, normalize, score_units
 from optkit.prune.graph import Inputs, Trace, export
 from optkit.prune.plan import CutPlan
 from optkit.prune.probe import Probe
@@ -50,9 +50,9 @@ def prune_structured(
     """Cut channels, heads and hidden features until a share of the budget is gone.
 
     Which channels must go together is found by carrying labels through the exported graph (dependency graphs as in
-    Fang et al., "DepGraph", CVPR 2023, here at the level of single channels). The cut is exact: the dense model with the
-    same channels zeroed gives the same outputs. Where exactness cannot hold (features under a layer norm, model outputs,
-    operators without a rule) nothing is cut, and ``plan.frozen`` says why.
+    Fang et al., "DepGraph", CVPR 2023, here at the level of single channels). The cut is exact: the dense model with
+    the same channels zeroed gives the same outputs. Where exactness cannot hold (features under a layer norm, model
+    outputs, operators without a rule) nothing is cut, and ``plan.frozen`` says why.
 
     Args:
         model: any module; it is not touched, and the result is of the same class.
@@ -76,6 +76,8 @@ def prune_structured(
         StageError: if the cut model does not run.
     """
     check_arguments(amount, budget, criterion, scope, round_to)
+    if criterion in NEED_DATA and (batches is None or loss_fn is None):
+        raise UserError(f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn")
     shielded = protected_tensors(model, protect)
     with evaluating(model):
         trace = trace_model(model, example_inputs)
@@ -88,7 +90,7 @@ def prune_structured(
             "nothing in this model can be cut", fix="see what is frozen: every layer is an output or under a norm"
         )
     params = dict(model.named_parameters())
-    scores = normalize(units, score_units(criterion, units, params, seed))
+    scores = normalize(units, score_units(criterion, units, model, batches, loss_fn, seed))
     meters = {
         "params": params_meter(units, trace, {name: tuple(p.shape) for name, p in params.items()}),
         "macs": macs_meter(units, trace),
@@ -147,18 +149,19 @@ def protected_tensors(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
     """Walk the evaluation graph, and the training graph too if it has parameters that evaluation never reads."""
-    trace = Trace()
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named})
     walk(export(model, inputs), trace)
-    idle = {name for name, p in model.named_parameters()} - trace.reached
+    idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
     if idle:
         macs = list(trace.macs)
         model.train()
-        try:
+        with contextlib.suppress(UserError):  # parameters that no export reaches stay whole
             walk(export(model, inputs), trace)
-        except UserError:
-            pass  # parameters that no export reaches stay whole
         trace.macs = macs
         model.eval()
-    for axis in (a for name in set(trace.params) - trace.reached for a in trace.params[name] if a is not None):
-        trace.space.freeze(np.asarray(axis), "not used")
+    for name, axes in trace.params.items():
+        if not trace.uses[name]:
+            trace.params[name] = [None] * len(axes)
     return trace

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import nn
 
-from optkit.prune.graph import Trace
+from optkit.prune.graph import Debts, Trace
 from optkit.prune.groups import Units
 from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan, to_ranges
@@ -57,8 +59,31 @@ def build_plan(
         {"name": name, "units": int(n), "kept": int(n - g), "width": int(w)}
         for name, n, g, w in zip(units.names, sizes, gone, units.width, strict=True)
     ]
-    attributes = size_attributes(model, trace, units, removed, guesses)
-    return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, layers=layers, frozen=why_frozen(trace, resolved))
+    attributes = size_attributes(model, trace, units, removed, guesses) + epsilon_attributes(model, trace, units, removed)
+    scales = {name: [_factor(debts, units, removed, -1.0), offset] for name, (offset, debts) in trace.scales.items()}
+    scales = {name: pair for name, pair in scales.items() if pair[0] != 1.0}
+    frozen = why_frozen(trace, resolved)
+    return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, scales, layers=layers, frozen=frozen)
+
+
+def _factor(debts: Debts, units: Units, removed: np.ndarray, sign: float = 1.0) -> float:
+    return math.prod((axis.size / units.kept(axis, removed)) ** (sign * power) for axis, power in debts)
+
+
+def epsilon_attributes(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray) -> list[list]:
+    """``[module, attribute, old, new]`` for the epsilons of norms over dimensions that are cut.
+
+    An epsilon written out in the code stays as it is; the trial cut decides whether that is exact enough.
+    """
+    found = {}
+    for path, number, debts in trace.epsilons:
+        factor = _factor(debts, units, removed)
+        for name, value in vars(model.get_submodule(path)).items():
+            if type(value) is float and value == number and factor != 1.0:
+                found[path, name] = [path, name, value, value * factor]
+        if number is None and factor != 1.0:
+            found[path, "eps"] = [path, "eps", None, torch.finfo(torch.float32).eps * factor]
+    return list(found.values())
 
 
 def size_attributes(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray, guesses: Guesses) -> list[list]:

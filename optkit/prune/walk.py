@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ def walk(program: torch.export.ExportedProgram, trace: Trace) -> None:
     signature = program.graph_signature
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     env: dict[torch.fx.Node, Any] = {}
+    uses: Counter[str] = Counter()
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            env[node] = _placeholder(node, targets.get(node.name), trace)
+            env[node] = _placeholder(node, targets.get(node.name), trace, uses)
+    trace.uses = {name: max(count, trace.uses.get(name, 0)) for name, count in {**trace.uses, **uses}.items()}
     _run(program.graph_module, env, trace)
     outputs = next(node for node in program.graph.nodes if node.op == "output")
     for value in pytree.tree_leaves(torch.fx.map_arg(outputs.args, lambda n: env[n])):
@@ -29,19 +32,18 @@ def walk(program: torch.export.ExportedProgram, trace: Trace) -> None:
                 trace.space.freeze(axis, "model output")
 
 
-def _placeholder(node: torch.fx.Node, target: str | None, trace: Trace) -> Any:
+def _placeholder(node: torch.fx.Node, target: str | None, trace: Trace, uses: Counter[str]) -> Any:
     meta = node.meta.get("val")
     if not isinstance(meta, torch.Tensor):
         return meta
     shape = tuple(int(n) for n in meta.shape)
     if target is None:
         return Value(shape, [None] * len(shape))
-    name = target.removeprefix("model.")
+    name = trace.aliases.get(target.removeprefix("model."), target.removeprefix("model."))
     if name not in trace.params:
         cuttable = meta.is_floating_point() and bool(node.users)
         trace.params[name] = [trace.space.fresh(n) if n > 1 and cuttable else None for n in shape]
-    if node.users:
-        trace.reached.add(name)
+    uses[name] += sum(not _is_check(user) for user in node.users)
     return Value(shape, list(trace.params[name]), param=name)
 
 
@@ -51,7 +53,7 @@ def _run(graph_module: torch.fx.GraphModule, env: dict, trace: Trace) -> None:
             held = operator.attrgetter(node.target)(graph_module)
             shape = tuple(held.shape) if isinstance(held, torch.Tensor) else ()
             env[node] = Value(shape, [None] * len(shape)) if isinstance(held, torch.Tensor) else held
-        elif node.op == "call_function":
+        elif node.op == "call_function" and not _is_check(node):
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: env[n])
             if isinstance(node.target, torch._ops.HigherOrderOperator):
                 env[node] = _inline(node, args, kwargs, trace)
@@ -59,6 +61,10 @@ def _run(graph_module: torch.fx.GraphModule, env: dict, trace: Trace) -> None:
                 _enter(node, trace)
                 env[node] = apply_rule(trace, node, args, kwargs)
                 _note(node, env, trace)
+
+
+def _is_check(node: torch.fx.Node) -> bool:
+    return "_assert" in str(node.target)
 
 
 def _enter(node: torch.fx.Node, trace: Trace) -> None:

@@ -33,6 +33,9 @@ class Digits(ImageClassification):
             message = f"{self.image_size} is out of range"
             raise UserError(message, key="image_size", value=self.image_size, fix="8 to 256")
 
+    def declared(self) -> tuple[int, list[int]]:
+        return 10, [1, self.image_size, self.image_size]
+
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         from sklearn.datasets import load_digits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -39,7 +39,6 @@ class ImageClassification(ABC):
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     limit: int | None = None
-    num_classes: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -62,6 +61,13 @@ class ImageClassification(ABC):
                 raise UserError(
                     f"the data set has no {name} split", key="task", fix="a recipe needs train and test data"
                 )
+        shapes = {name: split.images.shape[1:] for name, split in splits.items()}
+        if len(set(shapes.values())) > 1:
+            raise UserError(f"images differ in size: {shapes}", key="task.image_size", fix="set task.image_size")
+        highest = max(int(split.labels.max()) for split in splits.values())
+        if highest >= len(classes):
+            message = f"label {highest}, but only {len(classes)} class names"
+            raise UserError(message, key="task", fix="correct classes_from")
         if self.limit is not None:
             splits = {name: split.subset(_spread(len(split), self.limit)) for name, split in splits.items()}
         return splits, classes
@@ -95,9 +101,13 @@ class ImageClassification(ABC):
     def _split(self, name: str) -> ImageSplit:
         return self._loaded[0][name]
 
+    def declared(self) -> tuple[int, list[int]] | None:
+        """Number of classes and image shape, where they are known before anything is decoded."""
+        return None
+
     def model_defaults(self) -> dict[str, Any]:
-        shape = list(self._split("train").images.shape[1:])
-        return {"num_classes": len(self.classes), "in_channels": shape[0], "input_shape": shape}
+        classes, shape = self.declared() or (len(self.classes), list(self._split("train").images.shape[1:]))
+        return {"num_classes": classes, "in_channels": shape[0], "input_shape": shape}
 
     def size(self, split: str) -> int:
         return len(self._split(split))

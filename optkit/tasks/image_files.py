@@ -30,6 +30,13 @@ def _with_validation(splits: dict[str, ImageSplit], share: float) -> dict[str, I
     return splits | {"train": whole.subset(train), "validation": whole.subset(validation)}
 
 
+def _no_bars() -> None:
+    """Keeps the data sets library's own bars out of logs and off terminals, where optkit draws its own."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+
+
 @dataclass(kw_only=True)
 class _SplitFiles(ImageClassification):
     """What data sets read from files share.
@@ -84,6 +91,11 @@ class HubImages(_SplitFiles):
     label_column: str = "label"
     classes_from: Sequence[str] | None = None
 
+    def declared(self) -> tuple[int, list[int]] | None:
+        if self.classes_from is None or self.image_size is None:
+            return None
+        return len(self.classes_from), [3, self.image_size, self.image_size]
+
     def _find(self, folder: Path) -> dict[str, Path]:
         found = {}
         for name in ("train", "validation", "test"):
@@ -106,6 +118,7 @@ class HubImages(_SplitFiles):
         from datasets import Dataset
 
         assert self.path is not None
+        _no_bars()
         found = {}
         for name, first in self._find(Path(self.path)).items():
             files = sorted(first.parent.glob(f"{first.name.split('.')[0].split('-')[0]}*.parquet"))
@@ -116,6 +129,7 @@ class HubImages(_SplitFiles):
     def _hub(self) -> dict[str, tuple[Any, str]]:
         from datasets import load_dataset
 
+        _no_bars()
         try:
             data = load_dataset(self.dataset)
         except (OSError, ValueError) as error:
@@ -157,6 +171,20 @@ class ImageFolder(_SplitFiles):
             raise UserError("missing", key="path", fix="set task.path=DIR, which holds train/ and test/")
         super().__post_init__()
 
+    def declared(self) -> tuple[int, list[int]] | None:
+        assert self.path is not None
+        if self.image_size is None:
+            return None
+        return len(self._class_names(Path(self.path))), [3, self.image_size, self.image_size]
+
+    @staticmethod
+    def _class_names(folder: Path) -> list[str]:
+        classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
+        if len(classes) < 2:
+            message = f"{folder / 'train'} has {len(classes)} class folders"
+            raise UserError(message, key="task.path", fix="at least 2, each with its images")
+        return classes
+
     def _find(self, folder: Path) -> dict[str, Path]:
         found = {name: folder / name for name in ("train", "test")}
         found |= {"validation": folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()}
@@ -168,9 +196,7 @@ class ImageFolder(_SplitFiles):
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         assert self.path is not None
         folders = self._find(Path(self.path))
-        classes = sorted(p.name for p in folders["train"].iterdir() if p.is_dir())
-        if len(classes) < 2:
-            raise UserError(f"{folders['train']} has {len(classes)} class folders", key="task.path", fix="at least 2")
+        classes = self._class_names(Path(self.path))
         splits = {name: self._decode(name, folder, classes) for name, folder in folders.items()}
         return _with_validation(splits, self.validation_share), classes
 

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Makes .venv in the checkout and installs optkit there, at the versions of constraints.txt.
+#   scripts/setup.sh [EXTRAS]      EXTRAS: dev, notebook; none by default
+# PYTHON names the interpreter (3.11 or newer), python3 by default.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python="${PYTHON:-python3}"
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "optkit needs Python 3.11 or newer; $python is $("$python" --version). Set PYTHON to another." >&2
+  exit 2
+}
+command -v g++ >/dev/null || command -v clang++ >/dev/null || {
+  echo "optkit's inductor engine needs a C++ compiler: install g++." >&2
+  exit 2
+}
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${1:+[$1]}"

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up, then runs every check and the tests. Arguments are passed on to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh dev
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
+ruff check .
+ruff format --check .
+mypy
+lint-imports --no-cache
+exec pytest "$@"

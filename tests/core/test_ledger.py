@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from optkit.core import ledger
+from optkit.core.errors import UserError
+from optkit.core.ledger import Ledger
+from tests.conftest import make_record
+
+
+def test_records_come_back_as_they_were(tmp_path):
+    book = Ledger(tmp_path / "ledger.jsonl")
+    written = [make_record(variant=f"v{n}", step=n) for n in range(3)]
+    for record in written:
+        book.append(record)
+    assert book.records() == written
+    assert ledger.read(tmp_path) == written
+
+
+def test_a_kill_at_any_byte_loses_at_most_the_last_record(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    book = Ledger(path)
+    first, second, third = (make_record(variant=f"v{n}", step=n) for n in range(3))
+    book.append(first)
+    whole = path.stat().st_size
+    book.append(second)
+    text = path.read_bytes()
+    for kept in range(whole, len(text)):
+        path.write_bytes(text[:kept])
+        assert book.records() == [first]
+        book.append(third)
+        assert book.records() == [first, third]
+
+
+def test_a_torn_first_line_leaves_an_empty_ledger(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b'{"run": "x')
+    Ledger(path).append(make_record())
+    assert Ledger(path).records() == [make_record()]
+
+
+def test_the_same_record_written_twice_counts_once():
+    one, two = make_record(variant="a"), make_record(variant="b", step=1)
+    assert ledger.unique([one, two, one]) == [one, two]
+
+
+def test_no_ledger_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="no ledger at"):
+        ledger.read(tmp_path)
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path).append(make_record())
+    path.write_bytes(b"{}\n" + path.read_bytes())
+    with pytest.raises(UserError, match=r"ledger\.jsonl:1"):
+        ledger.read(path)
+
+
+def test_another_schema_is_refused(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(json.dumps(make_record().to_json() | {"schema": 99}) + "\n")
+    with pytest.raises(UserError, match="schema 99"):
+        ledger.read(path)
+
+
+def test_not_a_number_is_never_written(tmp_path):
+    from dataclasses import replace
+
+    record = make_record()
+    with pytest.raises(ValueError, match="JSON"):
+        Ledger(tmp_path / "l").append(replace(record, facts={"loss": float("nan")}))

@@ -1,0 +1,267 @@
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from optkit.core.errors import StageError, UserError
+from optkit.prune.criteria import CRITERIA, NEED_DATA
+from optkit.prune.plan import CutPlan
+from optkit.prune.structured import prune_structured
+from tests.prune import zoo
+
+IMAGE = (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
+VECTOR = (torch.randn(4, 8, generator=torch.Generator().manual_seed(0)),)
+TOKENS = (torch.randint(0, 20, (2, 6), generator=torch.Generator().manual_seed(0)),)
+
+CASES = {
+    "mlp": (zoo.mlp, VECTOR),
+    "plain_cnn": (zoo.plain_cnn, IMAGE),
+    "cifar_resnet": (zoo.CifarResNet, IMAGE),
+    "cifar_resnet_fixed_pad": (lambda: zoo.CifarResNet(fixed=True), IMAGE),
+    "grouped_queries": (zoo.Encoder, TOKENS),
+    "tied_keys_and_values": (lambda: zoo.Encoder(tied=True), TOKENS),
+    "as_many_heads_as_head_dims": (lambda: zoo.Encoder(heads=4, groups=4), TOKENS),
+    "rms_norm": (zoo.RMSDecoder, TOKENS),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), IMAGE),
+    "resnext": (lambda: torchvision.models.ResNet(
+        torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10, groups=8, width_per_group=4), IMAGE),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), IMAGE),
+    "shufflenet": (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=10), IMAGE),
+    "densenet": (lambda: torchvision.models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=10), IMAGE),
+    "convnext": (lambda: torchvision.models.ConvNeXt(
+        [torchvision.models.convnext.CNBlockConfig(16, 32, 1), torchvision.models.convnext.CNBlockConfig(32, None, 1)],
+        num_classes=10), IMAGE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cut_is_exact_and_replays(name):
+    make, inputs = CASES[name]
+    torch.manual_seed(0)
+    model = zoo.randomize(make())
+    before = copy.deepcopy(model.state_dict())
+    pruned = prune_structured(model, inputs, amount=0.5)
+    assert 0.45 <= zoo.share(pruned) <= 0.55
+    assert sum(p.numel() for p in pruned.model.parameters()) == pruned.plan.facts["params_after"]
+    zoo.assert_exact(model, pruned, inputs)
+    zoo.assert_replays(make, pruned, inputs)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert not model.training
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("budget", ["params", "macs"])
+@pytest.mark.parametrize("amount", [0.2, 0.5, 0.7])
+def test_budget_is_met(budget, scope, amount):
+    model = zoo.randomize(torchvision.models.resnet18(num_classes=10))
+    pruned = prune_structured(model, IMAGE, amount=amount, budget=budget, scope=scope)
+    assert abs(zoo.share(pruned, budget) - amount) < 0.02
+    zoo.assert_exact(model, pruned, IMAGE)
+
+
+def test_macs_are_those_that_the_flop_counter_sees():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for make, inputs in (CASES["cifar_resnet"], CASES["resnext"], CASES["grouped_queries"]):
+        model = zoo.randomize(make())
+        pruned = prune_structured(model, inputs, amount=0.4, budget="macs")
+        for net, key in ((model, "macs_before"), (pruned.model, "macs_after")):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                net(*inputs)
+            assert counter.get_total_flops() // 2 == pruned.plan.facts[key]
+
+
+def test_padded_shortcuts_are_cut_where_the_padding_can_follow():
+    free = prune_structured(zoo.CifarResNet().eval(), IMAGE, amount=0.5)
+    fixed = prune_structured(zoo.CifarResNet(fixed=True).eval(), IMAGE, amount=0.5)
+    assert free.model.linear.in_features < 32
+    assert fixed.model.linear.in_features >= 24  # the 24 padded channels of the last group stay
+
+
+def test_heads_are_cut_whole_with_the_keys_they_share():
+    model = zoo.randomize(zoo.Encoder())
+    attention = prune_structured(model, TOKENS, amount=0.5).model.attention
+    assert attention.head_dim == 4
+    assert attention.heads == 2 * attention.groups < 8
+
+
+def test_rms_norm_weights_make_up_for_the_cut():
+    model = zoo.randomize(zoo.RMSDecoder())
+    pruned = prune_structured(model, TOKENS, amount=0.5)
+    width = pruned.model.embed.embedding_dim
+    assert width < 24
+    assert pruned.model.norm1.eps == pytest.approx(0.1 * 24 / width)
+    assert pruned.plan.scales["norm1.weight"][0] == pytest.approx((24 / width) ** 0.5)
+
+
+def test_hard_coded_sizes_freeze_what_they_touch():
+    model = zoo.randomize(zoo.HardCoded())
+    pruned = prune_structured(model, (torch.randn(2, 3, 8, 8),), amount=0.3)
+    assert pruned.model.conv.out_channels == 8
+    assert pruned.model.mix.out_features < 16
+    assert any("written out" in reason for reason in pruned.plan.frozen["conv.weight[0]"])
+    zoo.assert_exact(model, pruned, (torch.randn(2, 3, 8, 8),))
+
+
+def test_operators_without_a_rule_freeze_and_are_reported():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x).sort(-1).values).relu())
+
+    pruned = prune_structured(Sorted().eval(), VECTOR, amount=0.3)
+    assert pruned.model.a.out_features == 16
+    assert "sort in the model" in pruned.plan.frozen["a.weight[0]"]
+    assert "sort in the model" in pruned.plan.summary()
+
+
+def test_heads_that_only_training_uses_are_cut_too():
+    model = zoo.randomize(torchvision.models.googlenet(num_classes=10, init_weights=False))
+    inputs = (torch.randn(2, 3, 64, 64),)
+    pruned = prune_structured(model, inputs, amount=0.3)
+    zoo.assert_exact(model, pruned, inputs)
+    outputs = pruned.model.train()(*inputs)
+    assert [tuple(t.shape) for t in outputs] == [(2, 10)] * 3
+
+
+@pytest.mark.parametrize("multiple", [4, 8])
+def test_round_to_keeps_multiples(multiple):
+    model = torchvision.models.resnet18(num_classes=10).eval()
+    pruned = prune_structured(model, IMAGE, amount=0.5, round_to=multiple, budget="macs")
+    convs = [m for m in pruned.model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(conv.out_channels % multiple == 0 for conv in convs)
+    assert abs(zoo.share(pruned, "macs") - 0.5) < 0.03
+
+
+def test_protected_layers_stay_whole():
+    model = torchvision.models.resnet18(num_classes=10).eval()
+    pruned = prune_structured(model, IMAGE, amount=0.3, protect=["layer4*", "conv1"])
+    for name, module in model.layer4.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.shape == pruned.model.layer4.get_submodule(name).weight.shape
+    assert "protect" in pruned.plan.frozen["layer4.1.conv1.weight[0]"]
+
+
+def test_pruned_again_exported_compiled_and_trained():
+    model = zoo.randomize(zoo.CifarResNet())
+    once = prune_structured(model, IMAGE, amount=0.3)
+    twice = prune_structured(once.model, IMAGE, amount=0.3)
+    zoo.assert_exact(once.model, twice, IMAGE)
+    torch.export.export(twice.model, IMAGE)
+    compiled = torch.compile(twice.model, backend="aot_eager")
+    assert torch.allclose(compiled(*IMAGE), twice.model(*IMAGE), atol=1e-5)
+    optimizer = torch.optim.SGD(twice.model.parameters(), lr=0.1)
+    twice.model.train()(*IMAGE).square().mean().backward()
+    optimizer.step()
+    assert all(p.grad is not None for p in twice.model.parameters())
+
+
+def test_replay_of_two_cuts_in_a_row():
+    model = zoo.CifarResNet().eval()
+    once = prune_structured(model, IMAGE, amount=0.3)
+    twice = prune_structured(once.model, IMAGE, amount=0.3)
+    fresh = twice.plan.apply(once.plan.apply(zoo.CifarResNet()))
+    fresh.load_state_dict(twice.model.state_dict())
+    assert torch.equal(fresh.eval()(*IMAGE), twice.model.eval()(*IMAGE))
+
+
+def test_plan_round_trip(tmp_path):
+    pruned = prune_structured(zoo.mlp().eval(), VECTOR, amount=0.5)
+    pruned.plan.save(tmp_path / "plan.json")
+    assert CutPlan.load(tmp_path / "plan.json") == pruned.plan
+    assert "keeps" in pruned.plan.summary()
+
+
+def test_training_mode_gradients_and_dtype_are_kept():
+    model = zoo.CifarResNet().train().double()
+    model.linear.weight.requires_grad_(False)
+    model.layers[0].eval()
+    pruned = prune_structured(model, (IMAGE[0].double(),), amount=0.4)
+    assert model.training
+    assert not model.layers[0].training
+    assert pruned.model.training
+    assert not pruned.model.linear.weight.requires_grad
+    assert pruned.model.linear.weight.dtype == torch.float64
+    assert all(p.grad is None for p in [*model.parameters(), *pruned.model.parameters()])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_prunes_and_is_repeatable(criterion):
+    model = zoo.randomize(zoo.CifarResNet())
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4)) for _ in range(2)]
+
+    def loss(net, batch):
+        return nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+    first, second = (
+        prune_structured(model, IMAGE, amount=0.5, criterion=criterion, batches=batches, loss_fn=loss, seed=3)
+        for _ in range(2)
+    )
+    assert first.plan == second.plan
+    assert abs(zoo.share(first) - 0.5) < 0.03
+    zoo.assert_exact(model, first, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"amount": 0.0}, "amount is 0"),
+        ({"amount": 1.0}, "amount is 1"),
+        ({"criterion": "l3"}, "did you mean 'l2'"),
+        ({"budget": "mac"}, "did you mean 'macs'"),
+        ({"scope": "globl"}, "did you mean 'global'"),
+        ({"round_to": 0}, "round_to is 0"),
+        ({"protect": ["layer9*"]}, "no module matches 'layer9"),
+        ({"amount": 0.999}, "at most"),
+        *[({"criterion": name}, "needs data") for name in NEED_DATA],
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(UserError, match=message.replace("*", r"\*")):
+        prune_structured(zoo.mlp().eval(), VECTOR, **{"amount": 0.5, **options})
+
+
+def test_empty_batches():
+    with pytest.raises(UserError, match="no batch"):
+        prune_structured(
+            zoo.mlp().eval(), VECTOR, amount=0.5, criterion="taylor", batches=[], loss_fn=lambda m, b: m(b).sum()
+        )
+
+
+def test_model_that_cannot_be_exported():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(UserError, match="cannot be exported"):
+        prune_structured(Branching(), VECTOR, amount=0.5)
+    with pytest.raises(UserError, match="example_inputs is a Tensor"):
+        prune_structured(zoo.mlp(), VECTOR[0], amount=0.5)
+
+
+def test_nothing_to_cut():
+    with pytest.raises(UserError, match="nothing in this model can be cut"):
+        prune_structured(nn.Linear(8, 4).eval(), VECTOR, amount=0.5)
+
+
+def test_plans_for_another_model_are_refused(tmp_path):
+    plan = prune_structured(zoo.mlp().eval(), VECTOR, amount=0.5).plan
+    with pytest.raises(UserError, match="fresh dense"):
+        plan.apply(plan.apply(zoo.mlp()))
+    with pytest.raises(UserError, match="not a cut plan"):
+        CutPlan.from_json('{"format": "something"}')
+    with pytest.raises(UserError, match="cannot read"):
+        CutPlan.load(tmp_path / "absent.json")
+
+
+def test_a_cut_model_that_does_not_run_names_the_module():
+    from optkit.prune.verify import check_runs
+
+    model = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.ReLU(), nn.Linear(5, 2)))
+    with pytest.raises(StageError, match=r"fails in 1\.1"):
+        check_runs(model, VECTOR)

@@ -1,0 +1,143 @@
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from optkit.core.errors import UserError
+from optkit.tasks import Digits, HubImages, ImageFolder, decode
+from optkit.tasks.metrics import accuracy
+
+
+def test_digits_are_all_there_once_and_balanced():
+    digits = Digits()
+    sizes = {name: digits.size(name) for name in ("train", "validation", "test")}
+    assert sizes == {"train": 1077, "validation": 180, "test": 540}
+    seen = [tuple(x.flatten().tolist()) for n in sizes for b in digits.batches(n, 500) for x in b.inputs[0]]
+    from sklearn.datasets import load_digits
+
+    unique = len({tuple(i.flatten()) for i in load_digits().images})
+    assert len(seen) == 1797
+    assert len(set(seen)) == unique
+    for name, size in sizes.items():
+        labels = torch.cat([b.targets for b in digits.batches(name, 500)])
+        counts = torch.bincount(labels, minlength=10)
+        assert (counts - size / 10).abs().max() <= size * 0.01 + 1
+    assert digits.model_defaults() == {"num_classes": 10, "in_channels": 1, "input_shape": [1, 16, 16]}
+
+
+def test_the_fingerprint_changes_with_what_the_model_sees():
+    prints = {Digits(limit=64).fingerprint, Digits(limit=64, image_size=8).fingerprint, Digits(limit=64, crop=1).fingerprint,
+              Digits(limit=65).fingerprint, Digits(limit=64, mean=[0.5], std=[0.5]).fingerprint}  # fmt: skip
+    assert len(prints) == 5
+    assert Digits(limit=64).fingerprint == Digits(limit=64).fingerprint
+
+
+def test_the_metric_is_an_evaluate_metric_and_works_offline():
+    import evaluate
+
+    assert isinstance(accuracy(), evaluate.Metric)
+    assert Digits().metric(np.array([True, False, True, True])) == 0.75
+
+
+def test_folders_of_class_folders(image_folder):
+    task = ImageFolder(path=str(image_folder), image_size=8, validation_share=0.25)
+    assert task.classes == ["cat", "dog"]
+    assert (task.size("train"), task.size("validation"), task.size("test")) == (18, 6, 8)
+    batch = next(task.batches("test", 8))
+    assert batch.inputs[0].shape == (8, 3, 8, 8)
+    brightness = batch.inputs[0].mean((1, 2, 3))
+    assert brightness[batch.targets == 0].max() < brightness[batch.targets == 1].min()
+
+
+def test_images_are_decoded_once_and_again_when_a_file_changes(image_folder, monkeypatch):
+    decoded = []
+    real = decode._decode
+    monkeypatch.setattr(decode, "_decode", lambda image, *rest: decoded.append(image) or real(image, *rest))
+
+    def load():
+        decoded.clear()
+        fingerprint = ImageFolder(path=str(image_folder), image_size=8).fingerprint
+        return fingerprint, len(decoded)
+
+    first, count = load()
+    assert count >= 32
+    assert load() == (first, 0)
+    file = image_folder / "train" / "cat" / "0.png"
+    Image.new("RGB", (12, 10), "red").save(file)
+    os.utime(file, ns=(1, 1))
+    changed, count = load()
+    assert changed != first
+    assert count > 0
+
+
+def _parquet(folder, name, labels, column="img", size=(6, 6)):
+    rows = []
+    for label in labels:
+        buffer = io.BytesIO()
+        Image.new("RGB", size, (label * 20, 0, 0)).save(buffer, "PNG")
+        rows.append({column: {"bytes": buffer.getvalue(), "path": None}, "label": label})
+    Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
+
+
+def _task(folder, **options):
+    return HubImages(**({"dataset": "some/id", "path": str(folder), "image_column": "img"} | options))
+
+
+def test_local_parquet_files(tmp_path):
+    _parquet(tmp_path, "train", [0, 1, 2] * 10)
+    _parquet(tmp_path, "test", [0, 1, 2])
+    task = _task(tmp_path)
+    assert (task.size("train"), task.size("validation"), task.size("test")) == (27, 3, 3)
+    assert task.model_defaults() == {"num_classes": 3, "in_channels": 3, "input_shape": [3, 6, 6]}
+
+
+def test_a_validation_file_is_used_as_it_is(tmp_path):
+    for name, count in (("train", 10), ("validation", 4), ("test", 2)):
+        _parquet(tmp_path, name, [0, 1] * count)
+    assert _task(tmp_path).size("validation") == 8
+
+
+def test_declared_classes_and_size_answer_before_anything_is_decoded(tmp_path, monkeypatch):
+    _parquet(tmp_path, "train", [0, 1] * 5)
+    _parquet(tmp_path, "test", [0, 1])
+    task = _task(tmp_path, classes_from=["a", "b"], image_size=6)
+    monkeypatch.setattr(decode, "_decode", lambda *a: pytest.fail("decoded"))
+    assert task.model_defaults() == {"num_classes": 2, "in_channels": 3, "input_shape": [3, 6, 6]}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "message"),
+    [
+        (["train"], {}, "has no test split"),
+        (["train", "test"], {"image_column": "imgs"}, "image_column: train has no column 'imgs'.*did you mean 'img'"),
+        (["train", "test"], {"label_column": "labels"}, "did you mean 'label'"),
+        (["train", "test"], {"classes_from": ["a"]}, "label 1.*classes_from"),
+        (["train", "test"], {"validation_share": 1.0}, "validation_share"),
+        (["train", "test"], {"mean": [0.5]}, "std: mean and std go together"),
+        (["train", "test"], {"mean": [0.5], "std": [0.5]}, "1 values for images of 3 channels"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, prepare, options, message):
+    for name in prepare:
+        _parquet(tmp_path, name, [0, 1] * 10)
+    with pytest.raises(UserError, match=message) as caught:
+        _ = _task(tmp_path, **options).fingerprint
+    assert "\n" not in str(caught.value)
+
+
+def test_no_folder_and_no_network_are_clear_errors(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        _task(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="cannot load 'some/id'.*task.path=DIR"):
+        _ = HubImages(dataset="some/id").fingerprint
+
+
+def test_images_of_several_sizes_ask_for_one(tmp_path):
+    _parquet(tmp_path, "train", [0, 1] * 10)
+    _parquet(tmp_path, "test", [0, 1], size=(9, 9))
+    with pytest.raises(UserError, match="image_size"):
+        _ = _task(tmp_path).fingerprint
