@@ -38,8 +38,8 @@ def zeroed(model: nn.Module, plan) -> nn.Module:
         for name, dims in plan.cuts.items():
             for dim, which in dims.items():
                 kept = set(indices(plan.kept[which]))
-                for i in set(range(tensors[name].shape[int(dim)])) - kept:
-                    tensors[name].select(int(dim), i).zero_()
+                gone = [i for i in range(tensors[name].shape[int(dim)]) if i not in kept]
+                tensors[name].index_fill_(int(dim), torch.tensor(gone), 0)
     return dense
 
 
