@@ -137,7 +137,8 @@ def _show_tracebacks(debug: bool) -> None:
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     first = (str(error).strip().splitlines() or ["no message"])[0]
-    click.echo(f"error: {kind.__name__}: {first} (--debug shows where)", err=True)
+    notes = "; ".join([*getattr(error, "__notes__", []), "--debug shows where"])
+    click.echo(f"error: {kind.__name__}: {first} ({notes})", err=True)
 
 
 def main() -> NoReturn:

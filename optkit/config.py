@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -57,7 +58,9 @@ def find_recipe(name: str) -> Path:
         UserError: there is none.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix == ".yml":
+        raise UserError("Hydra reads .yaml files only", key="recipe", value=name, fix="rename the file")
+    if path.suffix == ".yaml":
         if not path.is_file():
             raise UserError(f"no recipe file {name}", key="recipe", value=name, fix="check the path")
         return path.resolve()
@@ -101,7 +104,7 @@ def launch(recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], No
             failures.append(error)
 
     with _arguments(arguments), _composition_errors(path):
-        hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.name)(guarded)()
+        hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.stem)(guarded)()
     for error in failures[1:]:
         log.error("%s", error)
     if failures:
@@ -116,7 +119,6 @@ def _arguments(arguments: Sequence[str]):
     multirun = any(a in ("-m", "--multirun") for a in arguments)
     if multirun and not any(a.startswith("hydra.sweep.dir") for a in arguments):
         own.append("hydra.sweep.dir=${out}/multirun/${now:%Y-%m-%d_%H-%M-%S}")
-    # these only print, and Hydra refuses overrides of itself beside none of them
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["optkit run", *arguments, *own]
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -136,10 +138,14 @@ def _composition_errors(path: Path):
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise _one_line(error, path) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"not YAML: {' '.join(str(error).split())}", key=str(path)) from error
 
 
 def _one_line(error: Exception, path: Path) -> UserError:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).partition("See https")[0].split())
+    if isinstance(error, OverrideParseException):
+        return UserError(f"not an override: {text}", key=error.override, fix="write key=value, quoted for the shell")
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         return UserError("unknown key", key=key, fix=_near(key, error, path))
@@ -236,11 +242,7 @@ def _check_top(node: Mapping[str, Any]) -> None:
             raise UserError("unknown key", key=key, fix=did_you_mean(key, KEYS))
     for key in sorted(KEYS - {"store", "threads", "debug"}):
         if node.get(key) is None:
-            hint = (
-                "is 'optkit' the first of the recipe's defaults?"
-                if key in ("out", "engines", "measure")
-                else f"set {key}"
-            )
+            hint = f"set {key}" if key in ("name", "chain") else "put 'optkit' first in the recipe's defaults"
             raise UserError("missing", key=key, fix=hint)
     for key, kind, what in (
         ("name", str, "a text"),

@@ -234,27 +234,28 @@ def _link(source: Path, folder: Path) -> None:
         temporary.replace(folder / name)
 
 
+class _Noting:
+    """Adds to an error that optkit did not raise in which stage it happened, and lets it pass."""
+
+    def __init__(self, note: str):
+        self.note = note
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            error.add_note(self.note)
+
+
 @contextmanager
 def _naming(stage: str) -> Iterator[None]:
     """Says in which stage of the chain something failed."""
     try:
-        yield
+        with _Noting(f"in stage '{stage}'; the same command continues from here"):
+            yield
     except UserError as error:
         key = f"stages.{stage}.{error.key}" if error.key else f"stages.{stage}"
         raise type(error)(error.message, key=key, value=error.value, fix=error.fix) from error
     except StageError as error:
         fix = f"{error.fix}; the same command continues" if error.fix else "the same command continues from here"
         raise type(error)(f"stage '{stage}': {error.message}", key=error.key, value=error.value, fix=fix) from error
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        ArithmeticError,
-        OSError,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        message = f"stage '{stage}': {type(error).__name__}: {reason}"
-        raise StageError(message, fix="see --debug; the same command continues from here") from error

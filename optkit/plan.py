@@ -141,7 +141,9 @@ def make_plan(recipe: Recipe) -> Plan:
     spec.build(recipe.seed)
     packages = {spec.target.partition(".")[0], *(type(s).__module__.partition(".")[0] for s in recipe.stages.values())}
     first = _baseline_place(recipe)
-    start = variant_id(MODEL, spec.identity(), recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE))
+    start = variant_id(
+        MODEL, spec.identity(), recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE)
+    )
     steps = [PlannedStep(MODEL, None, start, None, recipe.seed, -first)]
     for place, name in enumerate(recipe.chain, 1):
         stage, seed = recipe.stages[name], recipe.seed * 1009 + place

@@ -69,6 +69,7 @@ class Record:
         return (self.run, self.step, self.variant)
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON, the inverse of `from_json`."""
         return asdict(self)
 
     @classmethod

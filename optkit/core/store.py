@@ -1,4 +1,4 @@
-"""The stage store: variants by id, so that an identical prefix of a chain is computed once, whatever run asks for it."""
+"""The stage store: variants by id, so that a prefix that chains share is computed once, whatever run asks for it."""
 
 from __future__ import annotations
 

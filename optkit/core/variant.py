@@ -42,13 +42,15 @@ class Variant:
     surgeries: tuple[dict[str, Any], ...] = ()
     steps: tuple[Step, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
-    cost: Cost = Cost(0.0, 0.0)
+    cost: Cost = field(default_factory=lambda: Cost(0.0, 0.0))
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON, the inverse of `from_json`."""
         return asdict(self) | {"traits": sorted(self.traits)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Variant:
+        """The variant that `to_json` gave; raises KeyError or TypeError for anything else."""
         fields = dict(data)
         fields["traits"] = frozenset(fields["traits"])
         fields["surgeries"] = tuple(fields["surgeries"])

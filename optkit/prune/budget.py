@@ -36,6 +36,7 @@ class Meter:
         self.total = self(np.zeros(units.count, bool))
 
     def __call__(self, removed: np.ndarray) -> float:
+        """The cost with ``removed`` (bool per unit) cut."""
         gone = np.bincount(self._owner, removed[self._unit], minlength=self._size.size)
         products = self.fixed.copy()
         np.multiply.at(products, self._term, self._size - gone)

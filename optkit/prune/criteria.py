@@ -23,8 +23,8 @@ def score_units(
     """Importance of every unit, larger is better.
 
     - ``random``: uniform, the control that every other criterion has to beat.
-    - ``l1``, ``l2``: norm of all weights that go with the unit (Li et al., ICLR 2017; over coupled weights as in Fang et
-      al., CVPR 2023).
+    - ``l1``, ``l2``: norm of all weights that go with the unit (Li et al., ICLR 2017; over coupled weights as in Fang
+      et al., CVPR 2023).
     - ``bn_scale``: the batch norm scales (Liu et al., "Network slimming", ICCV 2017); ``l2`` in layers without.
     - ``fpgm``: distance of a filter to the others of its layer (He et al., CVPR 2019).
     - ``taylor``: squared first-order change of the loss when the unit goes (Molchanov et al., CVPR 2019).
@@ -78,7 +78,9 @@ def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
 
 def _sum(units: Units, elements: Mapping[str, torch.Tensor]) -> np.ndarray:
     """Sum the scores of single weights over each unit."""
-    return _sum_slots(units, elements, lambda values, dim: values.sum([d for d in range(values.ndim) if d != dim] or ()))
+    return _sum_slots(
+        units, elements, lambda values, dim: values.sum([d for d in range(values.ndim) if d != dim] or ())
+    )
 
 
 def _sum_slots(

@@ -42,6 +42,7 @@ class Value:
 
     @property
     def labelled(self) -> bool:
+        """Whether any dimension can be cut."""
         return any(axis is not None for axis in self.axes)
 
 
@@ -85,6 +86,7 @@ class TensorsOnly(nn.Module):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """The tensors in the output of the model."""
         return tensors_of(self.model(*args, **kwargs))
 
 

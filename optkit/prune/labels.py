@@ -113,10 +113,7 @@ class LabelSpace:
         held = [k for k, axis in enumerate(axes) if axis is not None]
         if not held:
             return None
-        if len(held) == 1:
-            grid = axes[held[0]]
-        else:
-            grid = self._outer([axes[k] for k in held])
+        grid = axes[held[0]] if len(held) == 1 else self._outer([axes[k] for k in held])
         grid = grid.reshape([n if k in held else 1 for k, n in enumerate(sizes)])
         return np.ascontiguousarray(np.broadcast_to(grid, sizes)).ravel()
 

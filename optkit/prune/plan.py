@@ -30,7 +30,9 @@ def to_ranges(kept: np.ndarray) -> str:
 def from_ranges(text: str) -> torch.Tensor:
     """The inverse of :func:`to_ranges`."""
     spans = [part.split("-") for part in text.split(",") if part]
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(np.arange(int(s[0]), int(s[-1]) + 1) for s in spans)]))
+    return torch.from_numpy(
+        np.concatenate([np.zeros(0, np.int64), *(np.arange(int(s[0]), int(s[-1]) + 1) for s in spans)])
+    )
 
 
 @dataclass

@@ -19,7 +19,7 @@ MAX_GUESSES = 24  # combinations of attribute meanings tried per class
 
 
 class Probe:
-    """Resolves labels, cuts half of every group on trial, and learns from what fails.
+    """Resolves labels, cuts some of every group on trial, and learns from what fails.
 
     After a failure the attributes of the failing module's class (then of its parent's) are read in another way, where
     their values match several sizes; when that is exhausted, the labels that such modules cut are frozen.
@@ -35,23 +35,32 @@ class Probe:
         self.guesses = Guesses()
         self._tries: dict[str, Iterator[dict[Key, int]]] = {}
 
-    def run(self) -> tuple[Resolved, Units, Guesses]:
-        """Labels, units and attribute meanings under which the trial cut is exact.
+    def run(self) -> tuple[Resolved, Units]:
+        """Labels and units under which a trial cut is exact.
 
         Raises:
             StageError: if a failure cannot be traced to any label.
         """
         resolved, units = self._resolve()
+        while self.learn(resolved, units, uneven_cut(units)):
+            resolved, units = self._resolve()
+        return resolved, units
+
+    def learn(self, resolved: Resolved, units: Units, removed: np.ndarray) -> bool:
+        """Try a cut; if it fails, settle how attributes are read, or else freeze labels and return True.
+
+        Raises:
+            StageError: if a failure cannot be traced to any label.
+        """
         while True:
-            removed = half_of_each(units)
             where, problem = self._trial(resolved, units, removed)
             if problem is None:
-                return resolved, units, self.guesses
+                return False
             if self._guess_again(where):
                 continue
             if not self._freeze_around(where, resolved, units, removed):
                 raise StageError(f"a trial cut fails in {where or 'the model'}: {problem}")
-            resolved, units = self._resolve()
+            return True
 
     def _resolve(self) -> tuple[Resolved, Units]:
         resolved = self.trace.space.resolve()
@@ -89,12 +98,16 @@ class Probe:
         return False
 
     def _freeze_around(self, where: str, resolved: Resolved, units: Units, removed: np.ndarray) -> bool:
-        """Freeze labels that modules of the failing one's class cut; outer modules if it cuts none."""
-        outwards = [where.rsplit(".", k)[0] for k in range(where.count(".") + 1)]
-        for path in dict.fromkeys([*outwards, ""]):
+        """Freeze labels that modules of the failing one's class cut, else those inside them, else those around."""
+        names = [name for name, _ in self.model.named_modules()]
+        outwards = [*dict.fromkeys([where.rsplit(".", k)[0] for k in range(where.count(".") + 1)]), ""]
+        for path, inside in [(path, inside) for path in outwards for inside in (False, True)]:
             kind = type(self.model.get_submodule(path))
-            alone = not path or kind.__module__.startswith("torch.nn.modules.")
-            same = {path} if alone else {name for name, module in self.model.named_modules() if type(module) is kind}
+            leaf = not any(self.model.get_submodule(path).children())
+            alone = not path or (leaf and kind.__module__.startswith("torch.nn.modules."))
+            same = {path} if alone else {name for name in names if type(self.model.get_submodule(name)) is kind}
+            if inside:
+                same = {name for name in names if any(name.startswith(outer + "." if outer else "") for outer in same)}
             for candidates in self._suspects(resolved, same):
                 cut = [axis for axis in candidates if removed[(u := units.of(axis))[u >= 0]].any()]
                 for axis in cut:
@@ -105,19 +118,22 @@ class Probe:
         return False
 
     def _suspects(self, resolved: Resolved, paths: set[str]) -> Iterator[list[np.ndarray]]:
-        """Labels to freeze, the least drastic first: padding, the chosen axis of a view, written sizes, everything."""
+        """Labels to freeze, the least drastic first: padding, the chosen axis of a view, written sizes, inputs, everything."""
         products = zip(self.trace.space.products, resolved.chosen, strict=True)
         yield [axis for path, axis in self.trace.pads if path in paths]
         yield [p.axes[chosen] for p, chosen in products if p.where in paths and chosen >= 0]
         yield [axis for path, _, axis in self.trace.sizes if path in paths]
+        yield [axis for path, name, axis in self.trace.attributes if path in paths and name.startswith("in_")]
         yield [axis for path, axis in self.trace.touched if path in paths]
 
 
-def half_of_each(units: Units) -> np.ndarray:
-    """Every other unit of every group, and never all of any dimension."""
+def uneven_cut(units: Units) -> np.ndarray:
+    """Another share of every group, so that sizes that the code takes for equal show; never all of any dimension."""
     removed = np.zeros(units.count, bool)
-    for group in range(len(units.names)):
-        removed[np.flatnonzero(units.group == group)[1::2]] = True
+    order = np.argsort(units.group, kind="stable")
+    sizes = np.bincount(units.group, minlength=len(units.names))
+    for group, members in enumerate(np.split(order, np.cumsum(sizes)[:-1])):
+        removed[members[1 :: 2 + group % 3]] = True
     for slot in units.slots:
         found = slot.units[slot.units >= 0]
         if found.size == slot.units.size and removed[found].all():

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from optkit.prune import rules_compute as compute
 from optkit.prune import rules_layout as layout
+from optkit.prune import rules_pick as pick
 from optkit.prune import rules_scale as scale
 from optkit.prune.graph import Trace, Value
 from optkit.prune.labels import Axis
@@ -18,13 +19,15 @@ from optkit.prune.labels import Axis
 Rule = Callable[..., Any]
 
 # f(0) = 0: a cut slice stays zero.
-KEEPS_ZERO = frozenset(
-    ["relu", "relu6", "gelu", "silu", "mish", "tanh", "hardswish", "leaky_relu", "elu", "selu", "celu", "hardtanh", "clamp", "clamp_min", "clamp_max", "abs", "neg", "sqrt", "sign", "erf", "sin", "dropout", "feature_dropout", "alpha_dropout", "to", "_to_copy", "type_as", "contiguous", "clone", "alias", "detach", "float", "lift_fresh_copy", "hardshrink", "softshrink", "native_dropout", "bernoulli", "round", "floor", "ceil", "trunc", "square", "pow", "rrelu", "prelu", "expm1", "log1p", "tan", "atan", "asinh", "sinh", "asin", "nan_to_num", "positive"]
-)
-LINEAR = frozenset(["add", "sub", "rsub", "copy", "where", "maximum", "minimum", "lerp", "addcmul"])  # zero if all operands are
-ELEMENTWISE = (
-    KEEPS_ZERO | LINEAR | frozenset(["mul", "div", "masked_fill", "softplus", "bitwise_not", "_assert_tensor_metadata"])
-)
+_KEEPS_ZERO = """
+relu relu6 gelu silu mish tanh hardswish leaky_relu elu selu celu hardtanh clamp clamp_min clamp_max abs neg sqrt sign
+erf sin dropout feature_dropout alpha_dropout to _to_copy type_as contiguous clone alias detach float lift_fresh_copy
+hardshrink softshrink native_dropout round floor ceil trunc square pow rrelu expm1 log1p tan atan asinh sinh asin
+nan_to_num positive
+"""
+KEEPS_ZERO = frozenset(_KEEPS_ZERO.split())
+LINEAR = frozenset(("add", "sub", "rsub", "where", "maximum", "minimum", "lerp"))  # zero if all operands are
+ELEMENTWISE = KEEPS_ZERO | LINEAR | {"mul", "div", "masked_fill", "copy"}
 
 
 def apply_rule(trace: Trace, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
@@ -36,7 +39,7 @@ def apply_rule(trace: Trace, node: torch.fx.Node, args: tuple, kwargs: dict) -> 
     name = _name(node.target)
     if not any(v.labelled or v.debts for v in held):
         return pytree.tree_map_only(_Shape, lambda s: Value(s.sizes, [None] * len(s.sizes)), shapes)
-    rule = _table().get(name)
+    rule = _RULES.get(name)
     debts = scale.settle(trace, name, args, held)
     if rule is not None:
         result = rule(trace, shapes, *args, **kwargs)
@@ -107,7 +110,7 @@ def _zero_at(value: Value, k: int) -> bool:
 def _fixes_zero(name: str, args: tuple) -> bool:
     if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
         bounds = [a for a in args[1:3] if isinstance(a, (int, float))]
-        low, high = (bounds + [0, 0])[:2] if name != "clamp_max" else (0, bounds[0])
+        low, high = [*bounds, 0, 0][:2] if name != "clamp_max" else (0, bounds[0])
         low, high = (args[1], args[2] if len(args) > 2 else None) if name == "clamp" else (low, high)
         return (low or 0) <= 0 <= (high or 0)
     return name != "pow" or (isinstance(args[1], (int, float)) and args[1] > 0)
@@ -160,10 +163,10 @@ def reduce_other(trace: Trace, out: Any, x: Value, dim: Any = None, *rest: Any, 
 
 
 def vector_norm(
-    trace: Trace, out: Any, x: Value, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
+    trace: Trace, out: Any, x: Value, order: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Any:
     """A norm of positive order: cut elements add zero."""
-    return _reduce(trace, out, x, dim, keepdim, exact=isinstance(ord, (int, float)) and ord > 0)
+    return _reduce(trace, out, x, dim, keepdim, exact=isinstance(order, (int, float)) and order > 0)
 
 
 def along(trace: Trace, out: Any, x: Value, dim: int, *_: Any, dtype: Any = None) -> Value:
@@ -173,18 +176,16 @@ def along(trace: Trace, out: Any, x: Value, dim: int, *_: Any, dtype: Any = None
     return Value(x.shape, axes, [False] * len(axes))
 
 
-def _table() -> dict[str, Rule]:
-    return _TABLE
-
-
-_TABLE: dict[str, Rule] = {
+_REDUCTIONS = "amax amin max min any all argmax argmin prod logsumexp var std"
+_RULES: dict[str, Rule] = {
     **layout.RULES,
+    **pick.RULES,
     **compute.RULES,
     "sum": reduce_sum,
     "linalg_vector_norm": vector_norm,
     "norm": vector_norm,
     "mean": scale.mean,
     "rms_norm": scale.rms_norm,
-    **dict.fromkeys(["amax", "amin", "max", "min", "any", "all", "argmax", "argmin", "prod", "logsumexp", "var", "std"], reduce_other),
-    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "cumsum", "cumprod"], along),
+    **dict.fromkeys(_REDUCTIONS.split(), reduce_other),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "cumsum", "cumprod"), along),
 }

@@ -312,14 +312,17 @@ def pool(trace: Trace, out: Any, x: Value, *_: Any, **__: Any) -> Any:
     return value if first is out else [value] * len(out)
 
 
-_POOLS = ["max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "upsample_linear1d", "_upsample_bilinear2d_aa"]
-
+_POOLS = """
+max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d
+upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d upsample_linear1d _upsample_bilinear2d_aa
+"""
 RULES = {
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv),
-    **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose),
-    **dict.fromkeys(["matmul", "bmm", "mm", "mv", "dot"], matmul),
-    **dict.fromkeys(["batch_norm", "instance_norm", "_native_batch_norm_legit_no_training"], batch_norm),
-    **dict.fromkeys(_POOLS, pool),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
+    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot"), matmul),
+    **dict.fromkeys(("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training"), batch_norm),
+    **dict.fromkeys(_POOLS.split(), pool),
     "convolution": convolution,
     "linear": linear,
     "addmm": addmm,

@@ -1,9 +1,9 @@
 """Factors that appear when a mean runs over a dimension that is cut, and where weights make up for them.
 
 A mean over n slices of which k stay is n / k times too large once the others (all zero) are gone. The factor is carried
-as a debt through operators that commute with it and paid by the next weight that multiplies the result; an epsilon added
-on the way is scaled too. That makes RMS norms (Zhang and Sennrich, NeurIPS 2019) and global response norms (Woo et al.,
-CVPR 2023) exact under cuts. A debt that reaches any other operator freezes the dimension instead.
+as a debt through operators that commute with it and paid by the next weight that multiplies the result; an epsilon
+added on the way is scaled too. That makes RMS norms (Zhang and Sennrich, NeurIPS 2019) and global response norms (Woo
+et al., CVPR 2023) exact under cuts. A debt that reaches any other operator freezes the dimension instead.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import numpy as np
 from optkit.prune.graph import Debts, Trace, Value
 
 # f(s x) = s f(x) for s > 0; the debt is that of the first operand.
-_COMMUTES = frozenset(
-    ["to", "_to_copy", "clone", "contiguous", "float", "type_as", "alias", "detach", "lift_fresh_copy", "neg", "abs", "relu", "leaky_relu", "dropout", "view", "reshape", "permute", "transpose", "expand", "expand_as", "unsqueeze", "squeeze", "slice", "select", "sum", "mean", "linalg_vector_norm", "flatten"]
-)
+_LINEAR = """
+to _to_copy clone contiguous float type_as alias detach lift_fresh_copy neg abs relu leaky_relu dropout view reshape
+permute transpose expand expand_as unsqueeze squeeze slice select sum mean linalg_vector_norm flatten
+"""
+_COMMUTES = frozenset(_LINEAR.split())
 _POWERS = {"rsqrt": -0.5, "sqrt": 0.5, "reciprocal": -1.0, "square": 2.0}
 
 
@@ -92,6 +94,7 @@ def rms_norm(
     if payable and axis is not None:
         axes[-1] = trace.space.tie(axis, weight.axes[0])
         trace.epsilons.append((trace.space.where, eps, debts))
+        trace.attributes.append((trace.space.where, "normalized_shape", axis))
     else:
         for value in (x, weight):
             for k in range(len(shape) if value is not None else 0):

@@ -77,26 +77,32 @@ def prune_structured(
     """
     check_arguments(amount, budget, criterion, scope, round_to)
     if criterion in NEED_DATA and (batches is None or loss_fn is None):
-        raise UserError(f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn")
+        raise UserError(
+            f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn"
+        )
     shielded = protected_tensors(model, protect)
+    if criterion in NEED_DATA:
+        batches = list(batches or ())
     with evaluating(model):
         trace = trace_model(model, example_inputs)
     for name in shielded:
-        for axis in trace.params.get(name, ()):
+        for axis in trace.params.get(trace.aliases[name], ()):
             trace.space.freeze(axis, "protect")
-    resolved, units, guesses = Probe(model, example_inputs, trace).run()
-    if units.count == 0:
-        raise UserError(
-            "nothing in this model can be cut", fix="see what is frozen: every layer is an output or under a norm"
-        )
-    params = dict(model.named_parameters())
-    scores = normalize(units, score_units(criterion, units, model, batches, loss_fn, seed))
-    meters = {
-        "params": params_meter(units, trace, {name: tuple(p.shape) for name, p in params.items()}),
-        "macs": macs_meter(units, trace),
-    }
-    removed = select(Selector(units, scores, scope, round_to, seed), meters[budget], amount, budget)
-    plan = build_plan(model, trace, resolved, units, removed, guesses)
+    probe = Probe(model, example_inputs, trace)
+    params = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    again = True
+    while again:  # a cut that shows more hard-coded sizes than the trial did is chosen again without them
+        resolved, units = probe.run()
+        if units.count == 0:
+            raise UserError(
+                "nothing in this model can be cut", fix="every layer is an output, under a norm or protected"
+            )
+        with evaluating(model):
+            scores = normalize(units, score_units(criterion, units, model, batches, loss_fn, seed))
+        meters = {"params": params_meter(units, trace, params), "macs": macs_meter(units, trace)}
+        removed = select(Selector(units, scores, scope, round_to, seed), meters[budget], amount, budget)
+        again = probe.learn(resolved, units, removed)
+    plan = build_plan(model, trace, resolved, units, removed, probe.guesses)
     plan.facts = {
         "criterion": criterion,
         "budget": budget,
@@ -143,15 +149,18 @@ def protected_tensors(model: nn.Module, patterns: Sequence[str]) -> list[str]:
                 f"no module matches '{pattern}'", key="protect", value=pattern, fix=did_you_mean(pattern, modules[:50])
             )
         shielded.update(found)
-    tensors = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
-    return [t for t in tensors if any(t.startswith(m + ".") for m in shielded)]
+    return [t for t, _ in named_tensors(model) if any(t.startswith(m + ".") for m in shielded)]
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under all their names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
 
 
 def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
     """Walk the evaluation graph, and the training graph too if it has parameters that evaluation never reads."""
     first: dict[int, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named})
+    trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)})
     walk(export(model, inputs), trace)
     idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
     if idle:

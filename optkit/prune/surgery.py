@@ -59,7 +59,9 @@ def build_plan(
         {"name": name, "units": int(n), "kept": int(n - g), "width": int(w)}
         for name, n, g, w in zip(units.names, sizes, gone, units.width, strict=True)
     ]
-    attributes = size_attributes(model, trace, units, removed, guesses) + epsilon_attributes(model, trace, units, removed)
+    attributes = size_attributes(model, trace, units, removed, guesses) + epsilon_attributes(
+        model, trace, units, removed
+    )
     scales = {name: [_factor(debts, units, removed, -1.0), offset] for name, (offset, debts) in trace.scales.items()}
     scales = {name: pair for name, pair in scales.items() if pair[0] != 1.0}
     frozen = why_frozen(trace, resolved)
@@ -97,9 +99,11 @@ def size_attributes(model: nn.Module, trace: Trace, units: Units, removed: np.nd
     known: set[tuple[str, str]] = set()
     for path, name, axis in trace.attributes:
         module = model.get_submodule(path)
-        if (path, name) not in known and getattr(module, name, None) == axis.size:
+        held = getattr(module, name, None)
+        if (path, name) not in known and held in (axis.size, (axis.size,)):
             known.add((path, name))
-            found.append([path, name, axis.size, units.kept(axis, removed)])
+            new = units.kept(axis, removed)
+            found.append([path, name, [held[0]], [new]] if isinstance(held, tuple) else [path, name, held, new])
     written: dict[str, dict[int, dict[bytes, np.ndarray]]] = defaultdict(lambda: defaultdict(dict))
     for path, size, axis in trace.sizes:
         written[path][size].setdefault(axis.tobytes(), axis)

@@ -86,7 +86,7 @@ def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:
 def diverging_module(
     model: nn.Module, cut: nn.Module, plan: CutPlan, inputs: Inputs, trace: Trace, units: Units, removed: np.ndarray
 ) -> str:
-    """The first module whose output in the cut model is not the kept part of that in the zeroed dense one, or ``""``."""
+    """The first module whose output in the cut model is not the kept part of the zeroed dense one's, or ``""``."""
     dense: list[tuple[str, float, tuple[int, ...]]] = []
     small: list[tuple[str, float, tuple[int, ...]]] = []
 

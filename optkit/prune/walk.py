@@ -40,7 +40,7 @@ def _placeholder(node: torch.fx.Node, target: str | None, trace: Trace, uses: Co
     if target is None:
         return Value(shape, [None] * len(shape))
     name = trace.aliases.get(target.removeprefix("model."), target.removeprefix("model."))
-    if name not in trace.params:
+    if not (trace.uses.get(name) or uses[name]):
         cuttable = meta.is_floating_point() and bool(node.users)
         trace.params[name] = [trace.space.fresh(n) if n > 1 and cuttable else None for n in shape]
     uses[name] += sum(not _is_check(user) for user in node.users)

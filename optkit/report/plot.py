@@ -1,4 +1,4 @@
-"""The picture: accuracy against latency, a point for each variant and engine, intervals drawn, the Pareto front marked."""
+"""The picture: accuracy against latency, a point for each variant and engine, with intervals and the Pareto front."""
 
 from __future__ import annotations
 

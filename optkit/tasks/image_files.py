@@ -187,7 +187,9 @@ class ImageFolder(_SplitFiles):
 
     def _find(self, folder: Path) -> dict[str, Path]:
         found = {name: folder / name for name in ("train", "test")}
-        found |= {"validation": folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()}
+        for name in VALIDATION_NAMES:
+            if (folder / name).is_dir():
+                found["validation"] = folder / name
         return {name: path for name, path in found.items() if path.is_dir()}
 
     def _layout(self, split: str) -> str:

@@ -5,7 +5,9 @@ from optkit.core.targets import build, locate
 
 
 def test_nodes_are_built_inside_out():
-    stage = build({"_target_": "optkit.training.Train", "trainer": {"_target_": "optkit.training.Trainer", "epochs": 3}}, "s")
+    stage = build(
+        {"_target_": "optkit.training.Train", "trainer": {"_target_": "optkit.training.Trainer", "epochs": 3}}, "s"
+    )
     assert stage.trainer.epochs == 3
 
 

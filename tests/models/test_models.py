@@ -44,7 +44,13 @@ def test_models_give_logits(model):
 
 
 def test_the_task_fills_in_what_the_recipe_leaves_open():
-    node = {"_target_": "optkit.models.ResNetCIFAR", "depth": 8, "num_classes": None, "in_channels": 3, "checkpoint": None}
+    node = {
+        "_target_": "optkit.models.ResNetCIFAR",
+        "depth": 8,
+        "num_classes": None,
+        "in_channels": 3,
+        "checkpoint": None,
+    }
     assert ModelSpec.from_config(node, DEFAULTS).params == {"depth": 8, "num_classes": 7, "in_channels": 3}
 
 

@@ -1,0 +1,30 @@
+"""Every bundled recipe composes, says what it shows, and runs (a few examples, a few steps) through the command line."""
+
+import json
+
+import pytest
+
+from optkit.config import bundled_recipes
+
+SMALL = ["debug=smoke", "measure.seconds=0.05", "measure.batch_sizes=[8]", "threads=1"]
+DATA = {
+    "resnet20_cifar10": [
+        "task._target_=optkit.tasks.ImageFolder", "~task.dataset", "~task.image_column", "~task.label_column",
+        "~task.classes_from", "task.image_size=16",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_a_recipe_runs(name, optkit_command, tmp_path, image_folder):
+    assert len(bundled_recipes()[name]) > 20
+    data = [*DATA[name], f"task.path={image_folder}"] if name in DATA else []
+    done = optkit_command("run", name, *SMALL, *data, cwd=tmp_path, timeout=280)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(next((tmp_path / "runs").glob(f"{name}-*/report.json")).read_text())
+    last = [r for r in rows if r["step"] == max(r["step"] for r in rows)]
+    assert [r["engine"] for r in last] == ["inductor"]
+    assert last[0]["int8_share"] > 0.95
+    assert last[0]["macs"] == pytest.approx(rows[0]["macs"] / 2, rel=0.06)
+    assert last[0]["peak_memory_mb"] > 50
+    assert last[0]["size_mb"] < rows[0]["size_mb"] / 2

@@ -1,0 +1,93 @@
+"""One contract for every stage that conf/stage holds."""
+
+import copy
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from optkit.config import shipped, stage_catalogue
+from optkit.core.artifact import save_artifact
+from optkit.core.stage import Stage
+from optkit.core.targets import build
+from optkit.core.variant import Variant
+from optkit.models import ModelSpec, ResNetCIFAR
+
+SPEC = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 8, "in_channels": 1, "num_classes": 10, "width": 8})
+
+
+def _stage(name):
+    node = OmegaConf.to_container(OmegaConf.load(shipped("conf") / "stage" / f"{name}.yaml"))
+    if node.pop("defaults", None):
+        trainer = OmegaConf.to_container(OmegaConf.load(shipped("conf") / "trainer" / "sgd.yaml"))
+        node["trainer"] = trainer | {"epochs": 1, "batch_size": 32, "lr": 0.01}
+    return build(node, name)
+
+
+@pytest.fixture(params=stage_catalogue())
+def stage(request):
+    return _stage(request.param)
+
+
+@pytest.fixture
+def model():
+    return SPEC.build(0).eval()
+
+
+@pytest.fixture
+def applied(stage, model, context, digits):
+    ctx = context()
+    object.__setattr__(ctx, "baseline", lambda: ResNetCIFAR(8, 10, 1, 8).eval())
+    before = copy.deepcopy(model.state_dict())
+    outcome = stage.apply(model, ctx)
+    return before, outcome, ctx
+
+
+def test_it_is_a_stage_with_a_line_of_help(stage):
+    assert isinstance(stage, Stage)
+    assert type(stage).__doc__.strip()
+
+
+def test_it_changes_the_model_and_says_what_it_did(applied):
+    before, outcome, _ = applied
+    after = outcome.module.state_dict()
+    shapes = {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}
+    assert shapes or any(not torch.equal(before[k], after[k]) for k in before)
+    assert outcome.facts
+    json.dumps([outcome.facts, outcome.surgery], allow_nan=False)
+
+
+def test_it_gives_what_reloads_to_the_same_answers(applied, stage, digits, tmp_path):
+    _, outcome, _ = applied
+    target = f"{type(stage).__module__}.{type(stage).__qualname__}"
+    surgeries = ({"by": target, "data": json.loads(json.dumps(outcome.surgery))},) if outcome.surgery else ()
+    variant = Variant("v", None, frozenset(), SPEC.skeleton(), surgeries)
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    artifact = save_artifact(folder, variant, outcome.module, digits.example(2))
+    x = digits.example(5)
+    with torch.no_grad():
+        assert torch.equal(artifact.module()(*x), outcome.module(*x))
+
+
+def test_it_is_deterministic(stage, context, tmp_path):
+    answers = []
+    for attempt in range(2):
+        ctx = context()
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        object.__setattr__(ctx, "baseline", lambda: SPEC.build(1).eval())
+        object.__setattr__(ctx, "workdir", folder)
+        answers.append(stage.apply(SPEC.build(0).eval(), ctx).module.state_dict())
+    assert all(torch.equal(answers[0][k], answers[1][k]) for k in answers[0])
+
+
+def test_it_leaves_no_hook_and_no_training_mode(applied):
+    _, outcome, _ = applied
+    for module in outcome.module.modules():
+        assert not module._forward_hooks
+        assert not module._backward_hooks
+        assert "forward" not in vars(module) or isinstance(outcome.module, torch.fx.GraphModule)
+    if not isinstance(outcome.module, torch.fx.GraphModule):
+        assert not any(m.training for m in outcome.module.modules())

@@ -1,0 +1,95 @@
+import shutil
+
+import pytest
+import torch
+
+import optkit
+from optkit.core.errors import StageError, UserError
+from optkit.core.variant import Variant
+from optkit.engines import ENGINES, Eager, Inductor
+from optkit.models import SmallCNN
+
+SPEC = {"target": "optkit.models.SmallCNN", "params": {"num_classes": 4, "in_channels": 1, "widths": [4, 8]}}
+VARIANT = Variant("v", None, frozenset({"float"}), SPEC)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SmallCNN(4, 1, [4, 8]).eval()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return ENGINES[request.param]()
+
+
+def test_a_session_gives_the_modules_answers(engine, model):
+    x = torch.randn(3, 1, 8, 8)
+    session = engine.compile(model, VARIANT, (torch.zeros(3, 1, 8, 8),))
+    with torch.no_grad():
+        torch.testing.assert_close(session(x), model(x), atol=1e-5, rtol=1e-4)
+    assert session.facts()["int8_share"] == 0
+
+
+def test_a_saved_session_opens_again(engine, model, tmp_path):
+    x = torch.randn(3, 1, 8, 8)
+    session = engine.compile(model, VARIANT, (x,))
+    session.save(tmp_path)
+    again = optkit.load(tmp_path)
+    assert type(again) is type(session)
+    assert torch.equal(again(x), session(x))
+
+
+def test_eager_does_not_pretend_to_run_int8():
+    assert "fp32" in Eager().unsupported(frozenset({"int8"}))
+    assert Inductor().unsupported(frozenset({"int8"})) is None
+    assert "freezing" in Inductor(freezing=False).unsupported(frozenset({"int8"}))
+
+
+def test_inductor_refuses_another_batch_size_instead_of_compiling_again(model):
+    session = Inductor().compile(model, VARIANT, (torch.zeros(2, 1, 8, 8),))
+    with pytest.raises(StageError, match=r"compiled for inputs \[\[2, 1, 8, 8\]\], called with \[\[3, 1, 8, 8\]\]"):
+        session(torch.zeros(3, 1, 8, 8))
+
+
+def test_instances_of_one_class_do_not_share_compiled_code(model):
+    # dynamo would give up after its recompile limit and run the ninth in eager mode
+    x = torch.randn(2, 1, 8, 8)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    sessions = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        module = SmallCNN(4, 1, [4, 8]).eval()
+        sessions.append((module, Inductor().compile(module, VARIANT, (x,))))
+    assert counters["stats"]["unique_graphs"] == 10
+    with torch.no_grad():
+        for module, session in sessions:
+            torch.testing.assert_close(session(x), module(x), atol=1e-5, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 10
+
+
+def test_inductor_says_when_there_is_no_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "install g++" in Inductor().unavailable()
+
+
+def test_what_inductor_cannot_compile_is_an_error_not_a_fallback():
+    class Data(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(StageError, match="inductor cannot compile"):
+        Inductor().compile(Data(), VARIANT, (torch.ones(2, 2),))
+
+
+def test_load_gives_the_plain_module_of_a_variant(model, tmp_path):
+    from optkit.core.artifact import save_artifact
+
+    save_artifact(tmp_path, VARIANT, model, (torch.zeros(2, 1, 8, 8),))
+    x = torch.randn(5, 1, 8, 8)
+    assert torch.equal(optkit.load(tmp_path)(x), model(x))
+    assert optkit.load(tmp_path, engine="eager", batch_size=5)(x).shape == (5, 4)
+    with pytest.raises(UserError, match="did you mean 'inductor'"):
+        optkit.load(tmp_path, engine="inducter")

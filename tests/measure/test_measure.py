@@ -1,0 +1,130 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from optkit.core.artifact import save_artifact
+from optkit.core.errors import StageError, UserError
+from optkit.core.records import unpack_bits
+from optkit.core.variant import Variant
+from optkit.engines import Eager
+from optkit.measure import Bench, Measure
+from optkit.measure.accuracy import answers, measure_accuracy
+from optkit.measure.latency import CALLS, MIN_ROUNDS, interleaved
+from optkit.measure.memory import measure_memory
+from optkit.measure.static import measure_static
+from optkit.models import SmallCNN
+
+SPEC = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "widths": [32], "num_classes": 10}}
+
+
+@pytest.fixture
+def variant():
+    return Variant("v0", None, frozenset({"float"}), SPEC)
+
+
+class _Recorder:
+    """A session that sleeps, and writes down the order of calls."""
+
+    def __init__(self, name, calls, ms=0.0):
+        self.name, self.calls, self.ms = name, calls, ms
+
+    def __call__(self, *inputs):
+        self.calls.append(self.name)
+        time.sleep(self.ms / 1e3)
+        return inputs[0]
+
+
+def test_every_round_calls_every_session_the_same_number_of_times():
+    calls: list[str] = []
+    found = interleaved({n: _Recorder(n, calls) for n in "abc"}, (torch.zeros(1),), seconds=0.01, seed=0)
+    rounds = len(found["a"].samples)
+    assert rounds >= MIN_ROUNDS
+    assert {n: s.samples.shape for n, s in found.items()} == dict.fromkeys("abc", (rounds, CALLS))
+    a_round = 3 * (CALLS + 1)
+    timed = calls[-rounds * a_round :]
+    orders = set()
+    for start in range(0, len(timed), a_round):
+        turns = timed[start : start + a_round]
+        order = tuple(turns[:: CALLS + 1])
+        assert turns == [name for name in order for _ in range(CALLS + 1)]
+        assert set(order) == set("abc")
+        orders.add(order)
+    assert len(orders) > 1
+
+
+def test_latency_is_in_milliseconds():
+    found = interleaved({"slow": _Recorder("slow", [], ms=4.0)}, (torch.zeros(1),), seconds=0.01, seed=0)
+    assert np.median(found["slow"].samples) >= 4.0
+
+
+def test_the_last_batch_is_filled_up_and_its_repeats_are_not_counted(digits, mlp, variant):
+    with torch.no_grad():
+        expected = np.concatenate([(mlp(*b.inputs).argmax(-1) == b.targets).numpy() for b in digits.batches("test", 7)])
+    session = Eager().compile(mlp, variant, digits.example(48))
+    assert digits.size("test") % 48
+    np.testing.assert_array_equal(answers(session, digits, "test", 48), expected)
+    found = measure_accuracy(session, digits, "test", 48, {"engine": "eager"})
+    assert found.value == pytest.approx(expected.mean())
+    assert found.n == len(expected)
+    np.testing.assert_array_equal(unpack_bits(found.raw), expected)
+
+
+def test_static_figures_are_counted_by_hand(tmp_path):
+    model = SmallCNN(3, 2, [4]).eval()
+    with torch.no_grad():
+        model.classifier.weight[0] = 0
+    example = (torch.zeros(2, 2, 6, 6),)
+    variant = Variant("v", None, frozenset(), {})
+    found = {m.name: m.value for m in measure_static(save_artifact(tmp_path, variant, model, example), model, example)}
+    assert found["params"] == 4 * 2 * 9 + 4 + 4 + 3 * 4 + 3
+    assert found["macs"] == 36 * 4 * 2 * 9 + 3 * 4
+    assert found["sparsity"] == pytest.approx(4 / (72 + 12))
+    assert found["size"] == pytest.approx(sum(f.stat().st_size for f in tmp_path.iterdir()) / 1e6)
+
+
+def test_memory_is_that_of_a_fresh_process_that_gives_the_same_answers(digits, mlp, variant):
+    session = Eager().compile(mlp, variant, digits.example(4))
+    found = measure_memory(session, digits.example(4), 1, (), {"engine": "eager"})
+    assert 50 < found.value < 5000
+    assert found.conditions["reload_difference"] == 0
+
+
+def test_a_variant_that_reloads_to_other_answers_is_an_error(digits, mlp, variant):
+    session = Eager().compile(mlp, variant, digits.example(4))
+
+    class Lying:
+        def save(self, folder):
+            session.save(folder)
+
+        def __call__(self, *inputs):
+            return session(*inputs) + 1
+
+    with pytest.raises(StageError, match="reloaded in a fresh process differs"):
+        measure_memory(Lying(), digits.example(4), 1, (), {})
+
+
+def test_the_bench_times_the_baseline_beside_the_candidate(digits, mlp, variant, tmp_path):
+    folders = [tmp_path / "base", tmp_path / "candidate"]
+    artifacts = []
+    for folder in folders:
+        folder.mkdir()
+        artifacts.append(save_artifact(folder, variant, mlp, digits.example(2)))
+    config = Measure(batch_sizes=[3], seconds=0.01, memory=False)
+    bench = Bench(digits, {"eager": Eager()}, config, Eager(), 1, ("optkit",), 0)
+    said: list[str] = []
+    found = bench.measure(artifacts[1], artifacts[0], False, said.append)
+    latencies = [m for m in found if m.name == "latency"]
+    assert {m.conditions["of"] for m in latencies} == {"variant", "baseline"}
+    assert len({m.conditions["interleaved"] for m in latencies}) == 1
+    assert len({np.shape(m.raw) for m in latencies}) == 1
+    assert said == ["measuring at batch size 3 on eager"]
+    of_baseline = bench.measure(artifacts[0], artifacts[0], True, said.append)
+    assert [m.conditions["of"] for m in of_baseline if m.name == "latency"] == ["variant"]
+
+
+@pytest.mark.parametrize("options", [{"batch_sizes": []}, {"batch_sizes": [0]}, {"seconds": 0}, {"split": "train"}])
+def test_what_cannot_be_measured_is_refused(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        Measure(**options)

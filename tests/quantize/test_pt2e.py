@@ -1,0 +1,81 @@
+import copy
+
+import pytest
+import torch
+
+from optkit.core.variant import Variant
+from optkit.engines import Inductor
+from optkit.models import MLP, ResNetCIFAR, SmallCNN, torchvision
+from optkit.quantize import quantize_static, replay_static
+
+VARIANT = Variant("v", None, frozenset({"int8"}), {})
+MODELS = {
+    "resnet": (lambda: ResNetCIFAR(8, 10, 1), (1, 16, 16)),
+    "small_cnn": (lambda: SmallCNN(10, 1, [8, 16]), (1, 16, 16)),
+    "mlp": (lambda: MLP([1, 8, 8], 10, [32]), (1, 8, 8)),
+    # one ReLU module serves three calls in each block, on which torchao's annotator stops
+    "shared relu": (lambda: torchvision("resnet18", 10), (3, 32, 32)),
+}
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def quantized(request):
+    torch.manual_seed(0)
+    build, shape = MODELS[request.param]
+    model = build().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    batches = [(torch.randn(16, *shape),) for _ in range(4)]
+    before = copy.deepcopy(model.state_dict())
+    found = quantize_static(model, (torch.randn(2, *shape),), batches)
+    return model, before, shape, found, batches
+
+
+def test_the_model_passed_in_is_not_touched(quantized):
+    model, before, *_ = quantized
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_int8_stays_close_to_fp32(quantized):
+    model, _, _, found, batches = quantized
+    with torch.no_grad():
+        expected, actual = model(*batches[0]), found.module(*batches[0])
+    noise = (actual - expected).pow(2).mean() / expected.pow(2).mean()
+    assert 0 < noise < 0.05
+
+
+def test_weights_are_stored_as_int8_and_float_copies_are_gone(quantized):
+    model, _, _, found, _ = quantized
+    stored = sum(t.numel() * t.element_size() for t in found.module.state_dict().values())
+    assert stored < 0.4 * sum(t.numel() * t.element_size() for t in model.state_dict().values())
+
+
+def test_replay_gives_the_same_answers_bit_by_bit(quantized):
+    model, _, shape, found, batches = quantized
+    fresh = copy.deepcopy(model)
+    for parameter in fresh.parameters():
+        torch.nn.init.normal_(parameter)
+    again = replay_static(fresh, (torch.zeros(2, *shape),), found.activations)
+    again.load_state_dict(found.module.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(*batches[0]), found.module(*batches[0]))
+
+
+def test_every_product_runs_in_int8_kernels_on_inductor(quantized):
+    model, _, _, found, batches = quantized
+    session = Inductor().compile(found.module, VARIANT, batches[0])
+    assert session.facts()["int8_share"] == pytest.approx(1.0)
+    assert Inductor().compile(model, VARIANT, batches[0]).facts()["int8_share"] == 0
+    with torch.no_grad():
+        expected = found.module(*batches[0])
+    agree = (session(*batches[0]).argmax(-1) == expected.argmax(-1)).float().mean()
+    assert agree >= 0.9
+
+
+def test_the_batch_size_stays_free(quantized):
+    _, _, shape, found, _ = quantized
+    with torch.no_grad():
+        assert found.module(torch.randn(7, *shape)).shape == (7, 10)

@@ -1,0 +1,210 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+RECIPE = """
+# A test: train, mask
+defaults:
+  - optkit
+  - stage@stages.train: train
+  - stage@stages.mask: prune/magnitude
+  - stage@stages.quantize: quantize/static
+  - stage@stages.recover: distill/logits
+  - _self_
+  - override model: mlp
+name: test
+chain: [train, mask]
+model: {widths: [16]}
+task: {image_size: 8, limit: 64}
+stages: {train: {trainer: {epochs: 1}}}
+threads: 1
+measure: {batch_sizes: [4], seconds: 0.05, memory: false}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "test.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_help_starts_without_torch():
+    code = "import sys; import optkit.cli; sys.exit(any(m in sys.modules for m in ('torch', 'hydra', 'rich', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_names_every_command(optkit_command):
+    text = optkit_command("--help").stdout
+    for command in ("run", "report", "recipes", "stages", "doctor"):
+        assert f"\n  {command} " in text
+
+
+def test_run_report_and_rerun_from_the_run_folder(optkit_command, recipe, tmp_path):
+    done = optkit_command("run", recipe, "~engines.inductor", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 train" in done.stdout
+    assert "1 mask" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    folder = next((tmp_path / "runs").glob("test-*"))
+    names = {p.name for p in folder.iterdir()}
+    assert {
+        "ledger.jsonl",
+        "recipe.yaml",
+        "report.md",
+        "report.json",
+        "tradeoff.svg",
+        "tradeoff.png",
+        "variants",
+    } <= names
+    rows = json.loads(optkit_command("report", folder, "--format", "json").stdout)
+    assert [row["stage"] for row in rows] == ["train", "mask"]
+    assert optkit_command("report", folder, "--format", "md").stdout == (folder / "report.md").read_text()
+
+    again = optkit_command("run", recipe, "~engines.inductor", cwd=tmp_path)
+    assert "is complete: nothing was run" in again.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"test.yaml", "runs"}
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    from_file = optkit_command("run", folder / "recipe.yaml", "out=here", cwd=elsewhere)
+    assert from_file.returncode == 0, from_file.stderr
+    other = next((elsewhere / "here").glob("test-*"))
+    assert other.name == folder.name
+    ours, theirs = (json.loads((f / "report.json").read_text()) for f in (folder, other))
+    assert [r["accuracy"] for r in ours] == [r["accuracy"] for r in theirs]
+
+
+def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path):
+    done = optkit_command("run", recipe, "-m", "stages.mask.amount=0.3,0.6", "~engines.inductor", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").glob("test-*"))) == 2
+    trained = [p for p in (tmp_path / "runs" / "store").iterdir()]
+    assert len(trained) == 4
+
+
+def test_a_multirun_goes_on_after_a_failure_and_reports_it(optkit_command, recipe, tmp_path):
+    done = optkit_command("run", recipe, "-m", "stages.mask.amount=3,0.6", "~engines.inductor", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "stages.mask.amount: 3 is not a share" in done.stderr
+    assert len(list((tmp_path / "runs").glob("test-*"))) == 1
+
+
+def test_hydras_flags_work(optkit_command, recipe, tmp_path):
+    shown = optkit_command("run", recipe, "--cfg", "job", "stages.mask.amount=0.7", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "amount: 0.7" in shown.stdout
+    part = optkit_command("run", "quickstart", "--cfg", "job", "--package", "stages.prune", cwd=tmp_path)
+    assert "optkit.prune.StructuredPruning" in part.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["test.yaml"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["stages.mask.amount=0.6", "chain=[mask]", "stage@stages.quantize=prune/magnitude",
+     "+stage@stages.again=distill/logits", "model=small_cnn"],
+)  # fmt: skip
+def test_documented_overrides_compose(optkit_command, recipe, tmp_path, override):
+    extra = ["~model.widths"] if override == "model=small_cnn" else []
+    done = optkit_command("run", recipe, override, *extra, "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+BAD = {
+    "unknown recipe": (["run", "quickstrat"], "recipe: no recipe 'quickstrat' (did you mean 'quickstart'?"),
+    "missing recipe file": (["run", "nowhere.yaml"], "no recipe file nowhere.yaml"),
+    "unknown override": (["run", "test.yaml", "stages.mask.amuont=0.5"], "stages.mask.amuont: unknown key (did you mean 'amount'?"),
+    "unknown top key": (["run", "test.yaml", "chian=[train]"], "chian: unknown key (did you mean 'chain'?"),
+    "misspelt key in the file": (["run", "bad.yaml"], "stages.mask.amuont: unknown key"),
+    "misspelt top key in the file": (["run", "top.yaml"], "chian: unknown key; "),
+    "unknown group value": (["run", "test.yaml", "model=resnet20"], "model: no config 'model/resnet20' (did you mean"),
+    "unknown stage config": (["run", "test.yaml", "+stage@stages.x=prune/structural"], "did you mean 'structured'"),
+    "out of range": (["run", "test.yaml", "stages.mask.amount=1.5"], "stages.mask.amount: 1.5 is not a share between 0 and 1"),
+    "trainer out of range": (["run", "test.yaml", "stages.train.trainer.lr=-1"], "stages.train.trainer.lr: -1 is out of range"),
+    "not a number": (["run", "test.yaml", "stages.mask.amount=half"], "stages.mask.amount: 'half'"),
+    "distill after int8": (["run", "test.yaml", "chain=[train,quantize,recover]"], "chain: 'recover' needs a model that is float"),
+    "unknown stage in chain": (["run", "test.yaml", "chain=[train,maks]"], "chain: no stage 'maks' (did you mean 'mask'?)"),
+    "missing file": (["run", "test.yaml", "model.checkpoint=no.safetensors"], "model.checkpoint: no file"),
+    "wrong checkpoint": (["run", "test.yaml", "model.checkpoint=wrong.safetensors"], "does not fit MLP: layers.1.weight is missing"),
+    "no test split": (["run", "test.yaml", "task=cifar10", "~task.limit", "~task.image_size", "task.path=data"], "has no test split"),
+    "missing data folder": (["run", "test.yaml", "task=imagefolder", "~task.limit", "task.path=nodata"], "task.path: no folder"),
+    "value not given": (["run", "test.yaml", "task=imagefolder"], "task.path"),
+    "unwritable folder": (["run", "test.yaml", "out=/proc/nowhere"], "cannot write to /proc/nowhere"),
+    "engine not installed": (["run", "test.yaml", "PATH"], "engines.inductor: does not work here: no C++ compiler found (install g++)"),
+    "unknown engine": (["run", "test.yaml", "+engine@engines.trt=tensorrt"], "no config 'engine/tensorrt'"),
+    "no engine": (["run", "test.yaml", "~engines.eager", "~engines.inductor"], "engines: no engine"),
+    "bad syntax": (["run", "test.yaml", "stages.mask.amount"], "stages.mask.amount"),
+    "broken YAML": (["run", "broken.yaml"], "broken.yaml"),
+    "unknown run": (["report", "nowhere"], "no ledger at nowhere"),
+    "unknown command": (["rnu"], "No such command 'rnu'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(recipe, tmp_path, mistake):
+    arguments, message = BAD[mistake]
+    (tmp_path / "bad.yaml").write_text(RECIPE + "  \n".replace("  ", "") + "")
+    (tmp_path / "bad.yaml").write_text(RECIPE.replace("stages: {", "stages: {mask: {amuont: 0.5}, "))
+    (tmp_path / "top.yaml").write_text(RECIPE + "chian: [train]\n")
+    (tmp_path / "broken.yaml").write_text("chain: [train\nname: {")
+    save_file({"x": torch.zeros(1)}, tmp_path / "wrong.safetensors")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").write_bytes(b"")
+    before = {p.relative_to(tmp_path) for p in tmp_path.rglob("*")}
+    environment = dict(os.environ)
+    if "PATH" in arguments:
+        arguments = [a for a in arguments if a != "PATH"]
+        environment["PATH"] = str(tmp_path)
+    command = [sys.executable, "-m", "optkit", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if mistake != "unknown command":
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*")} == before
+
+
+def test_lists_show_what_there_is(optkit_command):
+    assert "quickstart" in optkit_command("recipes").stdout
+    stages = optkit_command("stages").stdout
+    for name in ("train", "prune/magnitude", "prune/structured", "distill/logits", "quantize/static"):
+        assert f"stage@stages.NAME={name}" in stages
+    assert "amount = 0.5" in stages
+
+
+def test_doctor_says_which_engines_work(optkit_command):
+    text = optkit_command("doctor").stdout
+    assert "engine inductor" in text
+    assert torch.__version__.split("+")[0] in text
+
+
+def test_a_users_own_stage_needs_no_registration(optkit_command, recipe, tmp_path):
+    Path(tmp_path / "mystage.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\nfrom optkit.core.stage import Outcome\n"
+        "@dataclass\nclass Halve:\n    factor: float = 0.5\n    technique: ClassVar[str] = 'mine'\n"
+        "    needs: ClassVar = frozenset({'float'})\n    adds: ClassVar = frozenset()\n    drops: ClassVar = frozenset()\n"
+        "    def apply(self, module, ctx):\n        with torch.no_grad():\n            for p in module.parameters(): p.mul_(self.factor)\n"
+        "        return Outcome(module, {'factor': self.factor})\n"
+    )
+    added = [
+        "+stages.mine._target_=mystage.Halve",
+        "+stages.mine.factor=0.25",
+        "chain=[train,mine]",
+        "~engines.inductor",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "optkit", "run", str(recipe), *added]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 mine" in done.stdout

@@ -1,0 +1,203 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+import optkit
+from optkit.core import ledger
+from optkit.core.errors import StageError, UserError
+from optkit.core.stage import Outcome
+from optkit.engines import Eager
+from optkit.measure import Measure
+from optkit.pipeline import run
+from optkit.plan import Recipe
+from optkit.prune import MagnitudePruning
+from optkit.training import Train, Trainer
+
+FLOAT = frozenset({"float"})
+
+
+def _train(epochs=3):
+    return Train(Trainer(epochs=epochs, batch_size=64, optimizer="adamw", lr=0.01, schedule="cosine"))
+
+
+@pytest.fixture
+def recipe(digits, tmp_path):
+    return Recipe(
+        name="small",
+        model={"_target_": "optkit.models.MLP", "widths": [32], "num_classes": None, "input_shape": None},
+        task=digits,
+        chain=["train", "mask", "tune"],
+        stages={"train": _train(), "mask": MagnitudePruning(0.5), "tune": _train(2)},
+        engines={"eager": Eager()},
+        reference=Eager(),
+        measure=Measure(batch_sizes=[16], seconds=0.01, memory=False),
+        threads=1,
+        out=str(tmp_path / "runs"),
+        text="name: small\n",
+    )
+
+
+def _answers(folder):
+    return [(r.stage, [m.raw for m in r.measurements if m.name == "accuracy"]) for r in ledger.read(folder)]
+
+
+def test_a_run_measures_the_baseline_and_every_stage_after_it(recipe):
+    folder = run(recipe).folder
+    records = ledger.read(folder)
+    assert [(r.step, r.stage, r.technique) for r in records] == [
+        (0, "train", "train"),
+        (1, "mask", "prune"),
+        (2, "tune", "train"),
+    ]
+    assert records[0].parent is None
+    assert records[1].parent == records[0].variant == records[0].baseline == records[2].baseline
+    by_name = [{m.name: m.value for m in r.measurements} for r in records]
+    assert [round(m["sparsity"], 2) for m in by_name] == [0.0, 0.5, 0.5]
+    assert by_name[0]["accuracy"] > 0.6
+    assert all(r.cost.wall_s > 0 for r in records)
+    assert (folder / "recipe.yaml").read_text() == "name: small\n"
+
+
+def test_what_lies_in_the_run_folder_is_what_was_measured(recipe, digits):
+    folder = run(recipe).folder
+    for record in ledger.read(folder):
+        module = optkit.load(folder / "variants" / f"{record.step}-{record.stage}")
+        with torch.no_grad():
+            batch = next(digits.batches("test", digits.size("test")))
+            correct = digits.correct(module(*batch.inputs), batch)
+        accuracy = next(m for m in record.measurements if m.name == "accuracy")
+        assert accuracy.value == pytest.approx(correct.float().mean().item())
+
+
+def test_a_finished_run_is_not_run_again(recipe, monkeypatch):
+    first = run(recipe)
+    assert first.worked
+    monkeypatch.setattr(Train, "apply", lambda *a: pytest.fail("trained again"))
+    again = run(recipe)
+    assert (again.folder, again.worked) == (first.folder, False)
+    assert len(ledger.read(first.folder)) == 3
+
+
+def test_the_same_recipe_gives_the_same_answers_to_the_last_example(recipe, tmp_path):
+    first = run(recipe).folder
+    second = run(replace(recipe, out=str(tmp_path / "other"))).folder
+    third = run(replace(recipe, fresh=True)).folder
+    assert len({first, second, third}) == 3
+    assert _answers(first) == _answers(second) == _answers(third)
+
+
+def test_a_shared_prefix_is_computed_once(recipe, monkeypatch):
+    run(recipe)
+    trained = []
+    real = Train.apply
+    monkeypatch.setattr(Train, "apply", lambda self, module, ctx: trained.append(self) or real(self, module, ctx))
+    run(replace(recipe, stages=recipe.stages | {"mask": MagnitudePruning(0.7)}))
+    assert len(trained) == 1
+
+
+@dataclass
+class Misbehaving:
+    """Does as its `deed` says."""
+
+    deed: str
+
+    technique: ClassVar[str] = "odd"
+    needs: ClassVar[frozenset[str]] = FLOAT
+    adds: ClassVar[frozenset[str]] = frozenset()
+    drops: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, module, ctx):
+        if self.deed == "peeks":
+            next(ctx.task.batches("test", 4))
+        if self.deed == "fails":
+            raise RuntimeError("out of memory\nwith details")
+        if self.deed == "refuses":
+            raise UserError("7 is no good", key="deed", fix="use 8")
+        return Outcome(module)
+
+
+@pytest.mark.parametrize(
+    ("deed", "error", "message"),
+    [
+        ("nothing", StageError, "stage 'odd': changed nothing"),
+        ("peeks", StageError, "stage 'odd': the split 'test' is sealed"),
+        ("fails", RuntimeError, "out of memory"),
+        ("refuses", UserError, r"stages\.odd\.deed: 7 is no good \(use 8\)"),
+    ],
+)
+def test_a_stage_that_fails_is_named_and_what_came_before_is_kept(recipe, deed, error, message):
+    broken = replace(recipe, chain=["train", "odd", "tune"], stages=recipe.stages | {"odd": Misbehaving(deed)})
+    with pytest.raises(error, match=message) as caught:
+        run(broken)
+    assert "stage 'odd'" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])]) or error is UserError
+    folder = next(f for f in (recipe_out(recipe)).iterdir() if f.name.startswith("small-"))
+    assert [r.stage for r in ledger.read(folder)] == ["train"]
+
+
+def recipe_out(recipe):
+    from pathlib import Path
+
+    return Path(recipe.out)
+
+
+def test_runs_leave_the_process_as_it_was(recipe):
+    torch.set_num_threads(2)
+    try:
+        run(replace(recipe, threads=1))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+KILLED = """
+defaults:
+  - optkit
+  - stage@stages.train: train
+  - stage@stages.mask: prune/magnitude
+  - stage@stages.recover: distill/logits
+  - _self_
+  - override model: mlp
+name: killed
+chain: [train, mask, recover]
+stages:
+  train: {trainer: {epochs: 30, batch_size: 32}}
+  recover: {trainer: {epochs: 30, batch_size: 32, select: best}}
+model: {widths: [64]}
+task: {image_size: 8}
+threads: 1
+measure: {batch_sizes: [8], seconds: 0.2, memory: false}
+"""
+
+
+def test_kill_9_at_random_moments_changes_nothing(tmp_path):
+    file = tmp_path / "killed.yaml"
+    file.write_text(KILLED)
+
+    def command(out):
+        arguments = ["run", str(file), f"out={tmp_path / out}", "~engines.inductor"]
+        return [sys.executable, "-m", "optkit", *arguments]
+
+    started = time.monotonic()
+    subprocess.run(command("whole"), check=True, capture_output=True, timeout=240)
+    seconds = time.monotonic() - started
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=moments.uniform(0.3, 0.95) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run(command("killed"), check=True, capture_output=True, timeout=240)
+    whole, killed = (next((tmp_path / out).glob("killed-*")) for out in ("whole", "killed"))
+    assert _answers(whole) == _answers(killed)
+    keys = [json.loads(line)["variant"] for line in (killed / "ledger.jsonl").read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 3

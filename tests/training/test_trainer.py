@@ -1,0 +1,160 @@
+import copy
+import math
+
+import pytest
+import torch
+
+from optkit.core.errors import StageError, UserError
+from optkit.training import Callback, KeepZeros, TaskLoss, Trainer
+from optkit.training.checkpoint import load_state
+
+CPU = torch.device("cpu")
+PLAIN = {"epochs": 2, "batch_size": 64, "precision": "fp32", "channels_last": False, "lr": 0.05,
+         "optimizer_options": {"momentum": 0.9}, "weight_decay": 0.01}  # fmt: skip
+
+
+def _fit(trainer, module, digits, folder, **options):
+    objective = options.pop("objective", TaskLoss(digits, trainer.label_smoothing))
+    return trainer.fit(module, digits, objective, seed=3, workdir=folder, device=CPU, **options)
+
+
+def test_training_is_the_hand_written_loop(digits, mlp, tmp_path):
+    ours, theirs = copy.deepcopy(mlp), copy.deepcopy(mlp)
+    report = _fit(Trainer(**PLAIN), ours, digits, tmp_path)
+
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for p in theirs.parameters() if p.dim() > 1], "weight_decay": 0.01},
+            {"params": [p for p in theirs.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=0.05,
+        momentum=0.9,
+    )
+    total, step = 2 * math.ceil(digits.size("train") / 64), 0
+    for epoch in range(2):
+        for batch in digits.batches("train", 64, training=True, seed=3 + 7919 * epoch):
+            step += 1
+            share = step / (total + 1)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * (share / 0.2 if share < 0.2 else (1 - share) / 0.8)
+            torch.nn.functional.cross_entropy(theirs(*batch.inputs), batch.targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert report.steps == total
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, msg=name)
+
+
+def test_training_learns(digits, mlp, tmp_path):
+    report = _fit(Trainer(epochs=8, batch_size=32, select="best"), mlp, digits, tmp_path)
+    assert report.losses[-1] < report.losses[0] / 3
+    assert max(report.validation) > 0.7
+
+
+class _Kill(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, module, step, total):
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("select", ["last", "best", "ema"])
+@pytest.mark.parametrize("killed_at", [2, 5, 11])
+def test_an_interrupted_run_ends_with_the_weights_it_would_have_had(digits, mlp, tmp_path, select, killed_at):
+    trainer = Trainer(epochs=3, batch_size=64, select=select, optimizer="adamw", lr=0.01)
+    whole, broken, resumed = (copy.deepcopy(mlp) for _ in range(3))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected = _fit(trainer, whole, digits, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        _fit(trainer, broken, digits, tmp_path / "b", callbacks=[_Kill(killed_at)])
+    found = _fit(trainer, resumed, digits, tmp_path / "b")
+    assert (found.losses, found.validation, found.steps) == (expected.losses, expected.validation, expected.steps)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_torn_training_state_is_started_over(tmp_path):
+    (tmp_path / "training.pt").write_bytes(b"PK\x03\x04 torn")
+    assert load_state(tmp_path) is None
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_says_what_to_do(digits, mlp, tmp_path):
+    with pytest.raises(StageError, match=r"loss became nan.*trainer\.lr"):
+        _fit(
+            Trainer(**PLAIN),
+            mlp,
+            digits,
+            tmp_path,
+            objective=lambda module, batch: module(*batch.inputs).sum() * math.nan,
+        )
+
+
+def test_early_stop_after_patience(digits, mlp, tmp_path):
+    report = _fit(Trainer(epochs=50, lr=0.0, patience=2, batch_size=64), mlp, digits, tmp_path)
+    assert report.epochs == 3
+
+
+def test_the_best_epoch_is_kept(digits, mlp, tmp_path):
+    trainer = Trainer(epochs=6, batch_size=64, lr=0.5, select="best", schedule="constant", warmup=0.0)
+    report = _fit(trainer, mlp, digits, tmp_path)
+    batches = list(digits.batches("validation", 256))
+    with torch.no_grad():
+        correct = torch.cat([mlp(*b.inputs).argmax(-1) == b.targets for b in batches])
+    assert correct.float().mean().item() == pytest.approx(max(report.validation))
+
+
+def test_gradients_are_clipped(digits, mlp, tmp_path):
+    before = copy.deepcopy(mlp)
+    options = PLAIN | {"epochs": 1, "batch_size": 10_000, "grad_clip": 1e-3, "lr": 1.0, "weight_decay": 0.0}
+    trainer = Trainer(**options | {"schedule": "constant", "warmup": 0.0, "optimizer_options": {}})
+    _fit(trainer, mlp, digits, tmp_path)
+    moved = torch.stack([(p - q).norm() for p, q in zip(mlp.parameters(), before.parameters(), strict=True)]).norm()
+    assert moved.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_training_leaves_nothing_on_the_module(digits, mlp, tmp_path):
+    keys = set(mlp.state_dict())
+    _fit(Trainer(epochs=1), mlp, digits, tmp_path)
+    assert "forward" not in vars(mlp)
+    assert set(mlp.state_dict()) == keys
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in mlp.modules())
+    assert not mlp.training
+
+
+def test_two_precisions_train_in_one_process(digits, mlp, tmp_path):
+    for place, precision in enumerate(("bf16", "fp32", "bf16")):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        _fit(Trainer(epochs=1, precision=precision), copy.deepcopy(mlp), digits, folder)
+
+
+def test_zeros_stay_zero(digits, mlp, tmp_path):
+    weight = mlp.layers[1].weight
+    with torch.no_grad():
+        weight[:, ::2] = 0
+    before = weight.clone()
+    _fit(Trainer(epochs=2, batch_size=64), mlp, digits, tmp_path, callbacks=[KeepZeros()])
+    after = mlp.layers[1].weight
+    assert torch.equal(after[:, ::2], torch.zeros_like(after[:, ::2]))
+    assert not torch.equal(after[:, 1::2], before[:, 1::2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs: 0 is out of range"),
+        ({"lr": "fast"}, "lr: 'fast' is out of range"),
+        ({"optimizer": "sdg"}, "optimizer: torch.optim has no 'sdg'.*did you mean 'sgd'"),
+        ({"optimizer_options": {"momentun": 0.9}}, "momentun.*did you mean 'momentum'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "fp16"}, "precision"),
+        ({"select": "first"}, "select"),
+        ({"warmup": 1.0}, "warmup"),
+    ],
+)
+def test_mistakes_name_the_field(options, message):
+    with pytest.raises(UserError, match=message):
+        Trainer(**options)
