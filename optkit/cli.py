@@ -114,10 +114,11 @@ def _log_to_stderr(debug: bool) -> None:
     logger.handlers.clear()
     logger.propagate = False
     if sys.stderr.isatty():
-        from rich.console import Console
         from rich.logging import RichHandler
 
-        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+        from optkit.core.progress import stderr_console
+
+        handler: logging.Handler = RichHandler(console=stderr_console(), show_path=False, show_level=False)
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

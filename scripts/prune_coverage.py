@@ -66,7 +66,8 @@ def transformer_cases(scale: int = 1) -> dict[str, Case]:
     next_v2 = hf.ConvNextV2Config(hidden_sizes=[16 * scale, 32 * scale, 64 * scale, 128 * scale],
                                   depths=[1, 1, 2 * scale, 1], num_labels=10)  # fmt: skip
     opt = hf.OPTConfig(vocab_size=vocab, hidden_size=wide, num_hidden_layers=deep, num_attention_heads=4 * scale,
-                       ffn_dim=4 * wide, word_embed_proj_dim=wide)  # fmt: skip
+                       ffn_dim=4 * wide, word_embed_proj_dim=wide, max_position_embeddings=128)  # fmt: skip
+    gpt2 = hf.GPT2Config(vocab_size=vocab, n_embd=wide, n_layer=deep, n_head=4 * scale, n_positions=128)
     t5 = hf.T5Config(vocab_size=vocab, d_model=wide, d_kv=16, d_ff=4 * wide, num_layers=deep, num_heads=4 * scale)
     cases: dict[str, tuple[type, Any, Any]] = {
         "bert": (hf.BertForSequenceClassification, hf.BertConfig(**text), tokens),
@@ -80,7 +81,7 @@ def transformer_cases(scale: int = 1) -> dict[str, Case]:
         "deit": (hf.DeiTForImageClassification, hf.DeiTConfig(**image), pixels),
         "swin": (hf.SwinForImageClassification, swin, pixels),
         "convnextv2": (hf.ConvNextV2ForImageClassification, next_v2, pixels),
-        "gpt2": (hf.GPT2LMHeadModel, hf.GPT2Config(vocab_size=vocab, n_embd=wide, n_layer=deep, n_head=4 * scale), tokens),
+        "gpt2": (hf.GPT2LMHeadModel, gpt2, tokens),
         "opt": (hf.OPTForCausalLM, opt, tokens),
         "llama": (hf.LlamaForCausalLM, hf.LlamaConfig(**causal), tokens),
         "qwen2": (hf.Qwen2ForCausalLM, hf.Qwen2Config(**causal), tokens),
@@ -102,11 +103,12 @@ def large_cases() -> dict[str, Case]:
     pixels = {"pixel_values": torch.randn(1, 3, 224, 224)}
     llama = hf.LlamaConfig(vocab_size=16_000, hidden_size=640, num_hidden_layers=12, num_attention_heads=10,
                            num_key_value_heads=5, intermediate_size=2048)  # fmt: skip
+    deberta = hf.DebertaV2Config(vocab_size=30_000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+                                 intermediate_size=3072)  # fmt: skip
     return {
         "bert-base": (lambda: hf.BertForSequenceClassification(hf.BertConfig()), tokens),
         "gpt2-small": (lambda: hf.GPT2LMHeadModel(hf.GPT2Config()), tokens),
-        "deberta-v2-base": (lambda: hf.DebertaV2ForSequenceClassification(hf.DebertaV2Config(
-            vocab_size=30_000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)), tokens),
+        "deberta-v2-base": (lambda: hf.DebertaV2ForSequenceClassification(deberta), tokens),
         "vit-base": (lambda: hf.ViTForImageClassification(hf.ViTConfig()), pixels),
         "swin-base": (lambda: hf.SwinForImageClassification(hf.SwinConfig(
             embed_dim=128, depths=[2, 2, 18, 2], num_heads=[4, 8, 16, 32])), pixels),

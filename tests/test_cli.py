@@ -85,7 +85,7 @@ def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path)
     done = optkit_command("run", recipe, "-m", "stages.mask.amount=0.3,0.6", "~engines.inductor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").glob("test-*"))) == 2
-    trained = [p for p in (tmp_path / "runs" / "store").iterdir()]
+    trained = list((tmp_path / "runs" / "store").iterdir())
     assert len(trained) == 4
 
 

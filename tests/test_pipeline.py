@@ -24,8 +24,8 @@ from optkit.training import Train, Trainer
 FLOAT = frozenset({"float"})
 
 
-def _train(epochs=3):
-    return Train(Trainer(epochs=epochs, batch_size=64, optimizer="adamw", lr=0.01, schedule="cosine"))
+def _train(epochs=12):
+    return Train(Trainer(epochs=epochs, batch_size=64, optimizer="adamw", lr=0.02, schedule="cosine"))
 
 
 @pytest.fixture

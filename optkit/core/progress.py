@@ -6,11 +6,23 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 LOG_EVERY_S = 15.0
+
+
+@cache
+def stderr_console() -> Console:
+    """The one console for bars and log lines: two would write over each other."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
@@ -22,11 +34,10 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 def _bar(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=stderr_console(), transient=True) as progress:
         yield from progress.track(items, total=total, description=description)
 
 

@@ -26,7 +26,8 @@ class Value:
         shape: the sizes while nothing is cut.
         axes: for each dimension its labels, or None where it cannot be cut.
         zero: for each dimension, whether its cut slices are zero once the parameters of those slices are.
-        param: the parameter or buffer it is, if it is one (perhaps in another type, or plus ``offset``).
+        param: the parameter or buffer it is, if it is one (perhaps in another type).
+        offset: what was added to that parameter.
         debts: dimensions with n slices of which k stay, and the power of n / k that the value is off by.
     """
 

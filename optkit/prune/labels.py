@@ -42,7 +42,7 @@ class Resolved:
     Attributes:
         classes: for each label its equivalence class; class 0 is frozen.
         chosen: for each product the axis it is cut along, or -1 if it is frozen.
-        reasons: for each label the class it has when freezing is left out, for the report.
+        loose: for each label the class it has when freezing is left out, for the report.
     """
 
     classes: np.ndarray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,10 @@ class CutPlan:
             raise UserError(f"not a cut plan: {error}") from error
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise UserError("not a cut plan", fix=f"its format must be {FORMAT}")
-        return cls(**{key: value for key, value in data.items() if key != "format"})
+        values = {key: value for key, value in data.items() if key != "format"}
+        if set(values) != {f.name for f in fields(cls)}:
+            raise UserError("not a whole cut plan", fix=f"its keys must be {', '.join(f.name for f in fields(cls))}")
+        return cls(**values)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""

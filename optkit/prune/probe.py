@@ -6,14 +6,16 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import nn
 
 from optkit.core.errors import StageError
-from optkit.prune.graph import Inputs, Trace
+from optkit.prune.graph import Inputs, Trace, call
 from optkit.prune.groups import Units, find_units
 from optkit.prune.labels import Resolved
+from optkit.prune.plan import CutPlan
 from optkit.prune.surgery import Guesses, Key, build_plan
-from optkit.prune.verify import ERRORS, TOLERANCE, deviation, diverging_module, failing_module
+from optkit.prune.verify import ERRORS, TOLERANCE, deviation, diverging_module, evaluating, failing_module
 
 MAX_GUESSES = 24  # combinations of attribute meanings tried per class
 
@@ -28,32 +30,42 @@ class Probe:
         model: the dense model.
         inputs: example inputs.
         trace: what the walk found; frozen labels are added to it.
+
+    Attributes:
+        latest: the plan and the model of the last cut that was tried.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, trace: Trace):
         self.model, self.inputs, self.trace = model, inputs, trace
         self.guesses = Guesses()
+        self.latest: tuple[CutPlan, nn.Module] | None = None
         self._tries: dict[str, Iterator[dict[Key, int]]] = {}
 
     def run(self) -> tuple[Resolved, Units]:
-        """Labels and units under which a trial cut is exact.
+        """Labels and units under which a trial cut runs.
 
         Raises:
             StageError: if a failure cannot be traced to any label.
         """
         resolved, units = self._resolve()
-        while self.learn(resolved, units, uneven_cut(units)):
+        while self.learn(resolved, units, uneven_cut(units), exact=False):
             resolved, units = self._resolve()
         return resolved, units
 
-    def learn(self, resolved: Resolved, units: Units, removed: np.ndarray) -> bool:
+    def learn(self, resolved: Resolved, units: Units, removed: np.ndarray, exact: bool = True) -> bool:
         """Try a cut; if it fails, settle how attributes are read, or else freeze labels and return True.
+
+        Args:
+            resolved: the classes of the labels.
+            units: what can be cut.
+            removed: the cut, a bool per unit.
+            exact: compare with the zeroed dense model too.
 
         Raises:
             StageError: if a failure cannot be traced to any label.
         """
-        while True:
-            where, problem = self._trial(resolved, units, removed)
+        while removed.any():
+            where, problem = self._trial(units, removed, exact)
             if problem is None:
                 return False
             if self._guess_again(where):
@@ -61,17 +73,22 @@ class Probe:
             if not self._freeze_around(where, resolved, units, removed):
                 raise StageError(f"a trial cut fails in {where or 'the model'}: {problem}")
             return True
+        return False
 
     def _resolve(self) -> tuple[Resolved, Units]:
         resolved = self.trace.space.resolve()
         return resolved, find_units(self.trace, resolved)
 
-    def _trial(self, resolved: Resolved, units: Units, removed: np.ndarray) -> tuple[str, str | None]:
-        if not removed.any():
-            return "", None
-        plan = build_plan(self.model, self.trace, resolved, units, removed, self.guesses)
+    def _trial(self, units: Units, removed: np.ndarray, exact: bool) -> tuple[str, str | None]:
+        """The module that fails and how, or None if none does."""
+        plan = build_plan(self.model, self.trace, units, removed, self.guesses)
         cut = plan.apply(self.model)
+        self.latest = plan, cut
         try:
+            if not exact:
+                with torch.no_grad(), evaluating(cut):
+                    call(cut, self.inputs)
+                return "", None
             if deviation(self.model, cut, plan, self.inputs) < TOLERANCE:
                 return "", None
         except ERRORS as error:
@@ -118,7 +135,7 @@ class Probe:
         return False
 
     def _suspects(self, resolved: Resolved, paths: set[str]) -> Iterator[list[np.ndarray]]:
-        """Labels to freeze, the least drastic first: padding, the chosen axis of a view, written sizes, inputs, everything."""
+        """Labels to freeze, the least drastic first: padding, chosen axes of views, sizes, inputs, everything."""
         products = zip(self.trace.space.products, resolved.chosen, strict=True)
         yield [axis for path, axis in self.trace.pads if path in paths]
         yield [p.axes[chosen] for p, chosen in products if p.where in paths and chosen >= 0]

@@ -13,7 +13,7 @@ from optkit.prune.rules_layout import drop, freeze_all, written
 
 def _parts(trace: Trace, x: Value, sizes: Sequence[int], dim: int) -> list[Value]:
     """Consecutive parts along ``dim``; parts of equal size must keep equally many, so they are tied."""
-    axis, results, start = x.axes[dim], [], 0
+    axis, results = x.axes[dim], []
     if axis is not None and len(set(sizes)) == 1 and len(sizes) > 1:
         first, rest = trace.space.split(axis, (len(sizes), sizes[0]))
         trace.space.freeze(first, "")
@@ -30,7 +30,6 @@ def _parts(trace: Trace, x: Value, sizes: Sequence[int], dim: int) -> list[Value
         results.append(Value(tuple(shape), axes, list(x.zero)))
         if axes[dim] is not None:
             trace.sizes.append((trace.space.where, size, axes[dim]))
-        start += size
     return results
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class StructuredPruning:
             scope=self.scope,
             round_to=self.round_to,
             protect=tuple(self.protect),
-            batches=[batch for _, batch in zip(range(self.batches), data, strict=False)],
+            batches=islice(data, self.batches),
             loss_fn=lambda model, batch: ctx.task.loss(ctx.task.forward(model, batch), batch),
             seed=ctx.seed,
         )

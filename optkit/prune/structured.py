@@ -17,7 +17,7 @@ from optkit.prune.criteria import CRITERIA, NEED_DATA, normalize, score_units
 from optkit.prune.graph import Inputs, Trace, export
 from optkit.prune.plan import CutPlan
 from optkit.prune.probe import Probe
-from optkit.prune.surgery import build_plan
+from optkit.prune.surgery import why_frozen
 from optkit.prune.verify import check_runs, evaluating
 from optkit.prune.walk import walk
 
@@ -102,7 +102,10 @@ def prune_structured(
         meters = {"params": params_meter(units, trace, params), "macs": macs_meter(units, trace)}
         removed = select(Selector(units, scores, scope, round_to, seed), meters[budget], amount, budget)
         again = probe.learn(resolved, units, removed)
-    plan = build_plan(model, trace, resolved, units, removed, probe.guesses)
+    if probe.latest is None or not removed.any():
+        raise UserError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
+    plan, pruned = probe.latest
+    plan.frozen = why_frozen(trace, resolved)
     plan.facts = {
         "criterion": criterion,
         "budget": budget,
@@ -113,7 +116,6 @@ def prune_structured(
     }
     for name, meter in meters.items():
         plan.facts |= {f"{name}_before": int(meter.total), f"{name}_after": int(meter(removed))}
-    pruned = plan.apply(model)
     check_runs(pruned, example_inputs)
     count = sum(p.numel() for p in pruned.parameters())
     if count != plan.facts["params_after"]:

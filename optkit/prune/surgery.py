@@ -35,10 +35,8 @@ class Guesses:
     options: dict[str, dict[Key, int]] = field(default_factory=lambda: defaultdict(dict))
 
 
-def build_plan(
-    model: nn.Module, trace: Trace, resolved: Resolved, units: Units, removed: np.ndarray, guesses: Guesses
-) -> CutPlan:
-    """The plan that cuts ``removed`` (bool per unit)."""
+def build_plan(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray, guesses: Guesses) -> CutPlan:
+    """The plan that cuts ``removed`` (bool per unit), without facts and reasons."""
     cuts: dict[str, dict[str, int]] = {}
     shapes: dict[str, list[int]] = {}
     sets: dict[bytes, int] = {}
@@ -64,8 +62,7 @@ def build_plan(
     )
     scales = {name: [_factor(debts, units, removed, -1.0), offset] for name, (offset, debts) in trace.scales.items()}
     scales = {name: pair for name, pair in scales.items() if pair[0] != 1.0}
-    frozen = why_frozen(trace, resolved)
-    return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, scales, layers=layers, frozen=frozen)
+    return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, scales, layers=layers)
 
 
 def _factor(debts: Debts, units: Units, removed: np.ndarray, sign: float = 1.0) -> float:

@@ -17,7 +17,7 @@ from optkit.prune.groups import Units
 from optkit.prune.plan import CutPlan
 
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
-ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError)
+ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError, KeyError)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def render(runs: Sequence[Path], format_: str) -> str:
 
     from rich.console import Console
 
-    width = shutil.get_terminal_size((160, 24)).columns
+    width = shutil.get_terminal_size((170, 24)).columns
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
     console.print(table(found, width))

@@ -55,12 +55,12 @@ COLUMNS: tuple[Column, ...] = (
     ("change, points", _delta, 100),
     ("p50 ms", _number("latency_p50_ms", 2), 0),
     ("speedup", _times("speedup"), 0),
-    ("same engine", _times("speedup_same_engine"), 160),
-    ("size MB", _number("size_mb", 2), 100),
-    ("MACs M", _number("macs", 1, 1e-6), 100),
-    ("int8 %", lambda r: _percent(r["int8_share"]), 140),
-    ("peak MB", _number("peak_memory_mb", 0), 140),
-    ("stage s", _number("stage_cost_s", 1), 120),
+    ("same engine", _times("speedup_same_engine"), 148),
+    ("size MB", _number("size_mb", 2), 118),
+    ("MACs M", _number("macs", 1, 1e-6), 118),
+    ("int8 %", lambda r: _percent(r["int8_share"]), 165),
+    ("peak MB", _number("peak_memory_mb", 0), 165),
+    ("stage s", _number("stage_cost_s", 1), 128),
 )
 NOTE = (
     "Speedup and change are against the baseline (step 0) on eager fp32 at the same batch size, timed in the same "

@@ -169,14 +169,14 @@ class _Fit:
         for callback in self.callbacks:
             callback.on_train_begin(self.module)
         self._resume()
-        model, optimizer = accelerator.prepare(self.module, self.optimizer)
-        progress = track(self._epochs(accelerator, model, optimizer, started), self.description, int(self.total))
+        # the module itself is not prepared: accelerate would replace its forward, and autocast is entered below anyway
+        optimizer = accelerator.prepare(self.optimizer)
+        progress = track(self._epochs(accelerator, optimizer, started), self.description, int(self.total))
         try:
             for _ in progress:
                 pass
         finally:
-            # prepare wraps forward for autocast and makes global state: neither may outlive this fit
-            accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            # accelerate's state is global, and would fix the precision of every later fit in this process
             _release(accelerator)
         for callback in self.callbacks:
             callback.on_train_end(self.module)
@@ -185,7 +185,7 @@ class _Fit:
         seconds = self.resumed_s + time.perf_counter() - started
         return FitReport(self.epoch, self.step, self.losses, self.validation, kept, seconds, self.resumed_s)
 
-    def _epochs(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, started: float) -> Iterator[int]:
+    def _epochs(self, accelerator: Accelerator, optimizer: Any, started: float) -> Iterator[int]:
         """Trains to the end, yielding after every step."""
         yield from range(self.step)
         while self.step < self.total and not self._out_of_patience():
@@ -198,7 +198,7 @@ class _Fit:
             for batch in batches:
                 if self.step >= self.total:
                     break
-                losses.append(self._one_step(accelerator, model, optimizer, batch))
+                losses.append(self._one_step(accelerator, optimizer, batch))
                 self.step += 1
                 if self.config.select == "ema":
                     self._update_ema()
@@ -207,12 +207,12 @@ class _Fit:
                 yield self.step
             self._finish_epoch(losses, self.resumed_s + time.perf_counter() - started)
 
-    def _one_step(self, accelerator: Accelerator, model: nn.Module, optimizer: Any, batch: Batch) -> Tensor:
+    def _one_step(self, accelerator: Accelerator, optimizer: Any, batch: Batch) -> Tensor:
         with accelerator.autocast():
-            loss = self.objective(model, batch.to(self.device))
+            loss = self.objective(self.module, batch.to(self.device))
         accelerator.backward(loss)
         if self.config.grad_clip is not None:
-            accelerator.clip_grad_norm_(model.parameters(), self.config.grad_clip)
+            accelerator.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
         optimizer.step()
         self.schedule.step()
         optimizer.zero_grad()

@@ -111,12 +111,21 @@ def test_the_front_is_what_nothing_dominates(points):
     assert on_front(data) == expected
 
 
+def _inline_values(node):
+    """The first list of inline values anywhere in a chart's specification."""
+    if isinstance(node, dict):
+        if isinstance(node.get("values"), list) and node["values"] and isinstance(node["values"][0], dict):
+            return node["values"]
+        node = list(node.values())
+    found = (_inline_values(child) for child in node) if isinstance(node, list) else ()
+    return next((values for values in found if values), None)
+
+
 def test_the_picture_has_a_point_for_each_row_and_saves(folder):
     found = read_rows([folder])
     chart = tradeoff(found)
     assert isinstance(chart, altair.TopLevelMixin)
-    values = chart.to_dict()["hconcat"][0]["data"]["values"] if "data" in chart.to_dict()["hconcat"][0] else None
-    data = values or next(iter(chart.to_dict()["datasets"].values()))
+    data = _inline_values(chart.to_dict())
     assert {(v["variant"], v["engine"]) for v in data} == {
         ("0 train", "eager"), ("0 train", "inductor"), ("1 prune", "eager"), ("1 prune", "inductor")
     }  # fmt: skip

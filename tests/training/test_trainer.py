@@ -46,7 +46,8 @@ def test_training_is_the_hand_written_loop(digits, mlp, tmp_path):
 
 
 def test_training_learns(digits, mlp, tmp_path):
-    report = _fit(Trainer(epochs=8, batch_size=32, select="best"), mlp, digits, tmp_path)
+    trainer = Trainer(epochs=12, batch_size=32, select="best", optimizer="adamw", lr=0.02)
+    report = _fit(trainer, mlp, digits, tmp_path)
     assert report.losses[-1] < report.losses[0] / 3
     assert max(report.validation) > 0.7
 

@@ -1,0 +1,103 @@
+"""Scores against closed forms, on a network small enough to do by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optkit.prune.budget import Selector
+from optkit.prune.criteria import normalize, score_units
+from optkit.prune.graph import Trace
+from optkit.prune.groups import find_units
+from optkit.prune.structured import trace_model
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+
+
+@pytest.fixture
+def batches():
+    return [(torch.randn(5, 3).double(), torch.randn(5, 2).double()) for _ in range(3)]
+
+
+def loss_fn(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def scores(net, criterion, batches=None):
+    trace: Trace = trace_model(net, (torch.randn(2, 3).double(),))
+    units = find_units(trace, trace.space.resolve())
+    assert units.count == 4
+    order = units.slots[0].units
+    return score_units(criterion, units, net, batches, loss_fn, 0)[order]
+
+
+def test_norms(net):
+    first, norm, _, last = net
+    parts = [first.weight.T, first.bias[None], norm.weight[None], norm.bias[None], last.weight]
+    together = torch.cat(parts).detach()
+    np.testing.assert_allclose(scores(net, "l1"), together.abs().sum(0), rtol=1e-5)
+    np.testing.assert_allclose(scores(net, "l2"), together.norm(dim=0), rtol=1e-5)
+
+
+def test_norm_scale_and_geometric_median(net):
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([0.5, -2.0, 1.0, 0.1]))
+    np.testing.assert_allclose(scores(net, "bn_scale"), [0.5, 2.0, 1.0, 0.1], rtol=1e-5)
+    rows = [net[0].weight.detach(), net[3].weight.detach()]
+    apart = [sum((rows[0][i] - rows[0][j]).norm().item() for j in range(4)) for i in range(4)]
+    np.testing.assert_allclose(scores(net, "fpgm"), apart, rtol=1e-4)
+
+
+def test_gradients(net, batches):
+    taylor, fisher = np.zeros(4), np.zeros(4)
+    first, norm, _, last = net
+    for batch in batches:
+        net.zero_grad()
+        loss_fn(net, batch).backward()
+        held = [first.weight.T, first.bias[None], norm.weight[None], norm.bias[None], last.weight]
+        grads = [
+            first.weight.grad.T,
+            first.bias.grad[None],
+            norm.weight.grad[None],
+            norm.bias.grad[None],
+            last.weight.grad,
+        ]
+        product = torch.cat([w * g for w, g in zip(held, grads, strict=True)]).detach()
+        taylor += product.sum(0).square().numpy() / 3
+        fisher += product.square().sum(0).numpy() / 3
+    net.zero_grad(set_to_none=True)
+    np.testing.assert_allclose(scores(net, "taylor", batches), taylor, rtol=1e-4)
+    np.testing.assert_allclose(scores(net, "fisher", batches), fisher, rtol=1e-4)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_activations(net, batches):
+    x = torch.stack([batch[0] for batch in batches])
+    hidden = net[2](net[1](net[0](x.flatten(0, 1)))).reshape(3, 5, 4)
+    norms = [v.square().mean(1).mean(0).sqrt().detach() for v in (x, hidden)]
+    expected = net[0].weight.abs() @ norms[0] + (net[3].weight.abs() * norms[1]).sum(0)
+    np.testing.assert_allclose(scores(net, "activation", batches), expected.detach(), rtol=1e-4)
+
+
+def test_normalized_scores_fall_back_to_equal_shares(net):
+    trace = trace_model(net, (torch.randn(2, 3).double(),))
+    units = find_units(trace, trace.space.resolve())
+    same = normalize(units, np.ones(4))
+    np.testing.assert_allclose(np.sort(same), [1, 4 / 3, 2, 4])
+    peaked = normalize(units, np.array([1e-3, 1.0, 1.0, 1.0]))
+    assert peaked[0] < 0.01 < peaked[1:].min()
+
+
+def test_selector_keeps_floors_and_multiples(net):
+    trace = trace_model(net, (torch.randn(2, 3).double(),))
+    units = find_units(trace, trace.space.resolve())
+    ranks = np.array([0.1, 0.4, 0.2, 0.3])
+    one = Selector(units, ranks, "global", 1, 0)
+    assert one.cut(one.most).tolist() == [True, False, True, True]
+    two = Selector(units, ranks, "global", 2, 0)
+    assert two.cut(two.most).tolist() == [True, False, True, False]
+    assert not two.cut(0).any()
