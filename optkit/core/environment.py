@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
+    "optkit",
     "torch",
     "torchvision",
     "torchao",
@@ -55,10 +56,7 @@ def available_cores() -> int:
 
 def environment(threads: int) -> dict[str, Any]:
     """What goes into every record."""
-    from optkit import __version__
-
     return {
-        "optkit": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": threads,
