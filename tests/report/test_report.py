@@ -9,7 +9,7 @@ from rich.console import Console
 
 from optkit.core.ledger import Ledger
 from optkit.report import read_rows, render, rows
-from optkit.report.plot import on_front, save_tradeoff, tradeoff
+from optkit.report.plot import on_front, save_tradeoff, steady_latency, tradeoff
 from optkit.report.tables import COLUMNS, table
 from tests.conftest import make_record
 
@@ -109,6 +109,13 @@ def test_the_front_is_what_nothing_dominates(points):
     data = [{"latency_p50_ms": x, "accuracy": y} for x, y in points]
     expected = [not any((a <= x and b >= y) and (a, b) != (x, y) for a, b in points) for x, y in points]
     assert on_front(data) == expected
+
+
+def test_the_picture_corrects_for_drift():
+    by = {(r["step"], r["engine"]): r["latency_p50_ms"] for r in steady_latency(rows(_run()))}
+    assert by[0, "eager"] == pytest.approx(4.0, rel=0.02)
+    # timed at 2 ms while the baseline took 4.4: at the baseline's 4 ms it would have been 1.82
+    assert by[1, "eager"] == pytest.approx(4 / 2.2, rel=0.02)
 
 
 def _inline_values(node):
