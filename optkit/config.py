@@ -29,6 +29,11 @@ KEYS = {
     "name", "seed", "threads", "out", "store", "fresh", "baseline", "chain",
     "model", "task", "stages", "engines", "measure", "debug",
 }  # fmt: skip
+FLAGS_WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
+    "--experimental-rerun",
+}  # fmt: skip
+INFO_VALUES = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 PATHS = ("task.path", "model.checkpoint")
 NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 
@@ -119,8 +124,9 @@ def _arguments(arguments: Sequence[str]):
     multirun = any(a in ("-m", "--multirun") for a in arguments)
     if multirun and not any(a.startswith("hydra.sweep.dir") for a in arguments):
         own.append("hydra.sweep.dir=${out}/multirun/${now:%Y-%m-%d_%H-%M-%S}")
+    overrides, flags = _parted(arguments)
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["optkit run", *arguments, *own]
+    sys.argv = ["optkit run", *overrides, *own, *flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
@@ -129,6 +135,18 @@ def _arguments(arguments: Sequence[str]):
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and flags with their values: Hydra's parser takes overrides in one piece only."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    previous = ""
+    for argument in arguments:
+        is_value = previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and argument in INFO_VALUES)
+        (flags if is_value or argument.startswith("-") else overrides).append(argument)
+        previous = argument
+    return overrides, flags
 
 
 @contextmanager
