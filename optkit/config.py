@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optkit.core.errors import OptkitError, UserError, did_you_mean
-from optkit.core.targets import TARGET, build, check_parameters, locate
+from optkit.core.targets import TARGET, build
 
 log = logging.getLogger(__name__)
 KEYS = {
@@ -206,9 +206,7 @@ def to_recipe(cfg: DictConfig) -> Any:
 
     debug = node.get("debug") or {}
     _check_model(node["model"])
-    stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items() if name in node["chain"]}
-    for name in set(node["stages"]) - set(stages):
-        _check_only(node["stages"][name], f"stages.{name}")
+    stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items()}
     engines = {name: build(engine, f"engines.{name}") for name, engine in node["engines"].items()}
     measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
     assert isinstance(measure, Measure)
@@ -311,12 +309,6 @@ def _check_model(node: Mapping[str, Any]) -> None:
             return 1
 
     ModelSpec.from_config(node, Anything())
-
-
-def _check_only(node: Mapping[str, Any], key: str) -> None:
-    """Checks the keys of a stage that is configured but not in the chain."""
-    if TARGET in node:
-        check_parameters(locate(node[TARGET], f"{key}.{TARGET}"), {k: v for k, v in node.items() if k != TARGET}, key)
 
 
 def _limited(task: Mapping[str, Any], debug: Mapping[str, Any]) -> Mapping[str, Any]:

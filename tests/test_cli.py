@@ -122,7 +122,7 @@ BAD = {
     "unknown override": (["run", "test.yaml", "stages.mask.amuont=0.5"], "stages.mask.amuont: unknown key (did you mean 'amount'?"),
     "unknown top key": (["run", "test.yaml", "chian=[train]"], "chian: unknown key (did you mean 'chain'?"),
     "misspelt key in the file": (["run", "bad.yaml"], "stages.mask.amuont: unknown key"),
-    "misspelt top key in the file": (["run", "top.yaml"], "chian: unknown key; "),
+    "misspelt top key in the file": (["run", "top.yaml"], "chian: unknown key (did you mean 'chain'?)"),
     "unknown group value": (["run", "test.yaml", "model=resnet20"], "model: no config 'model/resnet20' (did you mean"),
     "unknown stage config": (["run", "test.yaml", "+stage@stages.x=prune/structural"], "did you mean 'structured'"),
     "out of range": (["run", "test.yaml", "stages.mask.amount=1.5"], "stages.mask.amount: 1.5 is not a share between 0 and 1"),
