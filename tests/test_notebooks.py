@@ -21,4 +21,4 @@ def test_notebooks_run_from_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OPTKIT_RUNS", str(tmp_path / "runs"))
     NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
     drawn = [o for cell in book.cells for o in cell.get("outputs", []) if "data" in o]
-    assert any("vega" in kind for o in drawn for kind in o["data"])
+    assert any("vega" in kind or "vega" in str(value) for o in drawn for kind, value in o["data"].items())
