@@ -6,7 +6,13 @@ import pytest
 
 from optkit.config import bundled_recipes
 
-SMALL = ["debug=smoke", "measure.seconds=0.05", "measure.batch_sizes=[8]", "threads=1"]
+SMALL = [
+    "debug=smoke",
+    "engines.inductor.cpp_wrapper=false",
+    "measure.seconds=0.05",
+    "measure.batch_sizes=[8]",
+    "threads=1",
+]
 DATA = {
     "resnet20_cifar10": [
         "task._target_=optkit.tasks.ImageFolder", "~task.dataset", "~task.image_column", "~task.label_column",
