@@ -21,6 +21,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from optkit.core.checks import check_count
 from optkit.core.errors import OptkitError, UserError, did_you_mean
 from optkit.core.targets import TARGET, build
 
@@ -293,22 +294,15 @@ def _check_top(node: Mapping[str, Any]) -> None:
     for key, value in debug.items():
         if key not in ("max_steps", "limit"):
             raise UserError("unknown key", key=f"debug.{key}", fix=did_you_mean(key, ("max_steps", "limit")))
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{value!r} is not a whole number of at least 1", key=f"debug.{key}", value=value)
+        if value is not None:
+            check_count(f"debug.{key}", value)
 
 
 def _check_model(node: Mapping[str, Any]) -> None:
     """The model's keys, as far as they can be checked without the task."""
     from optkit.models import ModelSpec
 
-    class Anything(dict):
-        def __contains__(self, key: object) -> bool:
-            return key in ("num_classes", "in_channels", "input_shape")
-
-        def __getitem__(self, key: str) -> int:
-            return 1
-
-    ModelSpec.from_config(node, Anything())
+    ModelSpec.from_config(node, dict.fromkeys(("num_classes", "in_channels", "input_shape"), 1))
 
 
 def _limited(task: Mapping[str, Any], debug: Mapping[str, Any]) -> Mapping[str, Any]:

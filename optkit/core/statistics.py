@@ -78,6 +78,33 @@ def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]
     return PairedDifference(interval, float(p_value), float(detectable))
 
 
+def difference_over_seeds(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Estimate:
+    """Difference of mean accuracies of two arms, each trained from several seeds, judged on the same examples.
+
+    Its variance is that of the examples (paired, averaged over seeds) plus that of the seeds of either arm; the
+    interval is Student's with the degrees of freedom of Welch and Satterthwaite, so that few seeds make it wide. An
+    arm with one seed is taken as it is: its interval says nothing about other seeds.
+
+    Args:
+        candidate: which examples each seed got right, ``(seeds, N)``.
+        reference: the same for the other arm; its number of seeds may differ.
+    """
+    from scipy.stats import t
+
+    if candidate.ndim != 2 or reference.ndim != 2 or candidate.shape[1] != reference.shape[1]:
+        raise ValueError(f"answers must be (seeds, N) over the same N: {candidate.shape}, {reference.shape}")
+    per_example = candidate.mean(0) - reference.mean(0)
+    delta, n = float(per_example.mean()), per_example.size
+    parts = [(float(per_example.var(ddof=1)) / n, n - 1)]
+    parts += [(float(a.mean(1).var(ddof=1)) / len(a), len(a) - 1) for a in (candidate, reference) if len(a) > 1]
+    variance = sum(v for v, _ in parts)
+    if variance == 0:
+        return Estimate(delta, delta, delta)
+    freedom = variance**2 / sum(v**2 / df for v, df in parts)
+    half = float(t.ppf(1 - (1 - CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    return Estimate(delta, delta - half, delta + half)
+
+
 def median(samples: NDArray[np.float64], seed: int = 0) -> Estimate:
     """Median of latencies ``(rounds, calls)`` with an interval that resamples whole rounds."""
     return _over_rounds(lambda rounds: _median(samples, rounds), len(samples), seed)

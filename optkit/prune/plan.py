@@ -61,9 +61,27 @@ class CutPlan:
     layers: list[dict[str, Any]] = field(default_factory=list)
     frozen: dict[str, list[str]] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-able data."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> CutPlan:
+        """The plan that :meth:`to_dict` gave.
+
+        Raises:
+            UserError: if the data is not a cut plan.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise UserError("not a cut plan", fix=f"its format must be {FORMAT}")
+        values = {key: value for key, value in data.items() if key != "format"}
+        if set(values) != {f.name for f in fields(cls)}:
+            raise UserError("not a whole cut plan", fix=f"its keys must be {', '.join(f.name for f in fields(cls))}")
+        return cls(**values)
+
     def to_json(self) -> str:
         """The plan as JSON text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> CutPlan:
@@ -73,15 +91,9 @@ class CutPlan:
             UserError: if the text is not a cut plan.
         """
         try:
-            data = json.loads(text)
+            return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise UserError(f"not a cut plan: {error}") from error
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise UserError("not a cut plan", fix=f"its format must be {FORMAT}")
-        values = {key: value for key, value in data.items() if key != "format"}
-        if set(values) != {f.name for f in fields(cls)}:
-            raise UserError("not a whole cut plan", fix=f"its keys must be {', '.join(f.name for f in fields(cls))}")
-        return cls(**values)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""

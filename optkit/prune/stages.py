@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.stage import Context, Outcome
 from optkit.prune.masks import apply_masks_, magnitude_masks
 from optkit.prune.plan import CutPlan
-from optkit.prune.structured import prune_structured
-
-SCOPES = ("global", "local")
-
-
-def _check_amount(amount: float) -> None:
-    if not isinstance(amount, (int, float)) or not 0 < amount < 1:
-        raise UserError(
-            f"{amount!r} is not a share between 0 and 1", key="amount", value=amount, fix="0.5 removes half"
-        )
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"no {name} '{value}'", key=name, value=value, fix=did_you_mean(str(value), known))
+from optkit.prune.structured import SCOPES, check_arguments, prune_structured
 
 
 @dataclass
@@ -49,8 +33,8 @@ class MagnitudePruning:
     drops: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        _check_amount(self.amount)
-        _check_choice("scope", self.scope, SCOPES)
+        check_share("amount", self.amount)
+        check_choice("scope", self.scope, SCOPES)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         masks = magnitude_masks(module, self.amount, self.scope)
@@ -87,15 +71,8 @@ class StructuredPruning:
     drops: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        from optkit.prune.criteria import CRITERIA
-
-        _check_amount(self.amount)
-        _check_choice("budget", self.budget, ("params", "macs"))
-        _check_choice("criterion", self.criterion, tuple(CRITERIA))
-        _check_choice("scope", self.scope, SCOPES)
-        for name in ("round_to", "batches"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise UserError(f"{value!r} is not a whole number of at least 1", key=name, value=value)
+        check_arguments(self.amount, self.budget, self.criterion, self.scope, self.round_to)
+        check_count("batches", self.batches)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         data = ctx.task.batches("train", 64, seed=ctx.seed)
@@ -112,8 +89,8 @@ class StructuredPruning:
             loss_fn=lambda model, batch: ctx.task.loss(ctx.task.forward(model, batch), batch),
             seed=ctx.seed,
         )
-        return Outcome(pruned.model, {"cut": pruned.plan.facts}, surgery=json.loads(pruned.plan.to_json()))
+        return Outcome(pruned.model, {"cut": pruned.plan.facts}, surgery=pruned.plan.to_dict())
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return CutPlan.from_json(json.dumps(surgery)).apply(module)
+        return CutPlan.from_dict(surgery).apply(module)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError, did_you_mean
 from optkit.prune.budget import Selector, macs_meter, params_meter, select
 from optkit.prune.criteria import CRITERIA, NEED_DATA, normalize, score_units
@@ -125,19 +126,11 @@ def prune_structured(
 
 def check_arguments(amount: float, budget: str, criterion: str, scope: str, round_to: int) -> None:
     """Raise a UserError for the first argument that cannot be used."""
-    if not 0 < amount < 1:
-        raise UserError(
-            f"amount is {amount}", key="amount", value=amount, fix="give the share to remove, between 0 and 1"
-        )
-    for key, value, known in (
-        ("budget", budget, BUDGETS),
-        ("criterion", criterion, CRITERIA),
-        ("scope", scope, SCOPES),
-    ):
-        if value not in known:
-            raise UserError(f"unknown {key} '{value}'", key=key, value=value, fix=did_you_mean(value, known))
-    if round_to < 1:
-        raise UserError(f"round_to is {round_to}", key="round_to", value=round_to, fix="give 1 or more")
+    check_share("amount", amount)
+    check_choice("budget", budget, BUDGETS)
+    check_choice("criterion", criterion, CRITERIA)
+    check_choice("scope", scope, SCOPES)
+    check_count("round_to", round_to)
 
 
 def protected_tensors(model: nn.Module, patterns: Sequence[str]) -> list[str]:

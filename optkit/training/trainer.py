@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError, did_you_mean
 from optkit.core.progress import track
 from optkit.core.task import Batch, Task
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
 SELECTIONS = ("last", "best", "ema")
 
 
@@ -44,7 +45,7 @@ class Trainer:
         weight_decay: applied to matrices and kernels, not to biases and norms.
         schedule: one_cycle, cosine or constant.
         warmup: share of the steps during which the rate rises.
-        precision: bf16 (autocast) or fp32.
+        precision: bf16 (autocast), fp32, or auto: bf16 where the device has instructions for it.
         grad_clip: largest norm of the gradient; None for no clipping.
         label_smoothing: share of the target spread over all classes.
         ema_decay: decay a step of the weights' moving average, used by ``select: ema``.
@@ -61,7 +62,7 @@ class Trainer:
     weight_decay: float = 5e-4
     schedule: str = "one_cycle"
     warmup: float = 0.2
-    precision: str = "bf16"
+    precision: str = "auto"
     grad_clip: float | None = None
     label_smoothing: float = 0.0
     ema_decay: float = 0.999
@@ -116,13 +117,15 @@ class Trainer:
 
 @dataclass
 class FitReport:
-    """What training did: one loss and validation accuracy an epoch, the epoch kept, seconds over all attempts."""
+    """What training did: one loss and validation accuracy an epoch, the epoch kept, the precision it ran in, seconds
+    over all attempts."""
 
     epochs: int
     steps: int
     losses: list[float]
     validation: list[float]
     kept: str
+    precision: str
     seconds: float
     resumed_s: float = 0.0
 
@@ -160,7 +163,8 @@ class _Fit:
 
     def run(self) -> FitReport:
         started = time.perf_counter()
-        accelerator = _accelerator(self.config.precision, self.device)
+        precision = choose_precision(self.config.precision, self.device)
+        accelerator = _accelerator(precision, self.device)
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         self.module.to(self.device, memory_format=layout).train()
         c = self.config
@@ -183,7 +187,7 @@ class _Fit:
         kept = self._keep()
         self.module.to("cpu", memory_format=torch.contiguous_format).eval()
         seconds = self.resumed_s + time.perf_counter() - started
-        return FitReport(self.epoch, self.step, self.losses, self.validation, kept, seconds, self.resumed_s)
+        return FitReport(self.epoch, self.step, self.losses, self.validation, kept, precision, seconds, self.resumed_s)
 
     def _epochs(self, accelerator: Accelerator, optimizer: Any, started: float) -> Iterator[int]:
         """Trains to the end, yielding after every step."""
@@ -309,6 +313,15 @@ class _Fit:
 
 def _copy_state(module: nn.Module) -> dict[str, Tensor]:
     return copy.deepcopy(module.state_dict())
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """``auto`` made definite: without bf16 instructions, autocast trains several times slower than fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu()["isa"]) else "fp32"
 
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:

@@ -210,12 +210,12 @@ def test_every_criterion_prunes_and_is_repeatable(criterion):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"amount": 0.0}, "amount is 0"),
-        ({"amount": 1.0}, "amount is 1"),
+        ({"amount": 0.0}, "amount: 0.0 is not a share"),
+        ({"amount": 1.0}, "amount: 1.0 is not a share"),
         ({"criterion": "taylr"}, "did you mean 'taylor'"),
         ({"budget": "mac"}, "did you mean 'macs'"),
         ({"scope": "globl"}, "did you mean 'global'"),
-        ({"round_to": 0}, "round_to is 0"),
+        ({"round_to": 0}, "round_to: 0 is not a whole number"),
         ({"protect": ["layer9*"]}, "no module matches 'layer9"),
         ({"amount": 0.999}, "at most"),
         *[({"criterion": name}, "needs data") for name in NEED_DATA],

@@ -132,6 +132,12 @@ def test_two_precisions_train_in_one_process(digits, mlp, tmp_path):
         _fit(Trainer(epochs=1, precision=precision), copy.deepcopy(mlp), digits, folder)
 
 
+@pytest.mark.parametrize(("isa", "expected"), [(["avx2"], "fp32"), (["avx512_bf16"], "bf16"), (["amx_bf16"], "bf16")])
+def test_auto_trains_in_bf16_only_where_the_processor_has_it(isa, expected, monkeypatch, digits, mlp, tmp_path):
+    monkeypatch.setattr("optkit.training.trainer.cpu", lambda: {"isa": isa})
+    assert _fit(Trainer(epochs=1), mlp, digits, tmp_path).facts()["training"]["precision"] == expected
+
+
 def test_zeros_stay_zero(digits, mlp, tmp_path):
     weight = mlp.layers[1].weight
     with torch.no_grad():

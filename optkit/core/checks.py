@@ -1,0 +1,26 @@
+"""Checks of single arguments, with one wording for all of optkit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from optkit.core.errors import UserError, did_you_mean
+
+
+def check_share(key: str, value: object) -> None:
+    """Raise a UserError unless ``value`` is a number between 0 and 1, both excluded."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise UserError(f"{value!r} is not a share between 0 and 1", key=key, value=value, fix="0.5 is half")
+
+
+def check_choice(key: str, value: object, known: Iterable[str]) -> None:
+    """Raise a UserError unless ``value`` is one of the known names."""
+    known = tuple(known)
+    if value not in known:
+        raise UserError(f"no {key} '{value}'", key=key, value=value, fix=did_you_mean(str(value), known))
+
+
+def check_count(key: str, value: object, least: int = 1) -> None:
+    """Raise a UserError unless ``value`` is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{value!r} is not a whole number of at least {least}", key=key, value=value)
