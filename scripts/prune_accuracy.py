@@ -1,6 +1,6 @@
 """Accuracy after a cut and a short fine-tune: every criterion against random channels, and against Torch-Pruning.
 
-    python scripts/prune_accuracy.py DATA CHECKPOINT --results FILE [--depth 20] [--seeds 3] [--steps 500] [--arms l1 ...]
+    python scripts/prune_accuracy.py DATA CHECKPOINT --results FILE [--depth 20] [--seeds 3] [--arms l1 ...]
 
 DATA holds CIFAR-10 as train and test parquet files, CHECKPOINT the weights of a ResNet of that depth in the layout of
 akamaster/pytorch_resnet_cifar10. The checkpoint is fine-tuned to the images once (``--dense-steps``). Then every arm
