@@ -13,19 +13,37 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from optkit.core.environment import cpu
 from optkit.core.errors import StageError
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A converted graph and the scale and zero point of every activation in it, by node name."""
+    """A converted graph, and what rebuilds it.
+
+    Attributes:
+        module: the graph.
+        activations: scale and zero point of every activation in it, by node name.
+        reduce_range: whether activations take 7 bits.
+    """
 
     module: GraphModule
     activations: dict[str, list[float | int]]
+    reduce_range: bool
+
+
+def products_saturate() -> bool:
+    """Whether this processor's int8 kernels add pairs of products in 16 bits (x86 without VNNI), which overflow."""
+    isa = set(cpu()["isa"])
+    return "avx2" in isa and not isa & {"avx512_vnni", "avx_vnni"}
 
 
 def quantize_static(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], batches: Iterable[tuple[Tensor, ...]]
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    reduce_range: bool | None = None,
 ) -> Quantized:
     """Post-training static quantization: int8 weights per channel, uint8 activations per tensor.
 
@@ -33,6 +51,8 @@ def quantize_static(
         model: a float model in eval mode; not touched.
         example_inputs: inputs of at least 2 examples, to export with; the batch size stays dynamic.
         batches: inputs to calibrate with, one tuple a batch.
+        reduce_range: give activations 7 of their 8 bits, so that sums of two products fit 16 bits. None does so where
+            this processor's kernels need it (`products_saturate`).
 
     Returns:
         The graph with quantize and dequantize nodes, which inductor lowers to int8 kernels.
@@ -40,7 +60,8 @@ def quantize_static(
     Raises:
         StageError: no operator could be quantized.
     """
-    prepared = _prepare(model, example_inputs)
+    reduce_range = products_saturate() if reduce_range is None else reduce_range
+    prepared = _prepare(model, example_inputs, reduce_range)
     with torch.no_grad():
         for inputs in batches:
             prepared(*inputs)
@@ -48,20 +69,23 @@ def quantize_static(
     activations = {n.name: [float(n.args[1]), int(n.args[2])] for n in _activation_nodes(converted)}
     if not activations:
         raise StageError("no operator of this model could be quantized")
-    return Quantized(converted, activations)
+    return Quantized(converted, activations, reduce_range)
 
 
 def replay_static(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], activations: dict[str, list[float | int]]
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    activations: dict[str, list[float | int]],
+    reduce_range: bool = False,
 ) -> GraphModule:
     """The structure that `quantize_static` gave, rebuilt without calibration; the weights are loaded over it.
 
     Args:
         model: a fresh model of the structure that was quantized.
         example_inputs: as for `quantize_static`.
-        activations: from `Quantized`.
+        activations, reduce_range: from `Quantized`.
     """
-    prepared = _prepare(model, example_inputs)
+    prepared = _prepare(model, example_inputs, reduce_range)
     with torch.no_grad():
         prepared(*example_inputs)
     converted = _convert(prepared)
@@ -72,7 +96,7 @@ def replay_static(
     return converted
 
 
-def _prepare(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModule:
+def _prepare(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_range: bool) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -81,8 +105,8 @@ def _prepare(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> GraphModul
         exported = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=batch_is_dynamic)
         graph = exported.module()
         _name_calls_apart(graph)
-        quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-        return prepare_pt2e(graph, quantizer)
+        scheme = x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
+        return prepare_pt2e(graph, x86.X86InductorQuantizer().set_global(scheme))
 
 
 def _name_calls_apart(graph: GraphModule) -> None:
@@ -131,6 +155,10 @@ def _quiet() -> Iterator[None]:
 
 
 def describe(quantized: Quantized) -> dict[str, Any]:
-    """How many operators read quantized weights, and how many activations are quantized."""
+    """How many operators read quantized weights, how many activations are quantized, and to how many bits."""
     weights = [n for n in quantized.module.graph.nodes if "dequantize_per_channel" in str(n.target)]
-    return {"quantized_weights": len(weights), "quantized_activations": len(quantized.activations)}
+    return {
+        "quantized_weights": len(weights),
+        "quantized_activations": len(quantized.activations),
+        "activation_bits": 7 if quantized.reduce_range else 8,
+    }
