@@ -17,6 +17,21 @@ NEED_DATA = ("taylor", "fisher", "activation")
 CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
 
 
+def data_for(criterion: str, batches: Iterable[Any] | None, loss_fn: LossFn | None) -> list[Any]:
+    """The batches that the criterion reads, to be read again and again; none if it needs none.
+
+    Raises:
+        UserError: if it needs data and none is given.
+    """
+    if criterion not in NEED_DATA:
+        return []
+    if batches is None or loss_fn is None:
+        raise UserError(
+            f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn"
+        )
+    return list(batches)
+
+
 def score_units(
     criterion: str, units: Units, model: nn.Module, batches: Iterable[Any] | None, loss_fn: LossFn | None, seed: int
 ) -> np.ndarray:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from optkit.core.checks import check_choice, check_count, check_share
-from optkit.core.errors import StageError, UserError, did_you_mean
-from optkit.prune.budget import Selector, macs_meter, params_meter, select
-from optkit.prune.criteria import CRITERIA, NEED_DATA, normalize, score_units
-from optkit.prune.graph import Inputs, Trace, export
+from optkit.core.errors import StageError, UserError
+from optkit.prune.analysis import Analysis
+from optkit.prune.budget import Selector, select
+from optkit.prune.criteria import CRITERIA, LossFn, data_for
+from optkit.prune.graph import Inputs
 from optkit.prune.plan import CutPlan
-from optkit.prune.probe import Probe
 from optkit.prune.surgery import why_frozen
-from optkit.prune.verify import check_runs, evaluating
-from optkit.prune.walk import walk
+from optkit.prune.verify import check_runs
 
 BUDGETS = ("params", "macs")
 SCOPES = ("global", "local")
@@ -45,7 +41,7 @@ def prune_structured(
     round_to: int = 1,
     protect: Sequence[str] = (),
     batches: Iterable[Any] | None = None,
-    loss_fn: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    loss_fn: LossFn | None = None,
     seed: int = 0,
 ) -> Pruned:
     """Cut channels, heads and hidden features until a share of the budget is gone.
@@ -77,36 +73,18 @@ def prune_structured(
         StageError: if the cut model does not run.
     """
     check_arguments(amount, budget, criterion, scope, round_to)
-    if criterion in NEED_DATA and (batches is None or loss_fn is None):
-        raise UserError(
-            f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn"
-        )
-    shielded = protected_tensors(model, protect)
-    if criterion in NEED_DATA:
-        batches = list(batches or ())
-    with evaluating(model):
-        trace = trace_model(model, example_inputs)
-    for name in shielded:
-        for axis in trace.params.get(trace.aliases[name], ()):
-            trace.space.freeze(axis, "protect")
-    probe = Probe(model, example_inputs, trace)
-    params = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    again = True
-    while again:  # a cut that shows more hard-coded sizes than the trial did is chosen again without them
-        resolved, units = probe.run()
-        if units.count == 0:
-            raise UserError(
-                "nothing in this model can be cut", fix="every layer is an output, under a norm or protected"
-            )
-        with evaluating(model):
-            scores = normalize(units, score_units(criterion, units, model, batches, loss_fn, seed))
-        meters = {"params": params_meter(units, trace, params), "macs": macs_meter(units, trace)}
-        removed = select(Selector(units, scores, scope, round_to, seed), meters[budget], amount, budget)
-        again = probe.learn(resolved, units, removed)
-    if probe.latest is None or not removed.any():
-        raise UserError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
-    plan, pruned = probe.latest
-    plan.frozen = why_frozen(trace, resolved)
+    batches = data_for(criterion, batches, loss_fn)
+    analysis = Analysis(model, example_inputs, protect)
+    found = None
+    while found is None:  # a cut that shows more hard-coded sizes than the trial did is chosen again without them
+        scores = analysis.scores(criterion, batches, loss_fn, seed)
+        selector = Selector(analysis.units, scores, scope, round_to, seed)
+        removed = select(selector, analysis.meters[budget], amount, budget)
+        if not removed.any():
+            raise UserError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
+        found = analysis.cut(removed)
+    plan, pruned = found
+    plan.frozen = why_frozen(analysis.trace, analysis.resolved)
     plan.facts = {
         "criterion": criterion,
         "budget": budget,
@@ -115,7 +93,7 @@ def prune_structured(
         "round_to": round_to,
         "seed": seed,
     }
-    for name, meter in meters.items():
+    for name, meter in analysis.meters.items():
         plan.facts |= {f"{name}_before": int(meter.total), f"{name}_after": int(meter(removed))}
     check_runs(pruned, example_inputs)
     count = sum(p.numel() for p in pruned.parameters())
@@ -131,41 +109,3 @@ def check_arguments(amount: float, budget: str, criterion: str, scope: str, roun
     check_choice("criterion", criterion, CRITERIA)
     check_choice("scope", scope, SCOPES)
     check_count("round_to", round_to)
-
-
-def protected_tensors(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the parameters and buffers of the modules that match, and of those inside them."""
-    modules = [name for name, _ in model.named_modules() if name]
-    shielded: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = fnmatch.filter(modules, pattern)
-        if not found:
-            raise UserError(
-                f"no module matches '{pattern}'", key="protect", value=pattern, fix=did_you_mean(pattern, modules[:50])
-            )
-        shielded.update(found)
-    return [t for t, _ in named_tensors(model) if any(t.startswith(m + ".") for m in shielded)]
-
-
-def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and buffers under all their names."""
-    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-
-
-def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
-    """Walk the evaluation graph, and the training graph too if it has parameters that evaluation never reads."""
-    first: dict[int, str] = {}
-    trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)})
-    walk(export(model, inputs), trace)
-    idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
-    if idle:
-        macs = list(trace.macs)
-        model.train()
-        with contextlib.suppress(UserError):  # parameters that no export reaches stay whole
-            walk(export(model, inputs), trace)
-        trace.macs = macs
-        model.eval()
-    for name, axes in trace.params.items():
-        if not trace.uses[name]:
-            trace.params[name] = [None] * len(axes)
-    return trace

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from optkit.prune.analysis import trace_model
 from optkit.prune.budget import Selector
 from optkit.prune.criteria import normalize, score_units
 from optkit.prune.graph import Trace
 from optkit.prune.groups import find_units
-from optkit.prune.structured import trace_model
 
 
 @pytest.fixture

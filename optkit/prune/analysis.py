@@ -1,0 +1,124 @@
+"""What can be cut from a model, found once and asked many times."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from optkit.core.errors import UserError, did_you_mean
+from optkit.prune.budget import Meter, macs_meter, params_meter
+from optkit.prune.criteria import LossFn, normalize, score_units
+from optkit.prune.graph import Inputs, Trace, export
+from optkit.prune.groups import Units
+from optkit.prune.labels import Resolved
+from optkit.prune.plan import CutPlan
+from optkit.prune.probe import Probe
+from optkit.prune.surgery import build_plan
+from optkit.prune.verify import evaluating
+from optkit.prune.walk import walk
+
+
+class Analysis:
+    """A traced model whose units can be scored, metered and cut.
+
+    Args:
+        model: the dense model; it is not touched.
+        inputs: example inputs.
+        protect: patterns of module names whose parameters stay whole.
+
+    Attributes:
+        trace: what the walk over the exported graph found.
+        resolved, units: what can be cut, as far as trial cuts have shown.
+        meters: the cost of a cut by the name of the budget.
+
+    Raises:
+        UserError: for a pattern that matches nothing, a model that cannot be exported or in which nothing can be cut.
+    """
+
+    trace: Trace
+    resolved: Resolved
+    units: Units
+    meters: dict[str, Meter]
+
+    def __init__(self, model: nn.Module, inputs: Inputs, protect: Sequence[str] = ()):
+        self.model = model
+        shielded = protected_tensors(model, protect)
+        with evaluating(model):
+            self.trace = trace_model(model, inputs)
+        for name in shielded:
+            for axis in self.trace.params.get(self.trace.aliases[name], ()):
+                self.trace.space.freeze(axis, "protect")
+        self._probe = Probe(model, inputs, self.trace)
+        self._resolve()
+
+    def _resolve(self) -> None:
+        self.resolved, self.units = self._probe.run()
+        if self.units.count == 0:
+            raise UserError(
+                "nothing in this model can be cut", fix="every layer is an output, under a norm or protected"
+            )
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        self.meters = {
+            "params": params_meter(self.units, self.trace, shapes),
+            "macs": macs_meter(self.units, self.trace),
+        }
+
+    def scores(self, criterion: str, batches: Iterable[Any], loss_fn: LossFn | None, seed: int) -> np.ndarray:
+        """The importance of every unit, comparable between groups; see :func:`score_units`."""
+        with evaluating(self.model):
+            return normalize(self.units, score_units(criterion, self.units, self.model, batches, loss_fn, seed))
+
+    def plan(self, removed: np.ndarray) -> CutPlan:
+        """The plan that cuts ``removed`` (bool per unit), not tried."""
+        return build_plan(self.model, self.trace, self.units, removed, self._probe.guesses)
+
+    def cut(self, removed: np.ndarray) -> tuple[CutPlan, nn.Module] | None:
+        """The plan and the cut model, or None if trying it showed that less can be cut: units are others then."""
+        if self._probe.learn(self.resolved, self.units, removed):
+            self._resolve()
+            return None
+        return self._probe.latest
+
+
+def protected_tensors(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the parameters and buffers of the modules that match, and of those inside them."""
+    modules = [name for name, _ in model.named_modules() if name]
+    shielded: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = fnmatch.filter(modules, pattern)
+        if not found:
+            raise UserError(
+                f"no module matches '{pattern}'", key="protect", value=pattern, fix=did_you_mean(pattern, modules[:50])
+            )
+        shielded.update(found)
+    return [t for t, _ in named_tensors(model) if any(t.startswith(m + ".") for m in shielded)]
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under all their names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
+    """Walk the evaluation graph, and the training graph too if it has parameters that evaluation never reads."""
+    first: dict[int, str] = {}
+    trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)})
+    walk(export(model, inputs), trace)
+    idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
+    if idle:
+        macs = list(trace.macs)
+        model.train()
+        with contextlib.suppress(UserError):  # parameters that no export reaches stay whole
+            walk(export(model, inputs), trace)
+        trace.macs = macs
+        model.eval()
+    for name, axes in trace.params.items():
+        if not trace.uses[name]:
+            trace.params[name] = [None] * len(axes)
+    return trace
