@@ -77,18 +77,21 @@ def score_units(
 
 
 def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
-    """Make layers comparable: each score over the mean of those in its group that are at least as large.
+    """Make layers comparable: each score over the mean of those in its group that are at least as large, summed over
+    the weights that the unit lives in.
 
-    This is the layer-adaptive score of Lee et al. (LAMP, ICLR 2021) times the size of the group. Where scores are all
-    alike it equals the inverse of the share kept so far, so a global ranking falls back to equal shares and no layer
-    collapses; where a few channels carry a layer, the others go first.
+    The quotient is the layer-adaptive score of Lee et al. (LAMP, ICLR 2021) times the size of the group. Where scores
+    are all alike it equals the inverse of the share kept so far, so a global ranking falls back to equal shares of
+    layers that are coupled alike, and none collapses; where a few channels carry a layer, the others go first. A
+    channel of a residual stream lives in the weights of every block that reads or writes it, and goes after those
+    inside one block.
     """
     result = np.empty_like(scores)
     order = np.lexsort((-scores, units.group))
     sizes = np.bincount(units.group, minlength=len(units.names))
     for members in np.split(order, np.cumsum(sizes)[:-1]):
         result[members] = members.size * scores[members] / np.maximum(np.cumsum(scores[members]), 1e-300)
-    return result
+    return result * np.maximum(units.coupled, 1)
 
 
 def _sum(units: Units, elements: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -30,6 +30,7 @@ class Units:
         group: for each unit its group: the slot that holds it first, that is the layer that makes it.
         names: for each group the name of that layer's parameter.
         width: for each group how many indices of that slot one unit takes (the size of a head, say).
+        coupled: for each unit in how many weights it lives (dimensions of tensors that have two or more).
     """
 
     count: int
@@ -38,6 +39,7 @@ class Units:
     group: np.ndarray
     names: list[str]
     width: np.ndarray
+    coupled: np.ndarray
 
     def of(self, axis: Axis) -> np.ndarray:
         """The units of a label array."""
@@ -62,11 +64,13 @@ def find_units(trace: Trace, resolved: Resolved) -> Units:
     count = held.size - 1
     found = [Slot(name, dim, number[classes]) for name, dim, classes in slots]
     group, names, width = np.full(count, -1, np.int64), [], []
+    coupled = np.zeros(count, np.int64)
     for slot in found:
         units, times = np.unique(slot.units[slot.units >= 0], return_counts=True)
+        coupled[units] += len(trace.params[slot.param]) > 1
         new = group[units] < 0
         if new.any():
             group[units[new]] = len(names)
             names.append(slot.param)
             width.append(int(times[new].min()))
-    return Units(count, found, number[resolved.classes], group, names, np.array(width, np.int64))
+    return Units(count, found, number[resolved.classes], group, names, np.array(width, np.int64), coupled)

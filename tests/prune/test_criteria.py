@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from optkit.models import ResNetCIFAR
+from optkit.prune import prune_structured
 from optkit.prune.analysis import trace_model
 from optkit.prune.budget import Selector
 from optkit.prune.criteria import normalize, score_units
@@ -87,9 +89,17 @@ def test_normalized_scores_fall_back_to_equal_shares(net):
     trace = trace_model(net, (torch.randn(2, 3).double(),))
     units = find_units(trace, trace.space.resolve())
     same = normalize(units, np.ones(4))
-    np.testing.assert_allclose(np.sort(same), [1, 4 / 3, 2, 4])
+    np.testing.assert_allclose(np.sort(same), 2 * np.array([1, 4 / 3, 2, 4]))  # each lives in two weights
     peaked = normalize(units, np.array([1e-3, 1.0, 1.0, 1.0]))
     assert peaked[0] < 0.01 < peaked[1:].min()
+
+
+def test_channels_that_many_weights_share_go_last():
+    model = ResNetCIFAR(20).eval()
+    plan = prune_structured(model, (torch.randn(2, 3, 32, 32),), amount=0.5, budget="macs").plan
+    kept = {layer["name"]: layer["kept"] / layer["units"] for layer in plan.layers}
+    inner = [share for name, share in kept.items() if name.endswith(".conv1.weight")]
+    assert max(inner) < min(share for name, share in kept.items() if not name.endswith(".conv1.weight"))
 
 
 def test_selector_keeps_floors_and_multiples(net):
