@@ -314,13 +314,23 @@ def stage_catalogue() -> dict[str, dict[str, Any]]:
     root = shipped("conf") / "stage"
     found = {}
     for path in sorted(root.rglob("*.yaml")):
-        node = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(node, dict)
-        trains = any("trainer" in str(d) for d in node.pop("defaults", []))
+        node = _with_defaults(path)
         target = node.pop(TARGET)
-        found[str(path.relative_to(root).with_suffix(""))] = {
-            "target": target,
-            "summary": first_comment(path),
-            "parameters": {str(k): v for k, v in node.items()} | ({"trainer": "conf/trainer"} if trains else {}),
-        }
+        name = str(path.relative_to(root).with_suffix(""))
+        found[name] = {"target": target, "summary": first_comment(path), "parameters": node}
     return found
+
+
+def _with_defaults(path: Path) -> dict[str, Any]:
+    """A stage's config over the one it extends (``/path@_here_``); the groups of its parts are named, not read."""
+    node = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(node, dict)
+    base: dict[str, Any] = {}
+    for default in node.pop("defaults", []):
+        if isinstance(default, dict):
+            for group, name in default.items():
+                folder, _, part = group.partition("@")
+                base[part] = f"conf{folder}/{name}"
+        elif default != "_self_":
+            base |= _with_defaults(shipped("conf") / f"{default.removesuffix('@_here_').lstrip('/')}.yaml")
+    return base | {str(k): v for k, v in node.items()}

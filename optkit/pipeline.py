@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from optkit.core.task import SealedTask
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.models import ModelSpec
-from optkit.plan import MODEL, START, PlannedStep, Recipe, make_plan, target_of
+from optkit.plan import MODEL, START, PlannedStep, Recipe, make_plan, params_of, target_of
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def _child(step: PlannedStep, parent: Variant, outcome: Outcome, cost: Cost) -> 
         traits=(parent.traits - stage.drops) | stage.adds,
         model=parent.model,
         surgeries=surgeries,
-        steps=(*parent.steps, Step(step.name, stage.technique, target, asdict(stage))),  # type: ignore[call-overload]
+        steps=(*parent.steps, Step(step.name, stage.technique, target, params_of(stage))),
         facts=copy.deepcopy(outcome.facts),
         cost=cost,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from optkit.core.artifact import TRUSTED
 from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.stage import Stage
+from optkit.core.targets import TARGET
 from optkit.core.task import Task
 from optkit.core.variant import variant_id
 from optkit.measure import Measure
@@ -147,7 +148,9 @@ def make_plan(recipe: Recipe) -> Plan:
     steps = [PlannedStep(MODEL, None, start, None, recipe.seed, -first)]
     for place, name in enumerate(recipe.chain, 1):
         stage, seed = recipe.stages[name], recipe.seed * 1009 + place
-        made = variant_id(steps[-1].id, target_of(stage), asdict(stage), seed, recipe.max_steps, _source(type(stage)))  # type: ignore[call-overload]
+        made = variant_id(
+            steps[-1].id, target_of(stage), params_of(stage), seed, recipe.max_steps, *map(_source, _classes(stage))
+        )
         steps.append(PlannedStep(name, stage, made, steps[-1].id, seed, place - first))
     measured = [asdict(e) | {"is": target_of(e)} for e in recipe.engines.values()]  # type: ignore[call-overload]
     run = variant_id([s.id for s in steps], first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
@@ -169,6 +172,23 @@ def _baseline_place(recipe: Recipe) -> int:
 def target_of(thing: object) -> str:
     """The dotted path of a thing's class."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def params_of(thing: Any) -> dict[str, Any]:
+    """A dataclass's fields as JSON-able data; a dataclass within it says by ``_target_`` which it is."""
+    params = asdict(thing)
+    for name, inner in _within(thing).items():
+        params[name] = {TARGET: target_of(inner), **params_of(inner)}
+    return params
+
+
+def _classes(thing: Any) -> list[type]:
+    """The class of a dataclass, and of those within it."""
+    return [type(thing), *(cls for inner in _within(thing).values() for cls in _classes(inner))]
+
+
+def _within(thing: Any) -> dict[str, Any]:
+    return {f.name: getattr(thing, f.name) for f in fields(thing) if is_dataclass(getattr(thing, f.name))}
 
 
 @cache

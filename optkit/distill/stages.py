@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Batch, Task
 from optkit.distill.losses import kd_loss
-from optkit.training import Trainer, fit_stage
+from optkit.training import Callback, Trainer, fit_stage
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ class LogitDistillation:
         if not 0 < self.alpha <= 1:
             raise UserError(f"{self.alpha} is not above 0 and up to 1", key="alpha", value=self.alpha)
 
-    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+    def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
         teacher = ctx.baseline() if self.teacher is None else ctx.build_model(self.teacher)
         teacher.to(ctx.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         _same_classes(module, teacher, ctx)
         objective = LogitObjective(ctx.task, teacher, self.temperature, self.alpha, self.trainer.label_smoothing)
         facts = {"teacher": "baseline" if self.teacher is None else self.teacher["_target_"]}
-        return fit_stage(self.trainer, module, ctx, objective, facts=facts)
+        return fit_stage(self.trainer, module, ctx, objective, callbacks, facts)
 
 
 def _same_classes(student: nn.Module, teacher: nn.Module, ctx: Context) -> None:

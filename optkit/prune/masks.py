@@ -1,48 +1,141 @@
-"""Unstructured pruning: weights set to zero one by one."""
+"""Masks: weights set to zero one by one, by magnitude, freely or in N:M patterns."""
 
 from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+from optkit.core.errors import UserError
+from optkit.prune.structured import protected_tensors
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+Masks = dict[str, Tensor]
 
 
-def magnitude_masks(module: nn.Module, amount: float, scope: str = "global") -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Pattern:
+    """N:M sparsity: of every ``group`` weights in a row along the input dimension, ``kept`` are not zero.
+
+    2:4 is what the sparse tensor cores of NVIDIA GPUs multiply (Mishra et al., "Accelerating Sparse Deep Neural
+    Networks", 2021).
+    """
+
+    kept: int
+    group: int
+
+    @classmethod
+    def parse(cls, text: object) -> Pattern:
+        """The pattern that ``"2:4"`` names. Raises UserError for anything that names none."""
+        match = re.fullmatch(r"(\d+):(\d+)", text) if isinstance(text, str) else None
+        if match is None or not 0 < int(match[1]) < int(match[2]):
+            fix = "'2:4' keeps 2 of every 4 weights; YAML wants it in quotes"
+            raise UserError(f"{text!r} is not a pattern", key="pattern", value=text, fix=fix)
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def removed(self) -> float:
+        """The share of the weights that is zero."""
+        return 1 - self.kept / self.group
+
+    def keep(self, weight: Tensor, dim: int) -> Tensor:
+        """True for the ``kept`` largest magnitudes of each group along ``dim``, which the group divides."""
+        groups = weight.abs().movedim(dim, -1).unflatten(-1, (-1, self.group))
+        return _keep_largest(groups, self.group - self.kept).flatten(-2).movedim(-1, dim)
+
+
+def magnitude_masks(
+    module: nn.Module,
+    amount: float | None,
+    scope: str = "global",
+    pattern: Pattern | None = None,
+    protect: Sequence[str] = (),
+) -> Masks:
     """Which weights to keep when the smallest are removed (Han et al., 2015).
 
     Args:
         module: its convolution and linear weights are ranked by absolute value.
-        amount: share of these weights to remove, between 0 and 1.
+        amount: share of these weights to remove, between 0 and 1; with a pattern at most what that removes, for which
+            None stands.
         scope: ``global`` ranks all layers together, ``local`` each layer by itself.
+        pattern: only weights that this pattern removes go; layers whose inputs its group does not divide stay whole.
+        protect: patterns (as in :mod:`fnmatch`) of module names whose weights stay, and are not counted.
 
     Returns:
         Bool tensors by parameter name, each of its parameter's shape; exactly ``round(amount * count)`` are False.
+
+    Raises:
+        UserError: an amount beyond the pattern's, no weight to rank, or a name pattern that matches nothing.
     """
-    weights = {
-        f"{n}.weight" if n else "weight": m.weight.detach()
-        for n, m in module.named_modules()
-        if isinstance(m, PRUNABLE)
-    }
+    amount = _share(amount, pattern)
+    weights = masked_weights(module, pattern, protect)
+    scores = {}
+    for name, (owner, weight) in weights.items():
+        scores[name] = weight.detach().abs()
+        if pattern is not None:
+            kept = pattern.keep(scores[name], int(not isinstance(owner, TRANSPOSED)))
+            scores[name] = scores[name].masked_fill(kept, math.inf)
     if scope == "local":
-        return {name: _keep_largest(weight.abs(), amount) for name, weight in weights.items()}
-    flat = torch.cat([w.abs().flatten() for w in weights.values()])
-    kept = _keep_largest(flat, amount)
-    parts = torch.split(kept, [w.numel() for w in weights.values()])
-    return {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
+        return {
+            name: _keep_largest(score.flatten(), round(amount * score.numel())).view_as(score)
+            for name, score in scores.items()
+        }
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    parts = _keep_largest(flat, round(amount * flat.numel())).split([score.numel() for score in scores.values()])
+    return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
 
-def _keep_largest(scores: Tensor, amount: float) -> Tensor:
-    """False for the ``round(amount * count)`` smallest; among equals the first go first."""
-    order = scores.flatten().argsort(stable=True)
-    keep = torch.ones(scores.numel(), dtype=torch.bool)
-    keep[order[: round(amount * scores.numel())]] = False
-    return keep.view_as(scores)
+def masked_weights(
+    module: nn.Module, pattern: Pattern | None = None, protect: Sequence[str] = ()
+) -> dict[str, tuple[nn.Module, Tensor]]:
+    """The weights that masks may touch, with their layers, by parameter name; a shared weight once.
+
+    Raises:
+        UserError: there is none, or a name pattern matches nothing.
+    """
+    shielded = set(protected_tensors(module, protect))
+    found = {}
+    for name, weight in module.named_parameters():
+        owner = module.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, PRUNABLE) and owner.weight is weight and name not in shielded:
+            found[name] = (owner, weight)
+    divided = {n: pair for n, pair in found.items() if pattern is None or _inputs(pair[0]) % pattern.group == 0}
+    if not divided:
+        why = f"no layer's inputs divide by {pattern.group}" if found and pattern else "no layer that is not protected"
+        raise UserError(f"{why}: nothing to mask", key="pattern" if found else "protect")
+    return divided
 
 
-def apply_masks_(module: nn.Module, masks: dict[str, Tensor]) -> None:
+def _inputs(layer: nn.Module) -> int:
+    """How many inputs each output of a layer sums over at one place of its kernel."""
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels // layer.groups  # type: ignore
+
+
+def _share(amount: float | None, pattern: Pattern | None) -> float:
+    if pattern is None:
+        if amount is None:
+            raise UserError("no amount, and no pattern that says one", key="amount", fix="0.5 is half")
+        return amount
+    if amount is not None and amount > pattern.removed:
+        message = f"{amount} is more than the {pattern.removed:.3g} that {pattern.kept}:{pattern.group} removes"
+        raise UserError(message, key="amount", value=amount)
+    return pattern.removed if amount is None else amount
+
+
+def _keep_largest(scores: Tensor, removed: int) -> Tensor:
+    """False for the ``removed`` smallest along the last dimension; among equals the first go first."""
+    order = scores.argsort(dim=-1, stable=True)
+    return torch.ones_like(scores, dtype=torch.bool).scatter(-1, order[..., :removed], False)
+
+
+def apply_masks_(module: nn.Module, masks: Masks) -> None:
     """Sets the weights that are not kept to zero, in place."""
-    parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, keep in masks.items():
-            parameters[name].mul_(keep)
+            weight = module.get_parameter(name)
+            weight.mul_(keep.to(weight.device))

@@ -1,51 +1,24 @@
-"""Pruning stages: masks that leave shapes alone, and cuts that remove channels."""
+"""The stage that removes channels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from optkit.core.checks import check_choice, check_count, check_share
+from optkit.core.checks import check_count
 from optkit.core.stage import Context, Outcome
-from optkit.prune.masks import apply_masks_, magnitude_masks
 from optkit.prune.plan import CutPlan
-from optkit.prune.structured import SCOPES, check_arguments, prune_structured
+from optkit.prune.steps import Facts, InSteps
+from optkit.prune.structured import check_arguments, prune_structured
 
 
 @dataclass
-class MagnitudePruning:
-    """Set the smallest weights to zero; shapes and, on these engines, latency stay as they are.
-
-    Attributes:
-        amount: share of the convolution and linear weights to remove.
-        scope: rank all layers together (global) or each by itself (local).
-    """
-
-    amount: float = 0.5
-    scope: str = "global"
-
-    technique: ClassVar[str] = "prune"
-    needs: ClassVar[frozenset[str]] = frozenset({"float"})
-    adds: ClassVar[frozenset[str]] = frozenset({"sparse"})
-    drops: ClassVar[frozenset[str]] = frozenset()
-
-    def __post_init__(self) -> None:
-        check_share("amount", self.amount)
-        check_choice("scope", self.scope, SCOPES)
-
-    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
-        masks = magnitude_masks(module, self.amount, self.scope)
-        apply_masks_(module, masks)
-        removed = sum(int((~m).sum()) for m in masks.values())
-        return Outcome(module, {"weights_removed": removed, "weights": sum(m.numel() for m in masks.values())})
-
-
-@dataclass
-class StructuredPruning:
-    """Remove whole channels, with everything coupled to them, until the budget is met.
+class StructuredPruning(InSteps):
+    """Remove whole channels, with everything coupled to them, until the budget is met: at once, or in steps.
 
     Attributes:
         amount: share of the budget to remove.
@@ -55,6 +28,7 @@ class StructuredPruning:
         round_to: keep multiples of so many channels.
         protect: name patterns of layers whose channels stay.
         batches: how many train batches of 64 a data-driven criterion sees.
+        steps, training, between: see `InSteps`.
     """
 
     amount: float = 0.5
@@ -71,15 +45,22 @@ class StructuredPruning:
     drops: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_arguments(self.amount, self.budget, self.criterion, self.scope, self.round_to)
         check_count("batches", self.batches)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        return self.in_steps(module, ctx, self.amount)
+
+    def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
+        """Cuts to ``amount`` of the budget before the first step."""
+        first = earlier[0]["cut"] if earlier else {}
+        left = earlier[-1]["cut"][f"{self.budget}_after"] / first[f"{self.budget}_before"] if earlier else 1.0
         data = ctx.task.batches("train", 64, seed=ctx.seed)
         pruned = prune_structured(
             module,
             ctx.task.example(2),
-            amount=self.amount,
+            amount=1 - (1 - amount) / left,
             budget=self.budget,
             criterion=self.criterion,
             scope=self.scope,
@@ -89,8 +70,12 @@ class StructuredPruning:
             loss_fn=lambda model, batch: ctx.task.loss(ctx.task.forward(model, batch), batch),
             seed=ctx.seed,
         )
-        return Outcome(pruned.model, {"cut": pruned.plan.facts}, surgery=pruned.plan.to_dict())
+        before = {name: value for name, value in first.items() if name.endswith("_before")}
+        facts = {"cut": pruned.plan.facts | {"amount": amount} | before}
+        return Outcome(pruned.model, facts, surgery=pruned.plan.to_dict())
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return CutPlan.from_dict(surgery).apply(module)
+        for cut in surgery.get("steps", [surgery]):
+            module = CutPlan.from_dict(cut).apply(module)
+        return module

@@ -2,7 +2,18 @@
 
 from optkit.training.callbacks import Callback, KeepZeros
 from optkit.training.objectives import Objective, TaskLoss
-from optkit.training.stages import Train, fit_stage
+from optkit.training.stages import Train, Training, check_training, fit_stage
 from optkit.training.trainer import FitReport, Trainer
 
-__all__ = ["Callback", "FitReport", "KeepZeros", "Objective", "TaskLoss", "Train", "Trainer", "fit_stage"]
+__all__ = [
+    "Callback",
+    "FitReport",
+    "KeepZeros",
+    "Objective",
+    "TaskLoss",
+    "Train",
+    "Trainer",
+    "Training",
+    "check_training",
+    "fit_stage",
+]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 
 class Callback:
-    """Called by the loop with the bare module; the defaults do nothing."""
+    """Called by the loop with the bare module; the defaults do nothing.
+
+    `on_train_begin` is called in every process that works on a training, before the state of an interrupted one is
+    loaded: what must survive a kill goes through `state_dict` and `load_state_dict`.
+    """
 
     def on_train_begin(self, module: nn.Module) -> None: ...
 
@@ -16,6 +22,13 @@ class Callback:
     def on_epoch_end(self, module: nn.Module, epoch: int) -> None: ...
 
     def on_train_end(self, module: nn.Module) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, saved with the training's state after every epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; called when an interrupted training goes on."""
 
 
 class KeepZeros(Callback):

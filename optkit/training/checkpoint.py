@@ -1,4 +1,4 @@
-"""A training run's state on disk: saved whole or not at all, read back with weights_only."""
+"""The state of long work on disk: saved whole or not at all, read back with weights_only."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 NAME = "training.pt"
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
+def save_state(folder: Path, state: dict[str, Any], name: str = NAME) -> None:
     """Writes tensors and plain values; a kill while writing leaves the previous state."""
-    temporary = folder / f"{NAME}.tmp"
+    temporary = folder / f"{name}.tmp"
     with open(temporary, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    temporary.replace(folder / name)
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
+def load_state(folder: Path, name: str = NAME) -> dict[str, Any] | None:
     """The saved state, or None if there is none that can be read."""
-    path = folder / NAME
+    path = folder / name
     if not path.exists():
         return None
     try:

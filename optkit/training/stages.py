@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 
+from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
+from optkit.core.targets import parameters
 from optkit.training.callbacks import Callback, KeepZeros
 from optkit.training.objectives import Objective, TaskLoss
 from optkit.training.trainer import Trainer
+
+
+@runtime_checkable
+class Training(Protocol):
+    """A training stage as other techniques use it: after their steps, or with callbacks of their own.
+
+    `Train` and the distillation stages are ones; which, is the recipe's choice.
+    """
+
+    trainer: Trainer
+
+    def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
+        """Trains the module as the stage does in a chain, with these callbacks besides its own."""
+        ...
+
+
+def check_training(key: str, value: object) -> None:
+    """Raise a UserError unless ``value`` is a training stage."""
+    if not isinstance(value, Training) or "callbacks" not in parameters(value.apply):
+        shown = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+        fix = f"stage@stages.NAME.{key}=train, or distill/logits; with a + if it has none yet"
+        raise UserError(f"{shown} is not a training stage", key=key, value=value, fix=fix)
 
 
 @dataclass
@@ -29,8 +53,8 @@ class Train:
     adds: ClassVar[frozenset[str]] = frozenset()
     drops: ClassVar[frozenset[str]] = frozenset()
 
-    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
-        return fit_stage(self.trainer, module, ctx, TaskLoss(ctx.task, self.trainer.label_smoothing))
+    def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
+        return fit_stage(self.trainer, module, ctx, TaskLoss(ctx.task, self.trainer.label_smoothing), callbacks)
 
 
 def fit_stage(

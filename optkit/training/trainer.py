@@ -204,10 +204,10 @@ class _Fit:
                     break
                 losses.append(self._one_step(accelerator, optimizer, batch))
                 self.step += 1
-                if self.config.select == "ema":
-                    self._update_ema()
                 for callback in self.callbacks:
                     callback.on_step_end(self.module, self.step, int(self.total))
+                if self.config.select == "ema":
+                    self._update_ema()
                 yield self.step
             self._finish_epoch(losses, self.resumed_s + time.perf_counter() - started)
 
@@ -291,6 +291,7 @@ class _Fit:
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "best": self.best,
             "ema": self.ema,
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
             "counts": [self.epoch, self.step],
             "curves": [self.losses, self.validation],
             "seconds": seconds,
@@ -305,6 +306,8 @@ class _Fit:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         self.best, self.ema = state["best"], state["ema"]
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
         self.epoch, self.step = state["counts"]
         self.losses, self.validation = state["curves"]
         self.resumed_s = state["seconds"]

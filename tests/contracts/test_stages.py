@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from optkit.config import shipped, stage_catalogue
@@ -18,10 +19,11 @@ SPEC = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 8, "in_channels": 1, "nu
 
 
 def _stage(name):
-    node = OmegaConf.to_container(OmegaConf.load(shipped("conf") / "stage" / f"{name}.yaml"))
-    if node.pop("defaults", None):
-        trainer = OmegaConf.to_container(OmegaConf.load(shipped("conf") / "trainer" / "sgd.yaml"))
-        node["trainer"] = trainer | {"epochs": 1, "batch_size": 32, "lr": 0.01}
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        node = OmegaConf.to_container(compose(overrides=[f"+stage@it={name}"])["it"])
+    for trains in (node, node.get("training") or {}):
+        if "trainer" in trains:
+            trains["trainer"] |= {"epochs": 1, "batch_size": 32, "lr": 0.01}
     return build(node, name)
 
 
