@@ -4,10 +4,11 @@ from typing import ClassVar
 import pytest
 
 from optkit.core.errors import PlanError, UserError
+from optkit.core.targets import build
 from optkit.distill import LogitDistillation
 from optkit.engines import Eager, Inductor
-from optkit.plan import Recipe, check_chain, make_plan
-from optkit.prune import MagnitudePruning
+from optkit.plan import Recipe, check_chain, make_plan, params_of
+from optkit.prune import GradualPruning, MagnitudePruning
 from optkit.quantize import StaticQuantization
 from optkit.training import Train, Trainer
 
@@ -114,6 +115,20 @@ def test_ids_change_with_what_decides_the_weights_and_from_there_on(recipe, chan
     stages = recipe.stages | change.get("stages", {})
     before, after = _ids(recipe), _ids(replace(recipe, **(change | {"stages": stages})))
     assert [a == b for a, b in zip(before, after, strict=True)] == [n < first_changed for n in range(5)]
+
+
+def test_the_kind_of_a_training_within_a_stage_decides_the_id_and_is_in_its_params(recipe):
+    @dataclass
+    class Other(Train):
+        """As `Train` by its fields."""
+
+    ours, theirs = (
+        replace(recipe, stages=recipe.stages | {"mask": GradualPruning(training=t())}) for t in (Train, Other)
+    )
+    assert _ids(ours)[2] != _ids(theirs)[2]
+    params = params_of(ours.stages["mask"])
+    assert params["training"]["_target_"] == "optkit.training.stages.Train"
+    assert build({"_target_": "optkit.prune.GradualPruning", **params}, "mask") == ours.stages["mask"]
 
 
 def test_other_data_is_another_variant(recipe):

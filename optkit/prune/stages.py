@@ -13,7 +13,9 @@ from optkit.core.checks import check_count
 from optkit.core.stage import Context, Outcome
 from optkit.prune.plan import CutPlan
 from optkit.prune.steps import Facts, InSteps
-from optkit.prune.structured import check_arguments, prune_structured
+from optkit.prune.structured import Pruned, TooSmallError, check_arguments, prune_structured
+
+NOTHING = 1e-9
 
 
 @dataclass
@@ -53,14 +55,24 @@ class StructuredPruning(InSteps):
         return self.in_steps(module, ctx, self.amount)
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
-        """Cuts to ``amount`` of the budget before the first step."""
-        first = earlier[0]["cut"] if earlier else {}
-        left = earlier[-1]["cut"][f"{self.budget}_after"] / first[f"{self.budget}_before"] if earlier else 1.0
+        if not earlier:
+            pruned = self._cut(module, ctx, amount)
+            return Outcome(pruned.model, {"cut": pruned.plan.facts}, surgery=pruned.plan.to_dict())
+        so_far = earlier[-1]["cut"] | {"amount": amount}
+        left = so_far[f"{self.budget}_after"] / so_far[f"{self.budget}_before"]
+        try:
+            pruned = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING))
+        except TooSmallError:  # the steps before took this one's share, as channels go whole
+            return Outcome(module, {"cut": so_far})
+        after = {name: value for name, value in pruned.plan.facts.items() if name.endswith("_after")}
+        return Outcome(pruned.model, {"cut": so_far | after}, surgery=pruned.plan.to_dict())
+
+    def _cut(self, module: nn.Module, ctx: Context, amount: float) -> Pruned:
         data = ctx.task.batches("train", 64, seed=ctx.seed)
-        pruned = prune_structured(
+        return prune_structured(
             module,
             ctx.task.example(2),
-            amount=1 - (1 - amount) / left,
+            amount=amount,
             budget=self.budget,
             criterion=self.criterion,
             scope=self.scope,
@@ -70,12 +82,9 @@ class StructuredPruning(InSteps):
             loss_fn=lambda model, batch: ctx.task.loss(ctx.task.forward(model, batch), batch),
             seed=ctx.seed,
         )
-        before = {name: value for name, value in first.items() if name.endswith("_before")}
-        facts = {"cut": pruned.plan.facts | {"amount": amount} | before}
-        return Outcome(pruned.model, facts, surgery=pruned.plan.to_dict())
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
         for cut in surgery.get("steps", [surgery]):
-            module = CutPlan.from_dict(cut).apply(module)
+            module = module if cut is None else CutPlan.from_dict(cut).apply(module)
         return module

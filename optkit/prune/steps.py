@@ -87,7 +87,7 @@ class InSteps:
             state = {"model": module.state_dict(), "facts": facts, "surgeries": surgeries}
             save_state(ctx.workdir, state | {"seconds": resumed_s + time.perf_counter() - started}, PROGRESS)
             shutil.rmtree(_folder(ctx, number))
-        surgery = None if surgeries[-1] is None else {"steps": surgeries}
+        surgery = {"steps": surgeries} if any(surgeries) else None
         return Outcome(module, facts[-1] | {"steps": facts}, surgery, resumed_s)
 
     @staticmethod

@@ -22,6 +22,10 @@ BUDGETS = ("params", "macs")
 SCOPES = ("global", "local")
 
 
+class TooSmallError(UserError):
+    """Less was asked for than the smallest cut takes."""
+
+
 @dataclass
 class Pruned:
     """A pruned model and the plan that made it."""
@@ -81,7 +85,9 @@ def prune_structured(
         selector = Selector(analysis.units, scores, scope, round_to, seed)
         removed = select(selector, analysis.meters[budget], amount, budget)
         if not removed.any():
-            raise UserError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
+            raise TooSmallError(
+                f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount
+            )
         found = analysis.cut(removed)
     plan, pruned = found
     plan.frozen = why_frozen(analysis.trace, analysis.resolved)

@@ -77,6 +77,31 @@ def test_an_interrupted_run_ends_with_the_weights_it_would_have_had(digits, mlp,
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+class _Counts(Callback):
+    """Remembers every step, in this process and in the one before."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, module, step, total):
+        self.seen.append(step)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_callback_gets_its_state_back_after_a_kill(digits, mlp, tmp_path):
+    trainer = Trainer(epochs=3, batch_size=64)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(trainer, copy.deepcopy(mlp), digits, tmp_path, callbacks=[_Counts(), _Kill(7)])
+    counts = _Counts()
+    report = _fit(trainer, mlp, digits, tmp_path, callbacks=[counts, _Kill(math.inf)])
+    assert counts.seen == list(range(1, report.steps + 1))
+
+
 def test_a_torn_training_state_is_started_over(tmp_path):
     (tmp_path / "training.pt").write_bytes(b"PK\x03\x04 torn")
     assert load_state(tmp_path) is None
@@ -138,12 +163,13 @@ def test_auto_trains_in_bf16_only_where_the_processor_has_it(isa, expected, monk
     assert _fit(Trainer(epochs=1), mlp, digits, tmp_path).facts()["training"]["precision"] == expected
 
 
-def test_zeros_stay_zero(digits, mlp, tmp_path):
+@pytest.mark.parametrize("select", ["last", "ema"])
+def test_zeros_stay_zero(digits, mlp, tmp_path, select):
     weight = mlp.layers[1].weight
     with torch.no_grad():
         weight[:, ::2] = 0
     before = weight.clone()
-    _fit(Trainer(epochs=2, batch_size=64), mlp, digits, tmp_path, callbacks=[KeepZeros()])
+    _fit(Trainer(epochs=2, batch_size=64, select=select), mlp, digits, tmp_path, callbacks=[KeepZeros()])
     after = mlp.layers[1].weight
     assert torch.equal(after[:, ::2], torch.zeros_like(after[:, ::2]))
     assert not torch.equal(after[:, 1::2], before[:, 1::2])

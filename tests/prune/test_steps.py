@@ -1,0 +1,142 @@
+import json
+import math
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from optkit.core.errors import UserError
+from optkit.distill import LogitDistillation
+from optkit.models import ResNetCIFAR, SmallCNN
+from optkit.prune import MagnitudePruning, StructuredPruning
+from optkit.prune.steps import geometric_amounts
+from optkit.training import Callback, Train, Trainer
+
+TRAINER = Trainer(epochs=2, batch_size=64, lr=0.01, precision="fp32")
+
+
+def _model():
+    torch.manual_seed(0)
+    return ResNetCIFAR(8, 10, 1, 8).eval()
+
+
+class Kill(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, module, step, total):
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+@dataclass
+class Recorded:
+    """A training that notes its contexts and dies in one of them, three quarters through."""
+
+    trainer: Trainer = field(default_factory=lambda: TRAINER)
+    dies_in: int = 0
+    contexts: list = field(default_factory=list)
+
+    def apply(self, module, ctx, callbacks=()):
+        self.contexts.append(ctx)
+        total = ctx.max_steps or self.trainer.epochs * math.ceil(ctx.task.size("train") / self.trainer.batch_size)
+        kill = Kill(total * 3 // 4 if len(self.contexts) == self.dies_in else None)
+        return Train(self.trainer).apply(module, ctx, [*callbacks, kill])
+
+
+def test_every_step_takes_the_same_share_of_what_is_left():
+    amounts = geometric_amounts(0.75, 4)
+    left = [1.0] + [1 - amount for amount in amounts]
+    assert amounts[-1] == 0.75
+    assert [b / a for a, b in pairwise(left)] == pytest.approx([0.25**0.25] * 4)
+    assert geometric_amounts(0.3, 1) == [0.3]
+
+
+@pytest.mark.parametrize("training", [Train(TRAINER), LogitDistillation(trainer=TRAINER)])
+def test_cuts_in_steps_reach_the_amount_and_replay(context, training):
+    ctx = context(max_steps=2)
+    object.__setattr__(ctx, "baseline", _model)
+    stage = StructuredPruning(0.5, steps=3, training=training)
+    outcome = stage.apply(_model(), ctx)
+    cut, steps = outcome.facts["cut"], outcome.facts["steps"]
+    assert cut["macs_after"] / cut["macs_before"] == pytest.approx(0.5, abs=0.03)
+    reached = [1 - step["cut"]["macs_after"] / step["cut"]["macs_before"] for step in steps]
+    assert reached == pytest.approx(geometric_amounts(0.5, 3), abs=0.03)
+    assert all(step["training"]["steps"] == 2 for step in steps)
+    assert len(outcome.surgery["steps"]) == 3
+
+    fresh = StructuredPruning.replay(_model(), json.loads(json.dumps(outcome.surgery)), ctx.task.example(2))
+    fresh.load_state_dict(outcome.module.state_dict())
+    inputs = ctx.task.example(4)
+    assert torch.equal(fresh.eval()(*inputs), outcome.module(*inputs))
+
+
+def test_masks_in_steps_keep_their_zeros_through_the_training(mlp, context):
+    outcome = MagnitudePruning(0.8, steps=4, training=Train(TRAINER)).apply(mlp, context())
+    removed = [step["weights_removed"] / step["weights"] for step in outcome.facts["steps"]]
+    assert removed == pytest.approx(geometric_amounts(0.8, 4), abs=1e-3)
+    zeros = sum(int((p == 0).sum()) for p in outcome.module.parameters() if p.dim() > 1)
+    assert zeros == outcome.facts["weights_removed"]
+    assert outcome.surgery is None
+
+
+def test_a_step_smaller_than_a_channel_is_left_to_the_next(context):
+    torch.manual_seed(0)
+    model = SmallCNN(10, 1, [4, 4]).eval()
+    stage = StructuredPruning(0.6, budget="params", steps=5, training=Recorded())
+    outcome = stage.apply(model, context(max_steps=1))
+    assert None in outcome.surgery["steps"]
+    assert len(stage.training.contexts) == 5
+    cut = outcome.facts["cut"]
+    assert cut["params_after"] == sum(p.numel() for p in outcome.module.parameters())
+    rebuilt = StructuredPruning.replay(SmallCNN(10, 1, [4, 4]), outcome.surgery, ())
+    rebuilt.load_state_dict(outcome.module.state_dict())
+
+
+def test_between_shortens_all_trainings_but_the_last(mlp, context):
+    training = Recorded()
+    ctx = context(max_steps=None)
+    outcome = MagnitudePruning(0.5, steps=3, between=0.25, training=training).apply(mlp, ctx)
+    whole = 2 * -(-ctx.task.size("train") // 64)
+    assert [step["training"]["steps"] for step in outcome.facts["steps"]] == [-(-whole // 4), -(-whole // 4), whole]
+    assert len({c.seed for c in training.contexts}) == len({c.workdir for c in training.contexts}) == 3
+    assert all("sparse" in c.variant.traits for c in training.contexts)
+
+
+@pytest.mark.parametrize("make", [StructuredPruning, MagnitudePruning])
+@pytest.mark.parametrize("dies_in", [2, 3])
+def test_a_kill_costs_the_unfinished_step_only_and_changes_nothing(context, tmp_path, make, dies_in):
+    def apply(training, folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        ctx = replace(context(max_steps=None), workdir=tmp_path / folder)
+        return make(0.5, steps=3, between=0.5, training=training).apply(_model(), ctx)
+
+    whole = apply(Recorded(), "whole")
+    with pytest.raises(KeyboardInterrupt):
+        apply(Recorded(dies_in=dies_in), "killed")
+    again = Recorded()
+    resumed = apply(again, "killed")
+    assert len(again.contexts) == 4 - dies_in
+    assert resumed.surgery == whole.surgery
+    assert resumed.resumed_s > 0
+    expected = whole.module.state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in resumed.module.state_dict().items())
+    assert [f["training"]["losses"] for f in resumed.facts["steps"]] == [
+        f["training"]["losses"] for f in whole.facts["steps"]
+    ]
+
+
+@pytest.mark.parametrize("make", [StructuredPruning, MagnitudePruning])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps: 0 is not a whole number"),
+        ({"steps": 3}, r"training: missing; 3 steps need a training stage.*\+stage@stages.NAME.training=train"),
+        ({"between": 0}, "between: 0 is not a share above 0 and up to 1"),
+        ({"training": "train"}, "training: 'train' is not a training stage"),
+    ],
+)
+def test_mistakes_are_named(make, options, message):
+    with pytest.raises(UserError, match=message):
+        make(**options)
