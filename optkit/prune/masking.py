@@ -44,7 +44,7 @@ class Masking:
             check_share("amount", self.amount)
         elif self.amount not in (None, pattern.removed):
             message = f"the pattern {self.pattern} removes {pattern.removed:.3g}, not {self.amount}"
-            raise UserError(message, key="amount", value=self.amount, fix="set it to null, or the pattern")
+            raise UserError(message, key="amount", value=self.amount, fix="null leaves it to the pattern")
 
     @property
     def parsed(self) -> Pattern | None:

@@ -123,7 +123,7 @@ def test_mistakes_are_named(options, message):
     ("options", "message"),
     [
         ({"amount": None}, "amount: None is not a share"),
-        ({"amount": 0.5, "pattern": "1:4"}, r"amount: the pattern 1:4 removes 0.75, not 0.5 \(set it to null"),
+        ({"amount": 0.5, "pattern": "1:4"}, r"amount: the pattern 1:4 removes 0.75, not 0.5 \(null leaves"),
         ({"pattern": "half"}, "pattern: 'half' is not a pattern"),
         ({"scope": "globl"}, "did you mean 'global'"),
     ],
