@@ -21,6 +21,8 @@ SPEC = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 8, "in_channels": 1, "nu
 def _stage(name):
     with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         node = OmegaConf.to_container(compose(overrides=[f"+stage@it={name}"])["it"])
+    if "steps" in node:
+        node["steps"] = min(node["steps"], 2)
     for trains in (node, node.get("training") or {}):
         if "trainer" in trains:
             trains["trainer"] |= {"epochs": 1, "batch_size": 32, "lr": 0.01}
