@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optkit.core.checks import check_count
 from optkit.core.errors import OptkitError, UserError, did_you_mean
 from optkit.core.targets import TARGET, build
+from optkit.core.task import MODEL_DEFAULTS
 
 log = logging.getLogger(__name__)
 KEYS = {
@@ -36,6 +37,7 @@ FLAGS_WITH_VALUE = {
 }  # fmt: skip
 INFO_VALUES = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 PATHS = ("task.path", "model.checkpoint")
+IDS_OR_PATHS = ("task.tokenizer", "model.pretrained", "model.config")
 NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
@@ -241,10 +243,11 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         message = str(error).splitlines()[0]
         raise UserError(message, key=key, fix=f"set {key}=..." if key else None) from error
     assert isinstance(node, dict)
-    for path in PATHS:
+    for path in (*PATHS, *IDS_OR_PATHS):
         group, leaf = path.split(".")
         if isinstance(node.get(group), dict) and isinstance(value := node[group].get(leaf), str):
-            node[group][leaf] = str(Path(value).expanduser().absolute())
+            full = Path(value).expanduser().absolute()
+            node[group][leaf] = str(full) if path in PATHS or full.is_dir() else value
     return {str(k): v for k, v in node.items()}
 
 
@@ -302,7 +305,7 @@ def _check_model(node: Mapping[str, Any]) -> None:
     """The model's keys, as far as they can be checked without the task."""
     from optkit.models import ModelSpec
 
-    ModelSpec.from_config(node, dict.fromkeys(("num_classes", "in_channels", "input_shape"), 1))
+    ModelSpec.from_config(node, dict.fromkeys(MODEL_DEFAULTS, 1))
 
 
 def _limited(task: Mapping[str, Any], debug: Mapping[str, Any]) -> Mapping[str, Any]:

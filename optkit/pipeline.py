@@ -108,9 +108,9 @@ class _Fold:
     def _make(self, step: PlannedStep) -> Artifact:
         """Applies a stage to its parent and puts the result into the store."""
         if step.stage is None or step.parent is None:
-            module = self.plan.spec.build(step.seed)
-            variant = Variant(step.id, None, START, self.plan.spec.skeleton())
-            return self.store.put(variant, module.eval(), self.recipe.task.example(2))
+            module = self.plan.spec.build(step.seed).eval()
+            variant = Variant(step.id, None, START, self.plan.spec.skeleton(module))
+            return self.store.put(variant, module, self.recipe.task.example(2))
         parent = self.made[step.parent]
         log.info("stage %s: %s", step.name, target_of(step.stage))
         wall, device = time.perf_counter(), time.process_time()
@@ -172,6 +172,7 @@ class _Fold:
             measurements=measurements,
             cost=self._preparation() if is_baseline else variant.cost,
             environment=environment(self.threads),
+            data=self.recipe.task.facts(),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self.ledger.append(record)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from optkit.core.artifact import TRUSTED
 from optkit.core.engine import Engine
@@ -20,6 +21,7 @@ from optkit.core.task import Task
 from optkit.core.variant import variant_id
 from optkit.measure import Measure
 from optkit.models import ModelSpec
+from optkit.models.spec import weights_digest
 
 START = frozenset({"float"})
 AUTO, MODEL = "auto", "model"
@@ -139,12 +141,14 @@ def make_plan(recipe: Recipe) -> Plan:
     check_chain(recipe)
     spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
     # a checkpoint that does not fit is found here, not after the data is decoded
-    spec.build(recipe.seed)
+    model = spec.build(recipe.seed).eval()
     packages = {spec.target.partition(".")[0], *(type(s).__module__.partition(".")[0] for s in recipe.stages.values())}
     first = _baseline_place(recipe)
+    first_weights = [spec.skeleton(model), weights_digest(model)]
     start = variant_id(
-        MODEL, spec.identity(), recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE)
+        MODEL, first_weights, recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE)
     )
+    _check_fit(model, recipe.task)
     steps = [PlannedStep(MODEL, None, start, None, recipe.seed, -first)]
     for place, name in enumerate(recipe.chain, 1):
         stage, seed = recipe.stages[name], recipe.seed * 1009 + place
@@ -155,6 +159,27 @@ def make_plan(recipe: Recipe) -> Plan:
     measured = [asdict(e) | {"is": target_of(e)} for e in recipe.engines.values()]  # type: ignore[call-overload]
     run = variant_id([s.id for s in steps], first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
     return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps), (*TRUSTED, *sorted(packages - set(TRUSTED))))
+
+
+def _check_fit(model: nn.Module, task: Task) -> None:
+    """Whether the model takes the task's inputs and answers with its classes.
+
+    Raises:
+        UserError: it does not.
+    """
+    example, classes = task.example(2), task.model_defaults()["num_classes"]
+    shapes = ", ".join(str(list(x.shape)) for x in example)
+    try:
+        with torch.no_grad():
+            logits = model(*example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = f"{type(model).__name__} does not take this task's inputs {shapes}: {reason}"
+        raise UserError(message, key="model", fix="pick a model and a task that fit") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        message = f"{type(model).__name__} gives {found} for 2 examples of {classes} classes"
+        raise UserError(message, key="model", fix="it must return logits, one for each class")
 
 
 def _baseline_place(recipe: Recipe) -> int:

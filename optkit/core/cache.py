@@ -1,11 +1,11 @@
-"""Where optkit keeps what it need not make twice (decoded images, machine peaks)."""
+"""Where optkit keeps what it need not make twice (decoded images, tokenized texts, machine peaks)."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,15 @@ def cache_dir() -> Path:
     if own := os.environ.get("OPTKIT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optkit"
+
+
+def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder kept under ``kind`` and ``key``; what is not there yet is made by ``make(folder)``."""
+    folder = cache_dir() / kind / key
+    if not folder.is_dir():
+        with new_folder(folder, key="OPTKIT_CACHE") as new:
+            make(new)
+    return folder
 
 
 @contextmanager

@@ -45,7 +45,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Record:
-    """One variant of one run, measured: a line of the ledger."""
+    """One variant of one run, measured: a line of the ledger.
+
+    Attributes:
+        data: the task's account of its data: fingerprint, examples in each split, share of texts cut short, ...
+    """
 
     run: str
     recipe: str
@@ -61,6 +65,7 @@ class Record:
     cost: Cost
     environment: dict[str, Any]
     time: str
+    data: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property

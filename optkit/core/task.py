@@ -11,6 +11,16 @@ from torch import Tensor, nn
 
 from optkit.core.errors import SealedSplitError
 
+MODEL_DEFAULTS = (
+    "num_classes",
+    "inputs",  # names of the model's inputs, in their order
+    "in_channels",  # images
+    "input_shape",
+    "vocab_size",  # texts
+    "pad_token_id",
+    "max_length",
+)
+
 
 @dataclass
 class Batch:
@@ -36,7 +46,15 @@ class Task(Protocol):
         ...
 
     def model_defaults(self) -> dict[str, Any]:
-        """What a model may ask of its task: ``num_classes``, ``in_channels``, ``input_shape``."""
+        """What a model may ask of its task: see `MODEL_DEFAULTS`."""
+        ...
+
+    def conditions(self) -> dict[str, Any]:
+        """What every figure of this task depends on besides engine and batch size (``sequence_length``); JSON."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Account of the data for the record: fingerprint, examples in each split, ...; JSON."""
         ...
 
     def size(self, split: str) -> int: ...
@@ -81,6 +99,8 @@ class SealedTask:
         )
         self.size = lambda split: task.size(checked(split))
         self.model_defaults = lambda: task.model_defaults()
+        self.conditions = lambda: task.conditions()
+        self.facts = lambda: task.facts()
         self.forward = lambda module, batch: task.forward(module, batch)
         self.loss = lambda logits, batch, label_smoothing=0.0: task.loss(logits, batch, label_smoothing)
         self.correct = lambda logits, batch: task.correct(logits, batch)

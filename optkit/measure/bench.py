@@ -103,7 +103,7 @@ class Bench:
         return found
 
     def _conditions(self, engine: str, batch_size: int) -> dict:
-        return {"engine": engine, "batch_size": batch_size, "threads": self.threads}
+        return {"engine": engine, "batch_size": batch_size, "threads": self.threads} | self.task.conditions()
 
     def _baseline_session(self, baseline: Artifact, engine: str, batch_size: int) -> Session:
         key = (engine, batch_size)

@@ -1,8 +1,19 @@
-"""Where models come from: bundled networks, torchvision, a checkpoint."""
+"""Where models come from: bundled networks, torchvision, Hugging Face, a checkpoint."""
 
+from optkit.models.huggingface import ImageClassifier, TextClassifier, huggingface
 from optkit.models.resnet_cifar import ResNetCIFAR
 from optkit.models.small import MLP, SmallCNN
 from optkit.models.spec import ModelSpec, load_weights
 from optkit.models.torchvision import torchvision
 
-__all__ = ["MLP", "ModelSpec", "ResNetCIFAR", "SmallCNN", "load_weights", "torchvision"]
+__all__ = [
+    "MLP",
+    "ImageClassifier",
+    "ModelSpec",
+    "ResNetCIFAR",
+    "SmallCNN",
+    "TextClassifier",
+    "huggingface",
+    "load_weights",
+    "torchvision",
+]

@@ -22,8 +22,8 @@ class ModelSpec:
 
     Attributes:
         target: a class or function that returns an ``nn.Module``.
-        params: its arguments; one that is None and that the task knows (``num_classes``, ``in_channels``,
-            ``input_shape``) is filled in from the task.
+        params: its arguments; one that is None and that the task knows (``optkit.core.task.MODEL_DEFAULTS``) is
+            filled in from the task.
         checkpoint: a .safetensors or .pt file with the first weights; None for the builder's own.
     """
 
@@ -60,23 +60,28 @@ class ModelSpec:
             load_weights(module, Path(self.checkpoint), f"{key}.checkpoint")
         return module
 
-    def skeleton(self) -> dict[str, Any]:
-        """What rebuilds the structure alone, weights to be loaded over it; JSON."""
+    def skeleton(self, module: nn.Module) -> dict[str, Any]:
+        """What rebuilds the structure alone, weights to be loaded over it; JSON.
+
+        Args:
+            module: as built. One whose parameters do not tell its structure (a hub id) has a ``skeleton()`` that does.
+        """
+        own = getattr(module, "skeleton", None)
+        if own is not None:
+            return own()
         params = {k: (None if k in INITIAL_WEIGHTS else v) for k, v in self.params.items()}
         return {"target": self.target, "params": params}
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the first weights, for the variant id; a checkpoint counts by its content."""
-        digest = file_digest(Path(self.checkpoint)) if self.checkpoint else None
-        return {"target": self.target, "params": self.params, "checkpoint": digest}
 
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, hex."""
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of all tensors of a module by name, hex: wherever they came from."""
     import hashlib
 
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(module: nn.Module, path: Path, key: str = "checkpoint") -> None:

@@ -52,6 +52,7 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "engine": engine,
         "batch_size": batch_size,
         "threads": accuracy.conditions["threads"],
+        "sequence_length": accuracy.conditions.get("sequence_length"),
         "split": accuracy.conditions["split"],
         "examples": accuracy.n,
         "accuracy": accuracy.value,

@@ -51,6 +51,7 @@ COLUMNS: tuple[Column, ...] = (
     ("stage", lambda r: f"{r['step']} {r['stage']}", 0),
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
+    ("tokens", lambda r: str(r.get("sequence_length") or "-"), 0),
     ("accuracy %", _accuracy, 0),
     ("change, points", _delta, 100),
     ("p50 ms", _number("latency_p50_ms", 2), 0),
@@ -68,9 +69,15 @@ NOTE = (
 )
 
 
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that these rows have: tokens an example are a matter of texts."""
+    of_texts = any(row.get("sequence_length") for row in rows)
+    return [c for c in COLUMNS if of_texts or c[0] != "tokens"]
+
+
 def table(rows: Sequence[Row], width: int) -> Table:
     """A rich table; a narrow console gets fewer columns, never broken ones."""
-    shown = [c for c in COLUMNS if c[2] <= width]
+    shown = [c for c in _columns(rows) if c[2] <= width]
     result = Table(box=None, header_style="bold", pad_edge=False, caption=NOTE, caption_justify="left")
     for header, _, _ in shown:
         result.add_column(header, justify="left" if header in ("stage", "engine") else "right", no_wrap=width >= 80)
@@ -82,11 +89,12 @@ def table(rows: Sequence[Row], width: int) -> Table:
 
 def markdown(rows: Sequence[Row]) -> str:
     """A GitHub Markdown table with every column."""
+    columns = _columns(rows)
     lines = [
-        "| " + " | ".join(header for header, _, _ in COLUMNS) + " |",
-        "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in COLUMNS) + "|",
+        "| " + " | ".join(header for header, _, _ in columns) + " |",
+        "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in columns) + "|",
     ]
-    lines += ["| " + " | ".join(cell(row) for _, cell, _ in COLUMNS) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell(row) for _, cell, _ in columns) + " |" for row in rows]
     return "\n".join(lines) + f"\n\n{NOTE}\n"
 
 

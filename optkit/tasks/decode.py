@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.cache import cache_dir, new_folder
+from optkit.core.cache import kept
 from optkit.core.errors import UserError
 from optkit.core.progress import track
 from optkit.tasks.images import ImageSplit
-
-
-def files_key(files: Sequence[Path], *settings: object) -> str:
-    """A key that changes when any of the files (by path, size and time) or the settings do."""
-    state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(json.dumps([state, [str(s) for s in settings]]).encode()).hexdigest()[:24]
 
 
 def decode_once(
@@ -29,18 +21,19 @@ def decode_once(
     """The decoded split under ``key``, decoding what ``encoded()`` gives if it is not kept yet.
 
     Args:
-        key: from `files_key`.
+        key: from `optkit.tasks.split_files.files_key`.
         encoded: gives images (bytes or files) and labels ``(N,)``; called only when needed.
         size: images are resized (shorter side, bicubic) and center-cropped to this; None keeps them, and then all
             must be of one size.
         what: for the progress bar and errors.
     """
-    folder = cache_dir() / "images" / key
-    if not folder.is_dir():
+
+    def make(new: Path) -> None:
         images, labels = encoded()
-        with new_folder(folder, key="OPTKIT_CACHE") as new:
-            _decode_to(new, images, size, what)
-            np.save(new / "labels.npy", labels, allow_pickle=False)
+        _decode_to(new, images, size, what)
+        np.save(new / "labels.npy", labels, allow_pickle=False)
+
+    folder = kept("images", key, make)
     pixels = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     return ImageSplit(pixels, np.load(folder / "labels.npy", allow_pickle=False))
 

@@ -9,10 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from optkit.core.errors import UserError
-from optkit.tasks.image_classification import ImageClassification, stratified_split
+from optkit.tasks.classification import SPLIT_SEED, stratified_split
+from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
-
-SPLIT_SEED = 0
 
 
 @dataclass(kw_only=True)

@@ -2,82 +2,45 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.errors import UserError, did_you_mean
-from optkit.tasks.decode import decode_once, files_key
-from optkit.tasks.image_classification import ImageClassification, stratified_split
+from optkit.core.errors import UserError
+from optkit.tasks.classification import with_validation
+from optkit.tasks.decode import decode_once
+from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
+from optkit.tasks.split_files import (
+    VALIDATION_NAMES,
+    SplitFiles,
+    Table,
+    class_names,
+    files_key,
+    find_tables,
+    hub_tables,
+    read_tables,
+)
 
-SPLIT_SEED = 0
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def _with_validation(splits: dict[str, ImageSplit], share: float) -> dict[str, ImageSplit]:
-    """Cuts a stratified validation split from train where the data set has none of its own."""
-    if "validation" in splits:
-        return splits
-    train, validation = stratified_split(splits["train"].labels, share, SPLIT_SEED)
-    whole = splits["train"]
-    return splits | {"train": whole.subset(train), "validation": whole.subset(validation)}
-
-
-def _no_bars() -> None:
-    """Keeps the data sets library's own bars out of logs and off terminals, where optkit draws its own."""
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
-
-
 @dataclass(kw_only=True)
-class _SplitFiles(ImageClassification):
-    """What data sets read from files share.
+class _ImageFiles(SplitFiles, ImageClassification):
+    """Images in files.
 
     Attributes:
-        path: the local folder.
         image_size: resize and center-crop to this; None keeps images as they are, all of one size.
-        validation_share: share of train held out, by class, where there is no validation split.
     """
 
-    path: str | None = None
     image_size: int | None = None
-    validation_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.validation_share < 1:
-            message = f"{self.validation_share} is not a share between 0 and 1"
-            raise UserError(message, key="validation_share", value=self.validation_share)
-        if self.path is not None and not Path(self.path).is_dir():
-            raise UserError(f"no folder {self.path}", key="path", value=self.path, fix="check the path")
-        if self.path is not None:
-            self._check_splits(Path(self.path))
-
-    def _check_splits(self, folder: Path) -> None:
-        found = self._find(folder)
-        for name in ("train", "test"):
-            if name not in found:
-                raise UserError(f"{folder} has no {name} split", key="path", value=self.path, fix=self._layout(name))
-
-    @abstractmethod
-    def _find(self, folder: Path) -> dict[str, Path]:
-        """The splits found in the folder: the first file of each, or its folder."""
-
-    @abstractmethod
-    def _layout(self, split: str) -> str:
-        """What the folder must hold for a split, for the error."""
 
 
 @dataclass(kw_only=True)
-class HubImages(_SplitFiles):
+class HubImages(_ImageFiles):
     """Images with labels from the Hugging Face hub, or from local parquet files in `path`.
 
     Attributes:
@@ -96,72 +59,31 @@ class HubImages(_SplitFiles):
             return None
         return len(self.classes_from), [3, self.image_size, self.image_size]
 
-    def _find(self, folder: Path) -> dict[str, Path]:
-        found = {}
-        for name in ("train", "validation", "test"):
-            names = VALIDATION_NAMES if name == "validation" else (name,)
-            if files := [f for n in names for f in sorted(folder.glob(f"{n}*.parquet"))]:
-                found[name] = files[0]
-        return found
+    def find(self, folder: Path) -> Mapping[str, Sequence[Path]]:
+        return find_tables(folder, [".parquet"])
 
-    def _layout(self, split: str) -> str:
+    def layout(self, split: str) -> str:
         return f"it needs {split}*.parquet"
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
-        tables = self._local() if self.path is not None else self._hub()
-        splits = {name: self._decode(name, rows, key) for name, (rows, key) in tables.items()}
-        known = self.classes_from or self._names_in(next(iter(tables.values()))[0])
+        tables = hub_tables(self.dataset) if self.path is None else read_tables(self.find(Path(self.path)))
+        splits = {name: self._decode(name, table) for name, table in tables.items()}
+        known = self.classes_from or class_names(tables, self.label_column)
         count = max(int(split.labels.max()) for split in splits.values()) + 1
-        return _with_validation(splits, self.validation_share), list(known or map(str, range(count)))
+        return with_validation(splits, self.validation_share), list(known or map(str, range(count)))
 
-    def _local(self) -> dict[str, tuple[Any, str]]:
-        from datasets import Dataset
-
-        assert self.path is not None
-        _no_bars()
-        found = {}
-        for name, first in self._find(Path(self.path)).items():
-            files = sorted(first.parent.glob(f"{first.name.split('.')[0].split('-')[0]}*.parquet"))
-            rows = Dataset.from_parquet([str(f) for f in files], keep_in_memory=True)
-            found[name] = (rows, files_key(files, self.image_size, self.image_column, self.label_column))
-        return found
-
-    def _hub(self) -> dict[str, tuple[Any, str]]:
-        from datasets import load_dataset
-
-        _no_bars()
-        try:
-            data = load_dataset(self.dataset)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            fix = "check the network, or give task.path=DIR with train and test parquet files"
-            raise UserError(f"cannot load '{self.dataset}': {reason}", key="task.dataset", fix=fix) from error
-        found = {}
-        for name, rows in data.items():
-            name = "validation" if name in VALIDATION_NAMES else name
-            key = files_key([], rows._fingerprint, self.image_size, self.image_column, self.label_column)
-            found[name] = (rows, key)
-        return found
-
-    def _names_in(self, rows: Any) -> list[str] | None:
-        return getattr(rows.features[self.label_column], "names", None)
-
-    def _decode(self, name: str, rows: Any, key: str) -> ImageSplit:
-        for option, column in (("image_column", self.image_column), ("label_column", self.label_column)):
-            if column not in rows.column_names:
-                fix = did_you_mean(column, rows.column_names)
-                raise UserError(f"{name} has no column '{column}'", key=f"task.{option}", value=column, fix=fix)
-
+    def _decode(self, name: str, table: Table) -> ImageSplit:
         def encoded() -> tuple[Sequence[bytes | Path], NDArray[np.int64]]:
-            images = rows.data.column(self.image_column).to_pylist()
-            labels = np.asarray(rows.data.column(self.label_column).to_pylist(), dtype=np.int64)
+            images = table.column(self.image_column, "image_column", name)
+            labels = np.asarray(table.column(self.label_column, "label_column", name), dtype=np.int64)
             return [i if isinstance(i, bytes) else i["bytes"] or Path(i["path"]) for i in images], labels
 
+        key = files_key([], table.key, self.image_size, self.image_column, self.label_column)
         return decode_once(key, encoded, self.image_size, f"{name} images")
 
 
 @dataclass(kw_only=True)
-class ImageFolder(_SplitFiles):
+class ImageFolder(_ImageFiles):
     """A folder with ``train/CLASS/*.png`` and ``test/CLASS/*.png``, and ``validation/`` if there is one."""
 
     image_size: int | None = 224
@@ -185,22 +107,22 @@ class ImageFolder(_SplitFiles):
             raise UserError(message, key="task.path", fix="at least 2, each with its images")
         return classes
 
-    def _find(self, folder: Path) -> dict[str, Path]:
+    def find(self, folder: Path) -> Mapping[str, Path]:
         found = {name: folder / name for name in ("train", "test")}
         for name in VALIDATION_NAMES:
             if (folder / name).is_dir():
                 found["validation"] = folder / name
         return {name: path for name, path in found.items() if path.is_dir()}
 
-    def _layout(self, split: str) -> str:
+    def layout(self, split: str) -> str:
         return f"it needs {split}/CLASS/*.png"
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         assert self.path is not None
-        folders = self._find(Path(self.path))
+        folders = self.find(Path(self.path))
         classes = self._class_names(Path(self.path))
         splits = {name: self._decode(name, folder, classes) for name, folder in folders.items()}
-        return _with_validation(splits, self.validation_share), classes
+        return with_validation(splits, self.validation_share), classes
 
     def _decode(self, name: str, folder: Path, classes: list[str]) -> ImageSplit:
         extra = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in classes)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from optkit.core.task import Batch
+from optkit.tasks.classification import in_batches
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Normalization:
         return (images.float() - mean) / std
 
 
-class ImageBatches(torch.utils.data.Dataset):
-    """A data set that fetches whole batches: indexing a decoded array at once is far cheaper than image by image."""
+class ImageBatches:
+    """Images of a split, normalized and perhaps augmented, a batch at a time."""
 
     def __init__(self, split: ImageSplit, normalization: Normalization, augmentation: Augmentation | None, seed: int):
         self.split, self.normalization, self.augmentation = split, normalization, augmentation
@@ -104,12 +105,4 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Batches of a split; the order and the augmentation depend on ``seed`` alone."""
     data = ImageBatches(split, normalization, augmentation, seed)
-    generator = torch.Generator().manual_seed(seed)
-    loader = torch.utils.data.DataLoader(
-        data, batch_size, shuffle=shuffle, generator=generator, collate_fn=_already_a_batch
-    )
-    return iter(loader)
-
-
-def _already_a_batch(batch: Batch) -> Batch:
-    return batch
+    return in_batches(data, batch_size, shuffle, seed)

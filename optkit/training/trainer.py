@@ -40,7 +40,7 @@ class Trainer:
         epochs: passes over the train split.
         batch_size: examples a step (a process).
         optimizer: a class of ``torch.optim`` by name, in any case.
-        optimizer_options: its other arguments (``momentum``, ``betas``, ...).
+        optimizer_options: its other arguments (``momentum``, ``betas``, ...); one that is None is left out.
         lr: the peak learning rate.
         weight_decay: applied to matrices and kernels, not to biases and norms.
         schedule: one_cycle, cosine or constant.
@@ -89,6 +89,7 @@ class Trainer:
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"no {name} '{value}'", key=name, value=value, fix=did_you_mean(str(value), known))
+        self.optimizer_options = {k: v for k, v in self.optimizer_options.items() if v is not None}
         check_optimizer(self.optimizer, self.optimizer_options)
 
     def fit(

@@ -66,7 +66,7 @@ def test_it_gives_what_reloads_to_the_same_answers(applied, stage, digits, tmp_p
     _, outcome, _ = applied
     target = f"{type(stage).__module__}.{type(stage).__qualname__}"
     surgeries = ({"by": target, "data": json.loads(json.dumps(outcome.surgery))},) if outcome.surgery else ()
-    variant = Variant("v", None, frozenset(), SPEC.skeleton(), surgeries)
+    variant = Variant("v", None, frozenset(), SPEC.skeleton(outcome.module), surgeries)
     folder = tmp_path / "artifact"
     folder.mkdir()
     artifact = save_artifact(folder, variant, outcome.module, digits.example(2))

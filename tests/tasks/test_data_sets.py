@@ -26,7 +26,9 @@ def test_digits_are_all_there_once_and_balanced():
         labels = torch.cat([b.targets for b in digits.batches(name, 500)])
         counts = torch.bincount(labels, minlength=10)
         assert (counts - size / 10).abs().max() <= size * 0.01 + 1
-    assert digits.model_defaults() == {"num_classes": 10, "in_channels": 1, "input_shape": [1, 16, 16]}
+    assert digits.model_defaults() == {
+        "num_classes": 10, "inputs": ["pixel_values"], "in_channels": 1, "input_shape": [1, 16, 16],
+    }  # fmt: skip
 
 
 def test_the_fingerprint_changes_with_what_the_model_sees():
@@ -92,7 +94,9 @@ def test_local_parquet_files(tmp_path):
     _parquet(tmp_path, "test", [0, 1, 2])
     task = _task(tmp_path)
     assert (task.size("train"), task.size("validation"), task.size("test")) == (27, 3, 3)
-    assert task.model_defaults() == {"num_classes": 3, "in_channels": 3, "input_shape": [3, 6, 6]}
+    assert task.model_defaults() == {
+        "num_classes": 3, "inputs": ["pixel_values"], "in_channels": 3, "input_shape": [3, 6, 6],
+    }  # fmt: skip
 
 
 def test_a_validation_file_is_used_as_it_is(tmp_path):
@@ -106,7 +110,9 @@ def test_declared_classes_and_size_answer_before_anything_is_decoded(tmp_path, m
     _parquet(tmp_path, "test", [0, 1])
     task = _task(tmp_path, classes_from=["a", "b"], image_size=6)
     monkeypatch.setattr(decode, "_decode", lambda *a: pytest.fail("decoded"))
-    assert task.model_defaults() == {"num_classes": 2, "in_channels": 3, "input_shape": [3, 6, 6]}
+    assert task.model_defaults() == {
+        "num_classes": 2, "inputs": ["pixel_values"], "in_channels": 3, "input_shape": [3, 6, 6],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

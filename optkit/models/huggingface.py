@@ -1,0 +1,204 @@
+"""Hugging Face classifiers of texts and images, behind the call that every model here answers: tensors to logits."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.errors import UserError, did_you_mean
+
+IMAGES = ["pixel_values"]
+
+
+class TextClassifier(nn.Module):
+    """A ``...ForSequenceClassification`` that takes tensors by position and returns its logits.
+
+    Attributes:
+        model: the Hugging Face model, of its own class.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self._takes_kinds = "token_type_ids" in inspect.signature(model.forward).parameters
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Logits ``(N, num_classes)`` of tokens ``(N, length)``."""
+        kinds = {} if token_type_ids is None or not self._takes_kinds else {"token_type_ids": token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **kinds).logits
+
+    def skeleton(self) -> dict[str, Any]:
+        return _skeleton(self.model, ["input_ids", "attention_mask"])
+
+
+class ImageClassifier(nn.Module):
+    """A ``...ForImageClassification`` that returns its logits.
+
+    Attributes:
+        model: the Hugging Face model, of its own class.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
+        return self.model(pixel_values=pixel_values).logits
+
+    def skeleton(self) -> dict[str, Any]:
+        return _skeleton(self.model, IMAGES)
+
+
+def _skeleton(model: Any, inputs: Sequence[str]) -> dict[str, Any]:
+    """What builds the same structure again without the hub: the whole config."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    return {"target": "optkit.models.huggingface", "params": {"config": config, "inputs": list(inputs)}}
+
+
+def huggingface(
+    pretrained: str | None = None,
+    config: Mapping[str, Any] | str | None = None,
+    inputs: Sequence[str] = ("input_ids", "attention_mask"),
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    input_shape: Sequence[int] | None = None,
+    vocab_size: int | None = None,
+    pad_token_id: int | None = None,
+    max_length: int | None = None,
+) -> nn.Module:
+    """A Hugging Face model for the classification of texts or of images.
+
+    Args:
+        pretrained: hub id or local folder of a model with its weights. If they are of another number of classes, the
+            last layer is new.
+        config: in place of `pretrained`, random weights: ``model_type`` and the sizes of a config, or the hub id or
+            local folder of one.
+        inputs: what the task's batches hold; ``pixel_values`` makes it an image classifier.
+        num_classes: width of the last layer.
+        in_channels, input_shape: of the task's images, for a `config` that does not say.
+        vocab_size, pad_token_id, max_length: of the task's tokenizer, for a `config` that does not say; a pretrained
+            model must have room for them.
+
+    Raises:
+        UserError: no such model, or one that does not fit the task.
+    """
+    if (pretrained is None) == (config is None):
+        found = "both are given" if config is not None else "neither is given"
+        fix = "a hub id or folder in model.pretrained, or sizes in model.config"
+        raise UserError(f"a model is pretrained or made from a config, and {found}", key="model.pretrained", fix=fix)
+    of_images = list(inputs) == IMAGES
+    sizes = (
+        {"num_channels": in_channels, "image_size": input_shape and input_shape[-1]}
+        if of_images
+        else {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
+    )
+    wrapper = ImageClassifier if of_images else TextClassifier
+    with _quietly():
+        if isinstance(config, Mapping):
+            found = _config_of(config, {"num_labels": num_classes, **sizes})
+        else:
+            found = _read_config(str(pretrained or config), num_classes, "pretrained" if pretrained else "config")
+        if not of_images:
+            _check_room(found, vocab_size, max_length, growing=isinstance(config, Mapping))
+            if getattr(found, "pad_token_id", None) is None:
+                found.pad_token_id = pad_token_id
+        return wrapper(_build(pretrained, found, of_images)).eval()
+
+
+def _config_of(given: Mapping[str, Any], of_task: Mapping[str, Any]) -> Any:
+    """A config from its fields, those left open filled in from the task."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = given.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES:
+        fix = did_you_mean(str(kind), CONFIG_MAPPING_NAMES) if kind else "such as bert, distilbert, vit or swin"
+        raise UserError(f"no model_type {kind!r}", key="model.config.model_type", value=kind, fix=fix)
+    default = AutoConfig.for_model(kind)
+    fields = {k: v for k, v in given.items() if k != "model_type"}
+    # a recipe's own config is short, one read back from an artifact has every field
+    for name in fields:
+        if not hasattr(default, name) and "transformers_version" not in fields:
+            fix = did_you_mean(name, default.to_dict())
+            raise UserError(f"{type(default).__name__} has no '{name}'", key=f"model.config.{name}", fix=fix)
+    fill = {k: v for k, v in of_task.items() if v is not None and k not in fields and hasattr(default, k)}
+    try:
+        return AutoConfig.for_model(kind, **fields, **fill)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"not a config of {kind}: {reason}", key="model.config") from error
+
+
+def _read_config(name: str, num_classes: int | None, key: str) -> Any:
+    from transformers import AutoConfig
+
+    labels = {} if num_classes is None else {"num_labels": num_classes}
+    with _found(name, key):
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
+
+
+def _check_room(config: Any, vocab_size: int | None, max_length: int | None, growing: bool) -> None:
+    """Whether a config has room for the task's tokens; one that is made here may grow to hold the texts' length."""
+    places = getattr(config, "max_position_embeddings", None)
+    if max_length is not None and places is not None and places < max_length:
+        if not growing:
+            message, fix = f"the model takes {places} tokens at most", f"task.max_length={places}"
+            raise UserError(message, key="task.max_length", value=max_length, fix=fix)
+        config.max_position_embeddings = max_length
+    known = getattr(config, "vocab_size", None)
+    if vocab_size is not None and known is not None and known < vocab_size:
+        message = f"the tokenizer has {vocab_size} tokens, the model knows {known}"
+        raise UserError(message, key="task.tokenizer", fix="give the model's own: task.tokenizer=ID or DIR")
+
+
+def _build(pretrained: str | None, config: Any, of_images: bool) -> nn.Module:
+    import transformers as hf
+
+    auto = hf.AutoModelForImageClassification if of_images else hf.AutoModelForSequenceClassification
+    known = hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if of_images else hf.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(config) not in known:
+        message = f"{config.model_type} does not classify {'images' if of_images else 'texts'}"
+        raise UserError(message, key="model", value=config.model_type, fix="pick a model and a task that fit")
+    if isinstance(classes := known[type(config)], tuple) and not config.architectures:
+        config.architectures = [classes[0].__name__]  # DeiT has two, and is not built unless one is chosen
+    if pretrained is None:
+        return auto.from_config(config, dtype=torch.float32)
+    with _found(pretrained, "pretrained"):
+        return auto.from_pretrained(
+            pretrained, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
+        )
+
+
+@contextmanager
+def _found(name: str, key: str) -> Iterator[None]:
+    """What transformers raises for a model that it cannot get, as one line that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        fix = f"check the network, or give a local folder: model.{key}=DIR with config.json and model.safetensors"
+        raise UserError(f"cannot load '{name}': {reason}", key=f"model.{key}", value=name, fix=fix) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' bars and its notes on layers that are new."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

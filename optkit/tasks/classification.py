@@ -1,0 +1,178 @@
+"""Classification: what tasks over images and over texts share."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from optkit.core.checks import check_count
+from optkit.core.errors import UserError
+from optkit.core.task import Batch
+
+SPLITS = ("train", "validation", "test")
+SPLIT_SEED = 0
+
+
+class Labelled(Protocol):
+    """Examples with labels ``(N,)``, of which a part can be taken."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, index: NDArray[np.int64]) -> Self: ...
+
+
+class Split(Labelled, Protocol):
+    """A split as a task keeps it."""
+
+    def digest(self) -> str:
+        """Hash of the examples and their labels."""
+        ...
+
+
+L = TypeVar("L", bound=Labelled)
+S = TypeVar("S", bound=Split)
+
+
+@dataclass(kw_only=True)
+class Classification(ABC, Generic[S]):
+    """A labelled data set with train, validation and test splits; the metric is accuracy.
+
+    Attributes:
+        limit: at most so many examples a split (a smoke run); None for all.
+    """
+
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            check_count("limit", self.limit)
+
+    @abstractmethod
+    def load(self) -> tuple[dict[str, S], list[str]]:
+        """The splits and the class names. Called once."""
+
+    @abstractmethod
+    def seen(self) -> Any:
+        """What else decides what a model sees of the data; its repr is part of the fingerprint."""
+
+    def check(self, splits: dict[str, S], classes: list[str]) -> None:
+        """Raises UserError for data that cannot be trained on and measured."""
+        for name in SPLITS:
+            if name not in splits or not len(splits[name]):
+                fix = "a recipe needs train and test data"
+                raise UserError(f"the data set has no {name} split", key="task", fix=fix)
+            lowest, highest = int(splits[name].labels.min()), int(splits[name].labels.max())
+            if highest >= len(classes):
+                message = f"label {highest}, but only {len(classes)} class names"
+                raise UserError(message, key="task", fix="correct classes_from")
+            if lowest < 0:
+                raise UserError(f"{name} has examples without a label ({lowest})", key="task", fix="leave them out")
+
+    @cached_property
+    def _loaded(self) -> tuple[dict[str, S], list[str]]:
+        splits, classes = self.load()
+        self.check(splits, classes)
+        if self.limit is not None:
+            splits = {name: split.subset(_spread(len(split), self.limit)) for name, split in splits.items()}
+        return splits, classes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            digest.update(self._split(name).digest().encode())
+        digest.update(repr(self.seen()).encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names, in the order of their numbers."""
+        return self._loaded[1]
+
+    def _split(self, name: str) -> S:
+        return self._loaded[0][name]
+
+    def size(self, split: str) -> int:
+        return len(self._split(split))
+
+    def conditions(self) -> dict[str, Any]:
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        examples = {name: self.size(name) for name in SPLITS}
+        return {"fingerprint": self.fingerprint, "classes": len(self.classes), "examples": examples}
+
+    def forward(self, module: nn.Module, batch: Batch) -> Tensor:
+        return module(*batch.inputs)
+
+    def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(logits, batch.targets, label_smoothing=label_smoothing)
+
+    def correct(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.argmax(-1) == batch.targets
+
+    def metric(self, correct: NDArray[np.bool_]) -> float:
+        from optkit.tasks.metrics import accuracy
+
+        ones = np.ones(len(correct), dtype=np.int64)
+        return accuracy().compute(predictions=correct.astype(np.int64), references=ones)["accuracy"]
+
+
+class Examples(Protocol):
+    """What `in_batches` reads: a batch at once, which is far cheaper than example by example."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, index: list[int]) -> Batch: ...
+
+
+def in_batches(examples: Examples, batch_size: int, shuffle: bool, seed: int) -> Iterator[Batch]:
+    """Batches in order, or shuffled under ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    loader = torch.utils.data.DataLoader(
+        examples,  # type: ignore[arg-type]
+        batch_size,
+        shuffle=shuffle,
+        generator=generator,
+        collate_fn=_already_a_batch,
+    )
+    return iter(loader)
+
+
+def _already_a_batch(batch: Batch) -> Batch:
+    return batch
+
+
+def _spread(total: int, limit: int) -> NDArray[np.int64]:
+    """Up to ``limit`` places spread evenly over ``total``."""
+    return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))
+
+
+def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices ``(rest, held out)`` with every class held out in the same share; both in ascending order."""
+    from sklearn.model_selection import train_test_split
+
+    rest, held = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
+    return np.sort(rest), np.sort(held)
+
+
+def with_validation(splits: dict[str, L], share: float) -> dict[str, L]:
+    """Cuts a stratified validation split from train where the data set has none of its own."""
+    if "validation" in splits:
+        return splits
+    whole = splits["train"]
+    train, validation = stratified_split(whole.labels, share, SPLIT_SEED)
+    return splits | {"train": whole.subset(train), "validation": whole.subset(validation)}

@@ -1,0 +1,134 @@
+"""Data sets in files: the splits of a local folder or of the hub, as tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optkit.core.checks import check_share
+from optkit.core.errors import UserError, did_you_mean
+
+VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+def files_key(files: Sequence[Path], *settings: object) -> str:
+    """A key that changes when any of the files (by path, size and time) or the settings do."""
+    state = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps([state, [str(s) for s in settings]]).encode()).hexdigest()[:24]
+
+
+@dataclass(kw_only=True)
+class SplitFiles:
+    """What tasks read from files share; a base beside the task's own.
+
+    Attributes:
+        path: the local folder.
+        validation_share: share of train held out, by class, where there is no validation split.
+    """
+
+    path: str | None = None
+    validation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        check_share("validation_share", self.validation_share)
+        if self.path is None:
+            return
+        if not Path(self.path).is_dir():
+            raise UserError(f"no folder {self.path}", key="path", value=self.path, fix="check the path")
+        found = self.find(Path(self.path))
+        for name in ("train", "test"):
+            if name not in found:
+                raise UserError(f"{self.path} has no {name} split", key="path", value=self.path, fix=self.layout(name))
+
+    def find(self, folder: Path) -> Mapping[str, Any]:
+        """What the folder holds of each split."""
+        raise NotImplementedError
+
+    def layout(self, split: str) -> str:
+        """What the folder must hold for a split, for the error."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split as it was read: the rows of a ``datasets.Dataset``, and a key that changes when its source does."""
+
+    rows: Any
+    key: str
+
+    def column(self, name: str, option: str, split: str) -> list[Any]:
+        """A column's values; ``option`` is the config key that named it."""
+        if name not in self.rows.column_names:
+            fix = did_you_mean(name, self.rows.column_names)
+            raise UserError(f"{split} has no column '{name}'", key=f"task.{option}", value=name, fix=fix)
+        return self.rows.data.column(name).to_pylist()
+
+
+def find_tables(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each split: ``train*.parquet`` and so on; the first suffix of which there are files counts."""
+    found = {}
+    for split in ("train", "validation", "test"):
+        for name in VALIDATION_NAMES if split == "validation" else (split,):
+            for suffix in suffixes:
+                if split not in found and (files := sorted(folder.glob(f"{name}*{suffix}"))):
+                    found[split] = files
+    return found
+
+
+def read_tables(files: Mapping[str, Sequence[Path]]) -> dict[str, Table]:
+    """Parquet, CSV and JSON (one object a line, or one list) files as tables.
+
+    Raises:
+        UserError: a file that is not what its ending says.
+    """
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    _no_bars()
+    readers = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
+    found = {}
+    for split, paths in files.items():
+        read = readers.get(paths[0].suffix, Dataset.from_json)
+        try:
+            found[split] = Table(read([str(p) for p in paths], keep_in_memory=True), files_key(paths))
+        except (DatasetGenerationError, ValueError, OSError) as error:
+            cause = error.__cause__ or error
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+            raise UserError(f"cannot read {paths[0]}: {reason}", key="task.path") from error
+    return found
+
+
+def hub_tables(dataset: str) -> dict[str, Table]:
+    """The splits of a data set of the hub.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from datasets import load_dataset
+
+    _no_bars()
+    try:
+        data = load_dataset(dataset)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        fix = "check the network, or give task.path=DIR with train and test files"
+        raise UserError(f"cannot load '{dataset}': {reason}", key="task.dataset", fix=fix) from error
+    named = {"validation" if name in VALIDATION_NAMES else name: rows for name, rows in data.items()}
+    return {name: Table(rows, files_key([], rows._fingerprint)) for name, rows in named.items()}
+
+
+def _no_bars() -> None:
+    """Keeps the data sets library's own bars out of logs and off terminals, where optkit draws its own."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+
+
+def class_names(tables: Mapping[str, Table], column: str) -> list[str] | None:
+    """The class names that the files themselves hold for a label column."""
+    return getattr(tables["train"].rows.features.get(column), "names", None)
