@@ -144,3 +144,18 @@ def test_changed_code_is_another_variant(recipe, monkeypatch):
     real = plan._code
     monkeypatch.setattr(plan, "_code", lambda *folders: real(*folders) + ("x" if folders == ("prune",) else ""))
     assert [a == b for a, b in zip(before, _ids(recipe), strict=True)] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"_target_": "optkit.models.MLP", "input_shape": [5]}, r"MLP does not take this task's inputs \[2, 1, 8, 8\]"),
+        (
+            {"_target_": "optkit.models.MLP", "num_classes": 3, "input_shape": None},
+            r"\[2, 3\] for 2 examples of 10 classes",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_the_task_is_refused(recipe, model, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(replace(recipe, model=model))

@@ -51,7 +51,7 @@ COLUMNS: tuple[Column, ...] = (
     ("stage", lambda r: f"{r['step']} {r['stage']}", 0),
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
-    ("tokens", lambda r: str(r.get("sequence_length") or "-"), 0),
+    ("tokens", lambda r: str(r.get("sequence_length") or "-"), 100),
     ("accuracy %", _accuracy, 0),
     ("change, points", _delta, 100),
     ("p50 ms", _number("latency_p50_ms", 2), 0),

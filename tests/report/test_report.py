@@ -10,7 +10,7 @@ from rich.console import Console
 from optkit.core.ledger import Ledger
 from optkit.report import read_rows, render, rows
 from optkit.report.plot import on_front, save_tradeoff, steady_latency, tradeoff
-from optkit.report.tables import COLUMNS, table
+from optkit.report.tables import COLUMNS, markdown, table
 from tests.conftest import make_record
 
 KEYS = """run recipe variant parent step stage technique engine batch_size threads accuracy accuracy_ci accuracy_delta
@@ -90,7 +90,7 @@ def test_every_format_is_computed_from_the_ledger(folder):
     assert json.loads(render([folder], "json")) == read_rows([folder])
     text = render([folder], "md")
     lines = text.splitlines()
-    assert lines[0].count("|") == lines[1].count("|") == len(COLUMNS) + 1
+    assert lines[0].count("|") == lines[1].count("|") == len(COLUMNS)
     assert sum(line.startswith("| 1 prune") for line in lines) == 2
     assert "0 train" in render([folder], "table")
 
@@ -139,3 +139,13 @@ def test_the_picture_has_a_point_for_each_row_and_saves(folder):
     for name, magic in (("t.svg", b"<svg"), ("t.png", b"\x89PNG")):
         save_tradeoff(found, folder / name)
         assert (folder / name).read_bytes().startswith(magic)
+
+
+def test_a_row_of_texts_says_how_many_tokens():
+    record = make_record()
+    for measurement in record.measurements:
+        measurement.conditions["sequence_length"] = 64
+    found = rows([record])
+    assert found[0]["sequence_length"] == 64
+    assert "tokens" in markdown(found)
+    assert "tokens" not in markdown(rows([make_record()]))

@@ -191,3 +191,9 @@ def test_zeros_stay_zero(digits, mlp, tmp_path, select):
 def test_mistakes_name_the_field(options, message):
     with pytest.raises(UserError, match=message):
         Trainer(**options)
+
+
+def test_an_option_that_is_none_is_left_out():
+    assert Trainer(optimizer="adamw", optimizer_options={"momentum": None, "betas": [0.9, 0.99]}).optimizer_options == {
+        "betas": [0.9, 0.99]
+    }
