@@ -64,6 +64,46 @@ def _run_job(cfg: Any) -> None:
     click.echo(f"run folder: {finished.folder}")
 
 
+@cli.command(context_settings=PASS_THROUGH | {"allow_interspersed_args": True})
+@click.argument("recipe")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--metric", type=click.Choice(("loss", "accuracy")), default="loss", show_default=True)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, debug: bool) -> None:
+    """Show what the layers of RECIPE's baseline are worth: loss on validation against the share removed.
+
+    \b
+    ARGUMENTS are overrides, as for run. Channels are ranked as the
+    recipe's first structured pruning ranks them, on as many examples:
+    stages.prune.sensitivity_examples=5000.
+    """
+    _show_tracebacks(debug)
+    _log_to_stderr(debug)
+    from optkit.config import launch
+
+    launch(recipe, arguments, lambda cfg: _measure_sensitivity(cfg, metric))
+
+
+def _measure_sensitivity(cfg: Any, metric: str) -> None:
+    """One composed recipe: print the table of its baseline; JSON and picture go into the run folder."""
+    from optkit.config import to_recipe
+
+    recipe = to_recipe(cfg)
+    from optkit.core.task import SealedTask
+    from optkit.pipeline import baseline
+    from optkit.prune import StructuredPruning
+    from optkit.report.heatmap import save_heatmap
+
+    folder, module = baseline(recipe)
+    stages = (recipe.stages[name] for name in recipe.chain)
+    stage = next((s for s in stages if isinstance(s, StructuredPruning)), StructuredPruning())
+    table = stage.measure_sensitivity(module, SealedTask(recipe.task), recipe.seed, metric)
+    table.save(folder / "sensitivity.json")
+    save_heatmap(table, folder / "sensitivity.svg")
+    click.echo(table.summary())
+    click.echo(f"run folder: {folder}")
+
+
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True)

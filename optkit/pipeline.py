@@ -58,6 +58,17 @@ def run(recipe: Recipe) -> Run:
         torch.set_num_threads(before)
 
 
+def baseline(recipe: Recipe) -> tuple[Path, nn.Module]:
+    """The folder of a recipe's run, made if need be, and its baseline: from the store, or else the model as built."""
+    plan = make_plan(recipe)
+    folder = _run_folder(Path(recipe.out), plan.run, fresh=False)
+    found = _store(recipe, folder).find(plan.baseline.id)
+    if found is None and plan.baseline.number != plan.steps[0].number:
+        log.warning("the baseline is not in the store yet: this is the model as built")
+    _open_folder(folder, recipe)
+    return folder, found.module(plan.trusted) if found else plan.spec.build(recipe.seed).eval()
+
+
 class _Fold:
     """One run on its way."""
 
@@ -66,7 +77,7 @@ class _Fold:
         torch.set_num_threads(self.threads)
         self.recipe, self.plan = recipe, make_plan(recipe)
         self.folder = _run_folder(Path(recipe.out), self.plan.run, recipe.fresh)
-        self.store = StageStore(self.folder / "store" if recipe.fresh else Path(recipe.store or f"{recipe.out}/store"))
+        self.store = _store(recipe, self.folder)
         self.ledger = Ledger(self.folder / LEDGER_NAME)
         self.sealed = SealedTask(recipe.task)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -77,7 +88,7 @@ class _Fold:
         missing = [step for step in self.plan.measured if step.id not in recorded]
         if not missing:
             return Run(self.folder, worked=False)
-        self._open_folder()
+        _open_folder(self.folder, self.recipe)
         bench = Bench(
             self.recipe.task,
             self.recipe.engines,
@@ -95,15 +106,6 @@ class _Fold:
                 if step in missing:
                     self._measure(step, artifact, bench)
         return Run(self.folder, worked=True)
-
-    def _open_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(self.recipe.text)
-        except OSError as error:
-            fix = "set out=DIR to a folder you can write to"
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}", key="out", fix=fix) from error
-        log.info("run folder: %s", self.folder)
 
     def _make(self, step: PlannedStep) -> Artifact:
         """Applies a stage to its parent and puts the result into the store."""
@@ -220,6 +222,20 @@ def _run_folder(out: Path, run_id: str, fresh: bool) -> Path:
         folder = out / f"{run_id}-{number}"
         number += 1
     return folder
+
+
+def _open_folder(folder: Path, recipe: Recipe) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(recipe.text)
+    except OSError as error:
+        fix = "set out=DIR to a folder you can write to"
+        raise UserError(f"cannot write to {folder}: {error.strerror}", key="out", fix=fix) from error
+    log.info("run folder: %s", folder)
+
+
+def _store(recipe: Recipe, folder: Path) -> StageStore:
+    return StageStore(folder / "store" if recipe.fresh else Path(recipe.store or f"{recipe.out}/store"))
 
 
 def _link(source: Path, folder: Path) -> None:

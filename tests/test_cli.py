@@ -42,7 +42,7 @@ def test_help_starts_without_torch():
 
 def test_help_names_every_command(optkit_command):
     text = optkit_command("--help").stdout
-    for command in ("run", "report", "recipes", "stages", "doctor"):
+    for command in ("run", "report", "sensitivity", "recipes", "stages", "doctor"):
         assert f"\n  {command} " in text
 
 
@@ -79,6 +79,24 @@ def test_run_report_and_rerun_from_the_run_folder(optkit_command, recipe, tmp_pa
     assert other.name == folder.name
     ours, theirs = (json.loads((f / "report.json").read_text()) for f in (folder, other))
     assert [r["accuracy"] for r in ours] == [r["accuracy"] for r in theirs]
+
+
+def test_sensitivity_is_that_of_the_baseline_in_the_store(optkit_command, recipe, tmp_path):
+    cut = ["+stage@stages.cut=prune/structured", "chain=[train,cut]", "~engines.inductor"]
+    cut += ["stages.cut.scope=sensitivity", "stages.cut.sensitivity_examples=20"]
+    done = optkit_command("run", recipe, *cut, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").glob("test-*")
+    assert (folder / "sensitivity-1-cut.svg").read_text().startswith("<svg")
+    done = optkit_command("sensitivity", recipe, *cut, "--metric", "loss", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the model as built" not in done.stderr
+    assert done.stdout.startswith("MLP: loss ")
+    assert done.stdout.endswith(f"run folder: {folder.relative_to(tmp_path)}\n")
+    assert (folder / "sensitivity.svg").read_text().startswith("<svg")
+    record = json.loads((folder / "ledger.jsonl").read_text().splitlines()[1])
+    curves = json.loads((folder / "sensitivity.json").read_text())["curves"]
+    assert curves == record["facts"]["sensitivity"]["curves"]
 
 
 def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path):

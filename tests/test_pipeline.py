@@ -16,7 +16,7 @@ from optkit.core.errors import StageError, UserError
 from optkit.core.stage import Outcome
 from optkit.engines import Eager
 from optkit.measure import Measure
-from optkit.pipeline import run
+from optkit.pipeline import baseline, run
 from optkit.plan import Recipe
 from optkit.prune import MagnitudePruning
 from optkit.training import Train, Trainer
@@ -75,6 +75,19 @@ def test_what_lies_in_the_run_folder_is_what_was_measured(recipe, digits):
             correct = digits.correct(module(*batch.inputs), batch)
         accuracy = next(m for m in record.measurements if m.name == "accuracy")
         assert accuracy.value == pytest.approx(correct.float().mean().item())
+
+
+def test_the_baseline_is_the_stores_or_the_model_as_built(recipe, caplog):
+    folder, built = baseline(recipe)
+    assert "the baseline is not in the store yet" in caplog.text
+    assert torch.equal(built.state_dict()["layers.1.weight"], baseline(recipe)[1].state_dict()["layers.1.weight"])
+    caplog.clear()
+    assert run(recipe).folder == folder
+    again, trained = baseline(recipe)
+    assert again == folder
+    assert "not in the store" not in caplog.text
+    expected = optkit.load(folder / "variants" / "0-train")
+    assert all(torch.equal(t, expected.state_dict()[name]) for name, t in trained.state_dict().items())
 
 
 def test_a_finished_run_is_not_run_again(recipe, monkeypatch):

@@ -105,6 +105,12 @@ class Selector:
             kept = np.where((gone == 0) | (rounded > self._sizes), self._sizes, rounded)
         return self._first(kept)
 
+    def alone(self, group: int, share: float) -> np.ndarray:
+        """The cut that takes the lowest share of one group, at least one unit of it if any may go, and nothing else."""
+        size = self._sizes[group]
+        gone = min(max(1, math.floor(share * size + 0.5)), size - self._floor[group])
+        return self._first(np.where(np.arange(self._sizes.size) == group, size - gone, self._sizes))
+
     def neighbours(self, removed: np.ndarray) -> Iterator[np.ndarray]:
         """The cuts that keep one step more or less of one group."""
         kept = self._sizes - np.bincount(self.units.group, removed, minlength=self._sizes.size).astype(np.int64)

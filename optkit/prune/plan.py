@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from optkit.core.errors import UserError
-
-FORMAT = "optkit.cut-plan/1"
+from optkit.prune.document import Document
 
 
 def to_ranges(kept: np.ndarray) -> str:
@@ -36,7 +32,7 @@ def from_ranges(text: str) -> torch.Tensor:
 
 
 @dataclass
-class CutPlan:
+class CutPlan(Document):
     """What is kept of every tensor, and which attributes change with it.
 
     Attributes:
@@ -61,55 +57,8 @@ class CutPlan:
     layers: list[dict[str, Any]] = field(default_factory=list)
     frozen: dict[str, list[str]] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-able data."""
-        return {"format": FORMAT, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> CutPlan:
-        """The plan that :meth:`to_dict` gave.
-
-        Raises:
-            UserError: if the data is not a cut plan.
-        """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise UserError("not a cut plan", fix=f"its format must be {FORMAT}")
-        values = {key: value for key, value in data.items() if key != "format"}
-        if set(values) != {f.name for f in fields(cls)}:
-            raise UserError("not a whole cut plan", fix=f"its keys must be {', '.join(f.name for f in fields(cls))}")
-        return cls(**values)
-
-    def to_json(self) -> str:
-        """The plan as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> CutPlan:
-        """The plan that :meth:`to_json` wrote.
-
-        Raises:
-            UserError: if the text is not a cut plan.
-        """
-        try:
-            return cls.from_dict(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"not a cut plan: {error}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> CutPlan:
-        """Read a plan that :meth:`save` wrote.
-
-        Raises:
-            UserError: if there is no such file or it is not a cut plan.
-        """
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read a cut plan: {error.strerror}", key=str(path)) from error
+    what: ClassVar[str] = "cut plan"
+    format: ClassVar[str] = "optkit.cut-plan/1"
 
     def indices(self) -> dict[str, dict[int, torch.Tensor]]:
         """Kept indices of every dimension that is cut: tensor name -> dimension -> sorted indices."""

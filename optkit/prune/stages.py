@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_count
 from optkit.core.stage import Context, Outcome
+from optkit.core.task import Task
+from optkit.measure.validation import Validation
+from optkit.prune.curves import Sensitivity, sensitivity
 from optkit.prune.plan import CutPlan
 from optkit.prune.steps import Facts, InSteps
-from optkit.prune.structured import Pruned, TooSmallError, check_arguments, prune_structured
+from optkit.prune.structured import SENSITIVITY, Pruned, TooSmallError, check_arguments, prune_structured
 
 NOTHING = 1e-9
 
@@ -26,10 +29,12 @@ class StructuredPruning(InSteps):
         amount: share of the budget to remove.
         budget: what the amount is a share of: params or macs.
         criterion: how channels are ranked (``optkit.prune.CRITERIA``); those that need data see train batches.
-        scope: rank all layers together (global) or each by itself (local).
+        scope: rank all layers together (global), each by itself (local), or cut where the loss on validation suffers
+            least for what is saved (sensitivity).
         round_to: keep multiples of so many channels.
         protect: name patterns of layers whose channels stay.
         batches: how many train batches of 64 a data-driven criterion sees.
+        sensitivity_examples: on how many validation examples the sensitivity is measured.
         steps, training, between: see `InSteps`.
     """
 
@@ -40,6 +45,7 @@ class StructuredPruning(InSteps):
     round_to: int = 1
     protect: list[str] = field(default_factory=list)
     batches: int = 16
+    sensitivity_examples: int = 1000
 
     technique: ClassVar[str] = "prune"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
@@ -50,38 +56,53 @@ class StructuredPruning(InSteps):
         super().__post_init__()
         check_arguments(self.amount, self.budget, self.criterion, self.scope, self.round_to)
         check_count("batches", self.batches)
+        check_count("sensitivity_examples", self.sensitivity_examples)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         return self.in_steps(module, ctx, self.amount)
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
         if not earlier:
-            pruned = self._cut(module, ctx, amount)
-            return Outcome(pruned.model, {"cut": pruned.plan.facts}, surgery=pruned.plan.to_dict())
+            pruned, table = self._cut(module, ctx, amount)
+            return Outcome(pruned.model, {"cut": pruned.plan.facts} | table, surgery=pruned.plan.to_dict())
         so_far = earlier[-1]["cut"] | {"amount": amount}
         left = so_far[f"{self.budget}_after"] / so_far[f"{self.budget}_before"]
         try:
-            pruned = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING))
+            pruned, table = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING))
         except TooSmallError:  # the steps before took this one's share, as channels go whole
             return Outcome(module, {"cut": so_far})
         after = {name: value for name, value in pruned.plan.facts.items() if name.endswith("_after")}
-        return Outcome(pruned.model, {"cut": so_far | after}, surgery=pruned.plan.to_dict())
+        return Outcome(pruned.model, {"cut": so_far | after} | table, surgery=pruned.plan.to_dict())
 
-    def _cut(self, module: nn.Module, ctx: Context, amount: float) -> Pruned:
-        data = ctx.task.batches("train", 64, seed=ctx.seed)
-        return prune_structured(
+    def _cut(self, module: nn.Module, ctx: Context, amount: float) -> tuple[Pruned, Facts]:
+        """The cut, and the table that it went by as a fact, if it went by one."""
+        table = self.measure_sensitivity(module, ctx.task, ctx.seed) if self.scope == SENSITIVITY else None
+        pruned = prune_structured(
             module,
             ctx.task.example(2),
             amount=amount,
             budget=self.budget,
-            criterion=self.criterion,
             scope=self.scope,
             round_to=self.round_to,
-            protect=tuple(self.protect),
-            batches=islice(data, self.batches),
-            loss_fn=lambda model, batch: ctx.task.loss(ctx.task.forward(model, batch), batch),
-            seed=ctx.seed,
+            sensitivity=table,
+            **self._ranking(ctx.task, ctx.seed),
         )
+        return pruned, {"sensitivity": table.to_dict()} if table else {}
+
+    def measure_sensitivity(self, module: nn.Module, task: Task, seed: int, metric: str = "loss") -> Sensitivity:
+        """The module's curves on validation, its units ranked as this stage ranks them."""
+        evaluate = Validation(task, self.sensitivity_examples, metric)
+        return sensitivity(module, task.example(2), evaluate, metric=metric, **self._ranking(task, seed))
+
+    def _ranking(self, task: Task, seed: int) -> dict[str, Any]:
+        """The arguments that decide which units of a group go first."""
+        return {
+            "criterion": self.criterion,
+            "protect": tuple(self.protect),
+            "batches": islice(task.batches("train", 64, seed=seed), self.batches),
+            "loss_fn": lambda model, batch: task.loss(task.forward(model, batch), batch),
+            "seed": seed,
+        }
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:

@@ -10,9 +10,11 @@ from torch import nn
 
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
+from optkit.prune.allocation import order_by_harm
 from optkit.prune.analysis import Analysis
 from optkit.prune.budget import Selector, select
 from optkit.prune.criteria import CRITERIA, LossFn, data_for
+from optkit.prune.curves import Sensitivity
 from optkit.prune.graph import Inputs
 from optkit.prune.plan import CutPlan
 from optkit.prune.surgery import why_frozen
@@ -20,6 +22,7 @@ from optkit.prune.verify import check_runs
 
 BUDGETS = ("params", "macs")
 SCOPES = ("global", "local")
+SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
 
 
 class TooSmallError(UserError):
@@ -47,6 +50,7 @@ def prune_structured(
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
     seed: int = 0,
+    sensitivity: Sensitivity | None = None,
 ) -> Pruned:
     """Cut channels, heads and hidden features until a share of the budget is gone.
 
@@ -61,12 +65,14 @@ def prune_structured(
         amount: share of the budget to remove, in (0, 1).
         budget: ``"params"`` or ``"macs"`` (multiply-accumulates on ``example_inputs``).
         criterion: what makes a channel important, one of ``CRITERIA``.
-        scope: ``"global"`` ranks all layers together, ``"local"`` cuts the same share of each.
+        scope: ``"global"`` ranks all layers together, ``"local"`` cuts the same share of each, ``"sensitivity"`` cuts
+            where the measured harm is least for what is saved (:func:`order_by_harm`).
         round_to: keep sizes at multiples of this where the layer allows.
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
         batches: data, for the criteria that need it.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it.
         seed: of the random criterion and of ties.
+        sensitivity: the model's table, measured under this criterion, for the scope of that name.
 
     Returns:
         The cut model and its plan; ``plan.apply(fresh)`` repeats the cut without export.
@@ -77,11 +83,16 @@ def prune_structured(
         StageError: if the cut model does not run.
     """
     check_arguments(amount, budget, criterion, scope, round_to)
+    if (scope == SENSITIVITY) != (sensitivity is not None):
+        fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
+        raise UserError("one without the other", key="sensitivity", fix=fix)
     batches = data_for(criterion, batches, loss_fn)
     analysis = Analysis(model, example_inputs, protect)
     found = None
     while found is None:  # a cut that shows more hard-coded sizes than the trial did is chosen again without them
         scores = analysis.scores(criterion, batches, loss_fn, seed)
+        if sensitivity is not None:
+            scores = order_by_harm(sensitivity, analysis.units, scores, analysis.meters[budget])
         selector = Selector(analysis.units, scores, scope, round_to, seed)
         removed = select(selector, analysis.meters[budget], amount, budget)
         if not removed.any():
@@ -113,5 +124,5 @@ def check_arguments(amount: float, budget: str, criterion: str, scope: str, roun
     check_share("amount", amount)
     check_choice("budget", budget, BUDGETS)
     check_choice("criterion", criterion, CRITERIA)
-    check_choice("scope", scope, SCOPES)
+    check_choice("scope", scope, (*SCOPES, SENSITIVITY))
     check_count("round_to", round_to)

@@ -46,6 +46,25 @@ def zeroed(model: nn.Module, plan: CutPlan) -> dict[str, torch.Tensor]:
     return result
 
 
+@contextmanager
+def zeroing(model: nn.Module, plan: CutPlan) -> Iterator[None]:
+    """What the plan removes is zero inside, in place, so that the model computes what the cut one would."""
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    zeros = zeroed(model, plan)
+    before = {name: tensors[name].detach().clone() for name in zeros}
+    try:
+        _write(tensors, zeros)
+        yield
+    finally:
+        _write(tensors, before)
+
+
+@torch.no_grad()
+def _write(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        tensors[name].copy_(value)
+
+
 def deviation(model: nn.Module, cut: nn.Module, plan: CutPlan, inputs: Inputs) -> float:
     """Largest difference between the cut model and the zeroed dense one, relative to the largest output.
 

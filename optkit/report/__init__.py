@@ -40,7 +40,12 @@ def render(runs: Sequence[Path], format_: str) -> str:
 
 
 def write_report(folder: Path) -> None:
-    """Writes ``report.md``, ``report.json``, ``tradeoff.svg`` and ``tradeoff.png`` into a run folder."""
+    """Writes ``report.md``, ``report.json``, ``tradeoff.svg`` and ``tradeoff.png`` into a run folder.
+
+    A stage that measured sensitivities has them drawn, as ``sensitivity-STEP-STAGE.svg``.
+    """
+    from optkit.prune import Sensitivity
+    from optkit.report.heatmap import save_heatmap
     from optkit.report.plot import save_tradeoff
     from optkit.report.tables import markdown
 
@@ -49,3 +54,7 @@ def write_report(folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
     for name in ("tradeoff.svg", "tradeoff.png"):
         save_tradeoff(found, folder / name)
+    for record in ledger.read(folder):
+        if "sensitivity" in record.facts:
+            table = Sensitivity.from_dict(record.facts["sensitivity"])
+            save_heatmap(table, folder / f"sensitivity-{record.step}-{record.stage}.svg")
