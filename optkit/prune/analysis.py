@@ -14,11 +14,12 @@ from torch import nn
 from optkit.core.errors import UserError, did_you_mean
 from optkit.prune.budget import Meter, macs_meter, params_meter
 from optkit.prune.criteria import LossFn, normalize, score_units
-from optkit.prune.graph import Inputs, Trace, export
+from optkit.prune.graph import Inputs, Trace
 from optkit.prune.groups import Units
 from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan
 from optkit.prune.probe import Probe
+from optkit.prune.record import record
 from optkit.prune.surgery import build_plan
 from optkit.prune.verify import evaluating
 from optkit.prune.walk import walk
@@ -33,12 +34,12 @@ class Analysis:
         protect: patterns of module names whose parameters stay whole.
 
     Attributes:
-        trace: what the walk over the exported graph found.
+        trace: what the walk over the operators found.
         resolved, units: what can be cut, as far as trial cuts have shown.
         meters: the cost of a cut by the name of the budget.
 
     Raises:
-        UserError: for a pattern that matches nothing, a model that cannot be exported or in which nothing can be cut.
+        UserError: for a pattern that matches nothing, a model that cannot be traced or in which nothing can be cut.
     """
 
     trace: Trace
@@ -106,16 +107,16 @@ def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
-    """Walk the evaluation graph, and the training graph too if it has parameters that evaluation never reads."""
+    """Walk what runs in evaluation, and in training too if there are parameters that evaluation never reads."""
     first: dict[int, str] = {}
     trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)})
-    walk(export(model, inputs), trace)
+    walk(model, record(model, inputs), trace)
     idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
     if idle:
         macs = list(trace.macs)
         model.train()
-        with contextlib.suppress(UserError):  # parameters that no export reaches stay whole
-            walk(export(model, inputs), trace)
+        with contextlib.suppress(UserError):  # parameters that no run reaches stay whole
+            walk(model, record(model, inputs), trace)
         trace.macs = macs
         model.eval()
     for name, axes in trace.params.items():

@@ -1,8 +1,7 @@
-"""What a walk over an exported graph carries and finds, and the export itself."""
+"""What a walk over the operators of a model carries and finds."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from optkit.core.errors import UserError
 from optkit.prune.labels import Axis, LabelSpace
 
 Inputs = tuple | Mapping[str, Any]
 Debts = tuple[tuple[np.ndarray, float], ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a tensor that an operator returns."""
+
+    sizes: tuple[int, ...]
 
 
 @dataclass
@@ -79,18 +84,6 @@ class Trace:
     epsilons: list[tuple[str, float | None, Debts]] = field(default_factory=list)
 
 
-class TensorsOnly(nn.Module):
-    """Runs a model and returns the tensors of its output as a flat list (caches and other objects left out)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """The tensors in the output of the model."""
-        return tensors_of(self.model(*args, **kwargs))
-
-
 def tensors_of(output: Any) -> list[torch.Tensor]:
     """The tensors in nested tuples, lists and mappings, in order."""
     if isinstance(output, torch.Tensor):
@@ -105,27 +98,3 @@ def tensors_of(output: Any) -> list[torch.Tensor]:
 def call(model: nn.Module, inputs: Inputs) -> Any:
     """Run a model on a tuple of arguments or a dict of keyword arguments."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-
-
-def export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    """Export a model as it stands (training or evaluation mode), with static shapes.
-
-    Raises:
-        UserError: if the inputs are neither a tuple nor a mapping, or ``torch.export`` cannot take the model.
-    """
-    if not isinstance(inputs, (tuple, list, Mapping)):
-        raise UserError(
-            f"example_inputs is a {type(inputs).__name__}",
-            fix="give a tuple of arguments or a dict of keyword arguments",
-        )
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(TensorsOnly(model), args, kwargs, strict=False)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
-        line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        raise UserError(
-            f"{type(model).__name__} cannot be exported: {line}",
-            fix="torch.export.export(model, inputs, strict=False) must work on these example inputs",
-        ) from error

@@ -14,8 +14,9 @@ from optkit.prune.graph import Inputs, Trace, call
 from optkit.prune.groups import Units, find_units
 from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan
+from optkit.prune.record import ERRORS
 from optkit.prune.surgery import Guesses, Key, build_plan
-from optkit.prune.verify import ERRORS, TOLERANCE, deviation, diverging_module, evaluating, failing_module
+from optkit.prune.verify import TOLERANCE, deviation, diverging_module, evaluating, failing_module
 
 MAX_GUESSES = 24  # combinations of attribute meanings tried per class
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from optkit.prune import rules_compute as compute
 from optkit.prune import rules_layout as layout
 from optkit.prune import rules_pick as pick
 from optkit.prune import rules_scale as scale
-from optkit.prune.graph import Trace, Value
+from optkit.prune.graph import Shape, Trace, Value
 from optkit.prune.labels import Axis
 
 Rule = Callable[..., Any]
@@ -30,20 +29,17 @@ LINEAR = frozenset(("add", "sub", "rsub", "where", "maximum", "minimum", "lerp")
 ELEMENTWISE = KEEPS_ZERO | LINEAR | {"mul", "div", "masked_fill", "copy"}
 
 
-def apply_rule(trace: Trace, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
-    """The labels of what ``node`` returns, from those of its arguments."""
-    if node.target is operator.getitem:
-        return args[0][args[1]]
-    shapes = pytree.tree_map(_shape, node.meta.get("val"))
+def apply_rule(trace: Trace, target: Any, shapes: Any, args: tuple, kwargs: dict) -> Any:
+    """The labels of what an operator returns (tensors of these shapes), from those of its arguments."""
     held = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Value)]
-    name = _name(node.target)
+    name = _name(target)
     if not any(v.labelled or v.debts for v in held):
-        return pytree.tree_map_only(_Shape, lambda s: Value(s.sizes, [None] * len(s.sizes)), shapes)
+        return pytree.tree_map_only(Shape, lambda s: Value(s.sizes, [None] * len(s.sizes)), shapes)
     rule = _RULES.get(name)
     debts = scale.settle(trace, name, args, held)
     if rule is not None:
         result = rule(trace, shapes, *args, **kwargs)
-    elif name in ELEMENTWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+    elif name in ELEMENTWISE or torch.Tag.pointwise in getattr(target, "tags", ()):
         result = elementwise(trace, shapes, name, args, held)
         _keep_param(name, args, held[0], result)
     else:
@@ -62,15 +58,6 @@ def _keep_param(name: str, args: tuple, source: Value, result: Value) -> None:
             result.param, result.offset = source.param, source.offset
         elif name == "add" and len(numbers) == 1:
             result.param, result.offset = source.param, source.offset + numbers[0]
-
-
-class _Shape:
-    def __init__(self, sizes: tuple[int, ...]):
-        self.sizes = sizes
-
-
-def _shape(meta: Any) -> Any:
-    return _Shape(tuple(int(n) for n in meta.shape)) if isinstance(meta, torch.Tensor) else meta
 
 
 def _name(target: Any) -> str:
@@ -146,7 +133,7 @@ def _reduce(
     axes = [None if d in dims else a for d, a in enumerate(x.axes) if keepdim or d not in dims]
     shape = tuple(1 if d in dims else n for d, n in enumerate(x.shape) if keepdim or d not in dims)
     value = Value(shape, axes, [z for d, z in enumerate(x.zero) if keepdim or d not in dims])
-    return value if isinstance(out, _Shape) else (value, value)
+    return value if isinstance(out, Shape) else (value, value)
 
 
 def reduce_sum(trace: Trace, out: Any, x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Structured pruning of any model that ``torch.export`` takes."""
+"""Structured pruning of any model whose operators can be traced."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prune_structured(
 ) -> Pruned:
     """Cut channels, heads and hidden features until a share of the budget is gone.
 
-    Which channels must go together is found by carrying labels through the exported graph (dependency graphs as in
+    Which channels must go together is found by carrying labels through the graph of operators (dependency graphs as in
     Fang et al., "DepGraph", CVPR 2023, here at the level of single channels). The cut is exact: the dense model with
     the same channels zeroed gives the same outputs. Where exactness cannot hold (features under a layer norm, model
     outputs, operators without a rule) nothing is cut, and ``plan.frozen`` says why.
@@ -75,11 +75,11 @@ def prune_structured(
         sensitivity: the model's table, measured under this criterion, for the scope of that name.
 
     Returns:
-        The cut model and its plan; ``plan.apply(fresh)`` repeats the cut without export.
+        The cut model and its plan; ``plan.apply(fresh)`` repeats the cut without a trace.
 
     Raises:
         UserError: for an argument out of range, a pattern that matches nothing, a share that cannot be reached, a model
-            that cannot be exported.
+            that cannot be traced.
         StageError: if the cut model does not run.
     """
     check_arguments(amount, budget, criterion, scope, round_to)

@@ -15,9 +15,10 @@ from optkit.core.errors import StageError
 from optkit.prune.graph import Inputs, Trace, call, tensors_of
 from optkit.prune.groups import Units
 from optkit.prune.plan import CutPlan
+from optkit.prune.record import ERRORS, running
 
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
-ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError, KeyError)
+
 
 
 @contextmanager
@@ -138,20 +139,11 @@ def diverging_module(
 
 def failing_module(cut: nn.Module, inputs: Inputs) -> str | None:
     """The path of the innermost module whose forward raises, or None if none does."""
-    names = {module: name for name, module in cut.named_modules()}
-    stack: list[str] = []
-    handles = []
-    for module in names:
-        handles.append(module.register_forward_pre_hook(lambda m, _: stack.append(names[m])))
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
-    try:
-        with torch.no_grad(), evaluating(cut):
+    with running(cut) as stack, torch.no_grad(), evaluating(cut):
+        try:
             call(cut, inputs)
-    except ERRORS:
-        return stack[-1]
-    finally:
-        for handle in handles:
-            handle.remove()
+        except ERRORS:
+            return stack[-1]
     return None
 
 

@@ -233,12 +233,12 @@ def test_empty_batches():
         )
 
 
-def test_model_that_cannot_be_exported():
+def test_model_whose_control_flow_depends_on_data():
     class Branching(nn.Module):
         def forward(self, x):
             return x + 1 if x.sum() > 0 else x
 
-    with pytest.raises(UserError, match="cannot be exported"):
+    with pytest.raises(UserError, match="cannot be traced"):
         prune_structured(Branching(), VECTOR, amount=0.5)
     with pytest.raises(UserError, match="example_inputs is a Tensor"):
         prune_structured(zoo.mlp(), VECTOR[0], amount=0.5)
