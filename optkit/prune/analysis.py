@@ -35,7 +35,7 @@ class Analysis:
 
     Attributes:
         trace: what the walk over the operators found.
-        resolved, units: what can be cut, as far as trial cuts have shown.
+        resolved, units: what can be cut, as far as the cuts that were tried have shown.
         meters: the cost of a cut by the name of the budget.
 
     Raises:
@@ -59,7 +59,7 @@ class Analysis:
         self._resolve()
 
     def _resolve(self) -> None:
-        self.resolved, self.units = self._probe.run()
+        self.resolved, self.units = self._probe.resolve()
         if self.units.count == 0:
             raise UserError(
                 "nothing in this model can be cut", fix="every layer is an output, under a norm or protected"

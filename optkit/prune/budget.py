@@ -76,6 +76,9 @@ class Selector:
         self._floor = np.maximum(1, np.ceil(FLOOR * self._sizes)).astype(np.int64)
         if round_to > 1:
             self._floor = np.minimum(self._sizes, -(-self._floor // self._step) * self._step)
+        held = [slot.units[slot.units >= 0] for slot in units.slots]
+        self._held, self._owner = np.concatenate(held), np.repeat(np.arange(len(held)), [found.size for found in held])
+        self._spare = np.array([s.units.size - max(1, math.ceil(FLOOR * s.units.size)) for s in units.slots], np.int64)
         jitter = np.random.default_rng(seed).random(units.count)
         self._scores = scores
         self._order = np.lexsort((jitter, scores))
@@ -124,9 +127,11 @@ class Selector:
 
     def _mend(self, removed: np.ndarray) -> np.ndarray:
         """Give back the best units of a dimension that would lose nearly everything."""
-        for slot in self.units.slots:
+        gone = np.bincount(self._owner, removed[self._held], minlength=len(self.units.slots))
+        for number in np.flatnonzero(gone > self._spare):
+            slot = self.units.slots[number]
             found = slot.units[slot.units >= 0]
-            need = max(1, math.ceil(FLOOR * slot.units.size)) - (slot.units.size - int(removed[found].sum()))
+            need = int(removed[found].sum()) - self._spare[number]
             if need > 0:
                 lost = np.unique(found[removed[found]])
                 best = lost[np.argsort(-self._scores[lost], kind="stable")]

@@ -61,7 +61,7 @@ class Trace:
         macs: for each product its module, a constant, and the labels of the sizes that multiply it.
         sizes: (module, size written out in the graph, labels it counts).
         attributes: (module, attribute, labels it counts).
-        touched: (module, labels) of every operator, in order.
+        touched: (module, labels of each dimension) of every operator, in order.
         pads: (module, labels) of the constants that a padded dimension holds.
         shapes: for each module the dimensions of what it returned last.
         aliases: for each name of a tied tensor the first of its names.
@@ -75,7 +75,7 @@ class Trace:
     macs: list[tuple[str, int, list[np.ndarray]]] = field(default_factory=list)
     sizes: list[tuple[str, int, np.ndarray]] = field(default_factory=list)
     attributes: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
-    touched: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    touched: list[tuple[str, list[np.ndarray]]] = field(default_factory=list)
     pads: list[tuple[str, np.ndarray]] = field(default_factory=list)
     shapes: dict[str, Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)

@@ -6,23 +6,22 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import nn
 
 from optkit.core.errors import StageError
-from optkit.prune.graph import Inputs, Trace, call
+from optkit.prune.graph import Inputs, Trace
 from optkit.prune.groups import Units, find_units
 from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan
 from optkit.prune.record import ERRORS
 from optkit.prune.surgery import Guesses, Key, build_plan
-from optkit.prune.verify import TOLERANCE, deviation, diverging_module, evaluating, failing_module
+from optkit.prune.verify import TOLERANCE, deviation, diverging_module, failing_module
 
 MAX_GUESSES = 24  # combinations of attribute meanings tried per class
 
 
 class Probe:
-    """Resolves labels, cuts some of every group on trial, and learns from what fails.
+    """Resolves labels, tries cuts, and learns from what fails.
 
     After a failure the attributes of the failing module's class (then of its parent's) are read in another way, where
     their values match several sizes; when that is exhausted, the labels that such modules cut are frozen.
@@ -42,31 +41,24 @@ class Probe:
         self.latest: tuple[CutPlan, nn.Module] | None = None
         self._tries: dict[str, Iterator[dict[Key, int]]] = {}
 
-    def run(self) -> tuple[Resolved, Units]:
-        """Labels and units under which a trial cut runs.
+    def resolve(self) -> tuple[Resolved, Units]:
+        """The classes of the labels as far as is known, and what can be cut."""
+        resolved = self.trace.space.resolve()
+        return resolved, find_units(self.trace, resolved)
 
-        Raises:
-            StageError: if a failure cannot be traced to any label.
-        """
-        resolved, units = self._resolve()
-        while self.learn(resolved, units, uneven_cut(units), exact=False):
-            resolved, units = self._resolve()
-        return resolved, units
-
-    def learn(self, resolved: Resolved, units: Units, removed: np.ndarray, exact: bool = True) -> bool:
+    def learn(self, resolved: Resolved, units: Units, removed: np.ndarray) -> bool:
         """Try a cut; if it fails, settle how attributes are read, or else freeze labels and return True.
 
         Args:
             resolved: the classes of the labels.
             units: what can be cut.
             removed: the cut, a bool per unit.
-            exact: compare with the zeroed dense model too.
 
         Raises:
             StageError: if a failure cannot be traced to any label.
         """
         while removed.any():
-            where, problem = self._trial(units, removed, exact)
+            where, problem = self._trial(units, removed)
             if problem is None:
                 return False
             if self._guess_again(where):
@@ -76,20 +68,12 @@ class Probe:
             return True
         return False
 
-    def _resolve(self) -> tuple[Resolved, Units]:
-        resolved = self.trace.space.resolve()
-        return resolved, find_units(self.trace, resolved)
-
-    def _trial(self, units: Units, removed: np.ndarray, exact: bool) -> tuple[str, str | None]:
+    def _trial(self, units: Units, removed: np.ndarray) -> tuple[str, str | None]:
         """The module that fails and how, or None if none does."""
         plan = build_plan(self.model, self.trace, units, removed, self.guesses)
         cut = plan.apply(self.model)
         self.latest = plan, cut
         try:
-            if not exact:
-                with torch.no_grad(), evaluating(cut):
-                    call(cut, self.inputs)
-                return "", None
             if deviation(self.model, cut, plan, self.inputs) < TOLERANCE:
                 return "", None
         except ERRORS as error:
@@ -142,18 +126,4 @@ class Probe:
         yield [p.axes[chosen] for p, chosen in products if p.where in paths and chosen >= 0]
         yield [axis for path, _, axis in self.trace.sizes if path in paths]
         yield [axis for path, name, axis in self.trace.attributes if path in paths and name.startswith("in_")]
-        yield [axis for path, axis in self.trace.touched if path in paths]
-
-
-def uneven_cut(units: Units) -> np.ndarray:
-    """Another share of every group, so that sizes that the code takes for equal show; never all of any dimension."""
-    removed = np.zeros(units.count, bool)
-    order = np.argsort(units.group, kind="stable")
-    sizes = np.bincount(units.group, minlength=len(units.names))
-    for group, members in enumerate(np.split(order, np.cumsum(sizes)[:-1])):
-        removed[members[1 :: 2 + group % 3]] = True
-    for slot in units.slots:
-        found = slot.units[slot.units >= 0]
-        if found.size == slot.units.size and removed[found].all():
-            removed[found[0]] = False
-    return removed
+        yield [axis for path, axes in self.trace.touched if path in paths for axis in axes]

@@ -120,5 +120,5 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     if not outputs:
-        raise UserError(f"{type(model).__name__} returns no tensors", fix="return tensors, in tuples, lists or mappings")
+        raise UserError(f"{type(model).__name__} returns no tensors", fix="it must return tensors")
     return Recording(recorder.steps, outputs)

@@ -89,7 +89,7 @@ def prune_structured(
     batches = data_for(criterion, batches, loss_fn)
     analysis = Analysis(model, example_inputs, protect)
     found = None
-    while found is None:  # a cut that shows more hard-coded sizes than the trial did is chosen again without them
+    while found is None:  # a cut that shows hard-coded sizes is chosen again without them
         scores = analysis.scores(criterion, batches, loss_fn, seed)
         if sensitivity is not None:
             scores = order_by_harm(sensitivity, analysis.units, scores, analysis.meters[budget])

@@ -132,17 +132,20 @@ def _guess(key: Key, old: int, axes: list[np.ndarray], units: Units, removed: np
 
 def why_frozen(trace: Trace, resolved: Resolved) -> dict[str, list[str]]:
     """For each parameter dimension that stays whole, the reasons that reach it."""
-    reasons: dict[int, list[str]] = defaultdict(list)
+    sets: list[tuple[str, ...]] = [()]  # the different sets of reasons, and for each class the one that it has
+    held = np.zeros(int(resolved.loose.max()) + 1, np.int64)
     for labels, reason in trace.space.frozen:
-        if reason:
-            for found in np.unique(resolved.loose[labels]):
-                if reason not in reasons[found]:
-                    reasons[found].append(reason)
+        classes = np.unique(resolved.loose[labels])
+        before = held[classes]
+        for number in np.unique(before):
+            if reason and reason not in sets[number]:
+                held[classes[before == number]] = len(sets)
+                sets.append((*sets[number], reason))
     report = {}
     for name, axes in trace.params.items():
         for dim, axis in enumerate(axes):
             if axis is not None and not resolved.classes[axis].any():
-                found = dict.fromkeys(r for c in np.unique(resolved.loose[axis]) for r in reasons.get(c, ()))
+                found = dict.fromkeys(r for k in np.unique(held[resolved.loose[axis]]) for r in sets[k])
                 if found:
                     report[f"{name}[{dim}]"] = list(found)[:4]
     return report

@@ -20,7 +20,6 @@ from optkit.prune.record import ERRORS, running
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
 
 
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, every module's own mode back afterwards."""

@@ -56,4 +56,4 @@ def _carry(step: Step, env: dict[int, Value], trace: Trace) -> None:
         trace.shapes[step.where] = result
     labels = [axis for v in held for axis in v.axes if axis is not None]
     if labels:
-        trace.touched.append((step.where, np.unique(np.concatenate(labels))))
+        trace.touched.append((step.where, labels))

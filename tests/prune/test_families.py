@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from optkit.prune.structured import prune_structured
-from scripts.prune_coverage import transformer_cases
+from scripts.prune_cases import transformer_cases
 from tests.prune import zoo
 
 NAMES = [
@@ -36,3 +36,19 @@ def test_family(cases, name):
     outputs = pruned.model(**inputs)
     (outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state).sum().backward()
     assert all(p.grad is not None for n, p in pruned.model.named_parameters() if "pooler" not in n)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "vit"])
+def test_pruned_again_exported_and_compiled(cases, name):
+    make, inputs = cases[name]
+    inputs = inputs | ({"use_cache": False} if name == "llama" else {})
+    once = prune_structured(zoo.randomize(make()), inputs, amount=0.3)
+    twice = prune_structured(once.model, inputs, amount=0.3)
+    zoo.assert_exact(once.model, twice, inputs)
+    expected = zoo.run(twice.model, inputs)
+    for made in (
+        torch.export.export(twice.model, (), inputs, strict=False).module(),
+        torch.compile(twice.model, backend="aot_eager"),
+    ):
+        for a, b in zip(zoo.run(made, inputs), expected, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
