@@ -1,13 +1,15 @@
-"""Where optkit keeps what it need not make twice (decoded images, tokenized texts, machine peaks)."""
+"""Where optkit keeps what it need not make twice (decoded images, tokenized texts, latencies of layers)."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from optkit.core.errors import UserError
 
@@ -51,3 +53,26 @@ def new_folder(final: Path, key: str) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """What :func:`write_json` put there; None if there is nothing, or nothing whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, data: Any, key: str) -> None:
+    """Write a file in one step: a reader sees the old one or the new one.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(data, file)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(f"cannot write to {path.parent}: {error.strerror}", key=key) from error

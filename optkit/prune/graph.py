@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Mapping
+=======
+import warnings
+from collections.abc import Callable, Mapping
+>>>>>>> 6d8d293 (Blocks of a graph and a table of their latencies)
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +39,7 @@ class Value:
         param: the parameter or buffer it is, if it is one (perhaps in another type).
         offset: what was added to that parameter.
         debts: dimensions with n slices of which k stay, and the power of n / k that the value is off by.
+        dtype: of its elements; the walk fills it in.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +48,7 @@ class Value:
     param: str = ""
     offset: float = 0.0
     debts: Debts = ()
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         self.zero = self.zero or [True] * len(self.axes)
@@ -53,6 +60,24 @@ class Value:
 
 
 @dataclass
+class Call:
+    """One operator of the evaluation graph.
+
+    Attributes:
+        target: the operator.
+        args, kwargs: its arguments, every tensor as a :class:`Value`.
+        result: a value, or several in a list.
+        multiplies: whether it is a convolution or a matrix product that can be cut.
+    """
+
+    target: Callable[..., Any]
+    args: tuple
+    kwargs: dict[str, Any]
+    result: Any
+    multiplies: bool
+
+
+@dataclass
 class Trace:
     """What a walk found out.
 
@@ -61,7 +86,12 @@ class Trace:
         macs: for each product its module, a constant, and the labels of the sizes that multiply it.
         sizes: (module, size written out in the graph, labels it counts).
         attributes: (module, attribute, labels it counts).
+<<<<<<< HEAD
         touched: (module, labels of each dimension) of every operator, in order.
+=======
+        touched: (module, labels) of every operator, in order.
+        calls: the operators of the evaluation graph, in order.
+>>>>>>> 6d8d293 (Blocks of a graph and a table of their latencies)
         pads: (module, labels) of the constants that a padded dimension holds.
         shapes: for each module the dimensions of what it returned last.
         aliases: for each name of a tied tensor the first of its names.
@@ -75,7 +105,12 @@ class Trace:
     macs: list[tuple[str, int, list[np.ndarray]]] = field(default_factory=list)
     sizes: list[tuple[str, int, np.ndarray]] = field(default_factory=list)
     attributes: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
+<<<<<<< HEAD
     touched: list[tuple[str, list[np.ndarray]]] = field(default_factory=list)
+=======
+    touched: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+>>>>>>> 6d8d293 (Blocks of a graph and a table of their latencies)
     pads: list[tuple[str, np.ndarray]] = field(default_factory=list)
     shapes: dict[str, Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
