@@ -17,7 +17,7 @@ from optkit.prune.graph import Call, Trace, Value
 from optkit.prune.groups import Units
 
 _SIZED = ("view", "reshape", "_unsafe_view", "expand")  # the second argument is the shape of the result
-ALIGNED = 8  # channels; kernels are written for multiples of it, and slower between
+ALIGNED = 8  # channels; kernels are written for multiples of it and slower between
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Block:
         return tuple(_share(side, removed) for side in self.sides)
 
     def ladder(self, side: int, shares: Sequence[float], units: Units) -> list[np.ndarray]:
-        """Cuts of one side (bool per unit) down to about these shares of it, at multiples of :data:`ALIGNED` channels."""
+        """Cuts of one side (bool per unit) to about these shares of it, at multiples of 8 channels, of fewer where it is narrow."""
         cuts: dict[float, np.ndarray] = {}
         for share in shares:
             removed = np.zeros(units.count, bool)
@@ -75,7 +75,7 @@ class Block:
                 new = np.unique(array[array >= 0])
                 new = new[~decided[new]]
                 width = max(1, array.size // max(1, np.unique(array).size))
-                step = ALIGNED // math.gcd(ALIGNED, width)
+                step = max(1, min(ALIGNED // math.gcd(ALIGNED, width), new.size // 4))
                 keep = max(1, math.ceil(share * new.size))
                 keep = min(new.size, -(-keep // step) * step)
                 removed[new[keep:]] = True

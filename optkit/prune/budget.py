@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -11,9 +12,23 @@ from optkit.core.errors import UserError
 from optkit.prune.graph import Trace
 from optkit.prune.groups import Units
 
-FLOOR = 0.1  # share of each layer's units that stays whatever the scores say
+FLOOR = 0.1  # share of each layer's units that stays whatever the scores say, unless another is asked for
 CLOSE = 0.005  # share of the budget; a cut that misses by more is tuned, one step of one layer at a time
 MAX_MOVES = 10
+
+
+class TooSmallError(UserError):
+    """Less was asked for than the smallest cut takes."""
+
+
+class Metered(Protocol):
+    """What a cut costs; ``total`` is the cost of none."""
+
+    total: float
+
+    def __call__(self, removed: np.ndarray) -> float:
+        """The cost with ``removed`` (bool per unit) cut."""
+        ...
 
 
 class Meter:
@@ -67,18 +82,19 @@ class Selector:
         scope: ``"global"`` removes the lowest scores wherever they are, ``"local"`` the same share of every group.
         round_to: kept sizes are multiples of this wherever the layer's size allows.
         seed: breaks ties.
+        floor: share of each layer's units that always stays.
     """
 
-    def __init__(self, units: Units, scores: np.ndarray, scope: str, round_to: int, seed: int):
+    def __init__(self, units: Units, scores: np.ndarray, scope: str, round_to: int, seed: int, floor: float = FLOOR):
         self.units, self.scope = units, scope
         self._sizes = np.bincount(units.group, minlength=len(units.names))
         self._step = np.array([round_to // math.gcd(round_to, int(w)) for w in units.width], np.int64)
-        self._floor = np.maximum(1, np.ceil(FLOOR * self._sizes)).astype(np.int64)
+        self._floor = np.maximum(1, np.ceil(floor * self._sizes)).astype(np.int64)
         if round_to > 1:
             self._floor = np.minimum(self._sizes, -(-self._floor // self._step) * self._step)
         held = [slot.units[slot.units >= 0] for slot in units.slots]
         self._held, self._owner = np.concatenate(held), np.repeat(np.arange(len(held)), [found.size for found in held])
-        self._spare = np.array([s.units.size - max(1, math.ceil(FLOOR * s.units.size)) for s in units.slots], np.int64)
+        self._spare = np.array([s.units.size - max(1, math.ceil(floor * s.units.size)) for s in units.slots], np.int64)
         jitter = np.random.default_rng(seed).random(units.count)
         self._scores = scores
         self._order = np.lexsort((jitter, scores))
@@ -139,23 +155,28 @@ class Selector:
         return removed
 
 
-def select(selector: Selector, meter: Meter, amount: float, budget: str) -> np.ndarray:
+def select(selector: Selector, meter: Metered, amount: float, budget: str) -> np.ndarray:
     """The cut whose cost is nearest to ``(1 - amount)`` of the whole.
 
     Raises:
         UserError: if even the largest cut leaves clearly more than that.
     """
     target = (1 - amount) * meter.total
-    cost: Callable[[int], float] = lambda k: meter(selector.cut(k))  # noqa: E731
-    least = cost(selector.most)
+    least = meter(selector.cut(selector.most))
     if least > target + 0.01 * meter.total:
         share = 1 - least / meter.total if meter.total else 0.0
         raise UserError(
             f"at most {share:.1%} of the {budget} can be cut from this model",
             key="amount",
             value=amount,
-            fix="ask for less, protect less, or lower round_to",
+            fix="ask for less, protect less, or lower round_to or floor",
         )
+    return nearest(selector, meter, target)
+
+
+def nearest(selector: Selector, meter: Metered, target: float) -> np.ndarray:
+    """The cut that costs about ``target``: by scores as far as that goes, then one step of one layer at a time."""
+    cost: Callable[[int], float] = lambda k: meter(selector.cut(k))  # noqa: E731
     low, high = 0, selector.most
     while high - low > 1:
         middle = (low + high) // 2

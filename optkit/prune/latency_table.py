@@ -1,12 +1,14 @@
-"""How long each block of a model takes on an engine, as a function of the channels it keeps; measured once a machine."""
+"""How long each block of a model takes on an engine with the channels it keeps; measured once a machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from optkit.prune.groups import Units
 from optkit.prune.verify import ERRORS
 
 SHARES = (1.0, 0.5, 0.125)  # of the channels on either side; a product is bilinear in its sides, so few do
-FEWEST_CALLS, MOST_CALLS, ENOUGH_MS = 8, 200, 60.0
+PASSES = 3
+FEWEST_CALLS, MOST_CALLS, ENOUGH_MS = 5, 100, 20.0  # of a pass
 FORMAT = 1
 NOTHING = Variant("", None, frozenset({"float"}), {})
 
@@ -34,7 +37,7 @@ class LatencyTable:
     """The cost of a cut in ms: for every block what a table of its shape says, read off between measured sizes.
 
     A block (a convolution or matrix product with what an engine fuses behind it) is compiled and timed alone with 1,
-    1/2 and 1/8 of the channels on either side, at multiples of 8. Equal blocks share a table; tables are kept in the
+    1/2 and 1/8 of the channels on either side, at multiples of 8 where it is wide. Equal blocks share a table; tables are kept in the
     cache under everything that decides them. A block that cannot be run cut (a size written out in its code) is taken
     to cost in proportion to the numbers it reads and writes.
 
@@ -62,13 +65,14 @@ class LatencyTable:
             "threads": threads,
         }
         self.blocks = find_blocks(trace, units)
-        self.measured = 0
-        tables: dict[str, dict] = {}
-        self._call_ms: float | None = None
         signatures = [block.signature(units, channels_last) for block in self.blocks]
-        first = dict(zip(reversed(signatures), reversed(self.blocks), strict=True))
-        for signature, block in track(first.items(), f"latency of blocks on {engine.name}", len(first)):
-            tables[signature] = self._table(signature, block)
+        different = dict(zip(signatures, self.blocks, strict=True))
+        tables = {s: table for s in different if whole(table := read_json(self._path(s)))}
+        new = self._measure({s: block for s, block in different.items() if s not in tables})
+        for signature, table in new.items():
+            write_json(self._path(signature), table | {"where": self._where, "signature": signature}, "OPTKIT_CACHE")
+        tables |= new
+        self.measured = len(new)
         self._tables = [tables[signature] for signature in signatures]
         self.modelled = sum(table["modelled"] > 0 for table in self._tables)
         sides = [(number, u) for number, block in enumerate(self.blocks) for side in block.sides for u in side]
@@ -86,50 +90,67 @@ class LatencyTable:
         kept = (1 - gone / np.maximum(self._size, 1)).reshape(-1, 2)
         return float(sum(read(table, *shares) for table, shares in zip(self._tables, kept, strict=True)))
 
-    def _table(self, signature: str, block: Block) -> dict[str, Any]:
+    def _path(self, signature: str) -> Path:
         key = json.dumps(self._where, sort_keys=True) + signature
-        path = cache_dir() / "latency" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-        if not whole(table := read_json(path)):
-            table = self._measure(block)
-            self.measured += 1
-            names = [str(call.target).removeprefix("aten.").split(".")[0] for call in block.calls]
-            write_json(path, table | {"block": names, "where": self._where, "signature": signature}, "OPTKIT_CACHE")
-        return table
+        return cache_dir() / "latency" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
-    def _measure(self, block: Block) -> dict[str, Any]:
+    def _measure(self, blocks: dict[str, Block]) -> dict[str, dict[str, Any]]:
+        """Tables of these blocks: compiled first, then timed in passes, so that no disturbance hits all of one."""
+        grids = {}
+        for signature, block in track(blocks.items(), f"compiling blocks for {self._engine.name}", len(blocks)):
+            ladders = [block.ladder(side, SHARES, self._units) for side in (0, 1)]
+            grids[signature] = [[self._session(block, a | b) for b in ladders[1]] for a in ladders[0]]
+        sessions = [session for grid in grids.values() for row in grid for session in row if session is not None]
+        calling = self._compile(*_nothing())
+        for _ in range(PASSES if sessions else 0):
+            for timed in (calling, *sessions):
+                timed.ms = min(timed.ms, time_session(timed.session, timed.inputs))
+        return {signature: self._table(blocks[signature], grid, calling.ms) for signature, grid in grids.items()}
+
+    def _table(self, block: Block, grid: list[list[Timed | None]], calling_ms: float) -> dict[str, Any]:
+        """ms of each call less what calling costs, with the points that do not run filled in."""
         ladders = [block.ladder(side, SHARES, self._units) for side in (0, 1)]
         dense = np.zeros(self._units.count, bool)
-        whole_ms = self._time(block, dense) or 0.0
-        ms, modelled = [], 0
-        for a in ladders[0]:
-            ms.append([])
-            for b in ladders[1]:
-                removed = a | b
-                found = self._time(block, removed) if removed.any() else whole_ms
-                if found is None:
-                    modelled += 1
-                    found = whole_ms * block.elements(self._units, removed) / block.elements(self._units, dense)
-                ms[-1].append(round(found, 6))
-        kept = [
-            [block.kept(self._units, removed)[side] for removed in ladder] for side, ladder in enumerate(ladders)
+        whole_ms = max(grid[-1][-1].ms - calling_ms, 0.0) if grid[-1][-1] else 0.0
+        per_element = whole_ms / block.elements(self._units, dense)
+        ms = [
+            [
+                max(timed.ms - calling_ms, 0.0) if timed else per_element * block.elements(self._units, a | b)
+                for b, timed in zip(ladders[1], row, strict=True)
+            ]
+            for a, row in zip(ladders[0], grid, strict=True)
         ]
-        return {"in": kept[0], "out": kept[1], "ms": ms, "modelled": modelled}
+        kept = [[block.kept(self._units, cut)[side] for cut in ladder] for side, ladder in enumerate(ladders)]
+        modelled = sum(timed is None for row in grid for timed in row)
+        names = [str(call.target).removeprefix("aten.").split(".")[0] for call in block.calls]
+        return {"block": names, "in": kept[0], "out": kept[1], "ms": np.round(ms, 6).tolist(), "modelled": modelled}
 
-    def _time(self, block: Block, removed: np.ndarray) -> float | None:
-        """ms of one call less what calling costs; None if it does not run."""
+    def _session(self, block: Block, removed: np.ndarray) -> Timed | None:
         try:
-            module, inputs = block.build(self._units, removed, self._channels_last)
-            session = self._engine.compile(module, NOTHING, inputs)
-            found = time_session(session, inputs)
+            return self._compile(*block.build(self._units, removed, self._channels_last))
         except (*ERRORS, StageError):
             return None
-        return max(found - self._calling(), 0.0)
 
-    def _calling(self) -> float:
-        if self._call_ms is None:
-            inputs = (torch.rand(1, 8),)
-            self._call_ms = time_session(self._engine.compile(nn.ReLU(), NOTHING, inputs), inputs)
-        return self._call_ms
+    def _compile(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Timed:
+        session = self._engine.compile(module, NOTHING, inputs)
+        session(*inputs)
+        return Timed(session, inputs)
+
+
+@dataclass
+class Timed:
+    """A session, its inputs, and the least ms it took so far."""
+
+    session: Session
+    inputs: tuple[Tensor, ...]
+    ms: float = math.inf
+
+
+def _nothing() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A block that does next to nothing: what calling any block costs."""
+    graph = torch.fx.Graph()
+    graph.output((graph.call_function(torch.ops.aten.relu.default, (graph.placeholder("x"),)),))
+    return torch.fx.GraphModule(nn.Module(), graph), (torch.rand(1, 8),)
 
 
 def read(table: dict[str, Any], share_in: float, share_out: float) -> float:
@@ -154,8 +175,7 @@ def time_session(session: Session, inputs: Sequence[Tensor]) -> float:
     """ms of one call in steady service: the lower quartile, for a busy machine only ever adds."""
     start = time.perf_counter()
     samples: list[float] = []
-    for _ in range(2):
-        session(*inputs)
+    session(*inputs)
     while len(samples) < FEWEST_CALLS or (
         len(samples) < MOST_CALLS and (time.perf_counter() - start) * 1e3 < ENOUGH_MS
     ):

@@ -13,10 +13,11 @@ from optkit.core.checks import check_count
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
 from optkit.measure.validation import Validation
+from optkit.prune.budget import FLOOR, TooSmallError
 from optkit.prune.curves import Sensitivity, sensitivity
 from optkit.prune.plan import CutPlan
 from optkit.prune.steps import Facts, InSteps
-from optkit.prune.structured import SENSITIVITY, Pruned, TooSmallError, check_arguments, prune_structured
+from optkit.prune.structured import SENSITIVITY, Pruned, check_arguments, prune_structured
 
 NOTHING = 1e-9
 
@@ -25,16 +26,22 @@ NOTHING = 1e-9
 class StructuredPruning(InSteps):
     """Remove whole channels, with everything coupled to them, until the budget is met: at once, or in steps.
 
+    What is cut follows from the seed and the data, except where the budget is latency: then it depends on the machine.
+
     Attributes:
         amount: share of the budget to remove.
-        budget: what the amount is a share of: params or macs.
+        budget: what the amount is a share of: params, macs or latency.
         criterion: how channels are ranked (``optkit.prune.CRITERIA``); those that need data see train batches.
         scope: rank all layers together (global), each by itself (local), or cut where the loss on validation suffers
             least for what is saved (sensitivity).
-        round_to: keep multiples of so many channels.
+        round_to: keep multiples of so many channels; None is 8 for latency and 1 otherwise.
+        floor: share of each layer's channels that always stays.
         protect: name patterns of layers whose channels stay.
         batches: how many train batches of 64 a data-driven criterion sees.
         sensitivity_examples: on how many validation examples the sensitivity is measured.
+        engine: where latency is measured, None for eager; for latency only, as are the next two.
+        threads: torch threads while it is measured, None for those of the run.
+        batch_size: at which it is measured, None for 1.
         steps, training, between: see `InSteps`.
     """
 
@@ -42,10 +49,14 @@ class StructuredPruning(InSteps):
     budget: str = "macs"
     criterion: str = "l2"
     scope: str = "global"
-    round_to: int = 1
+    round_to: int | None = None
+    floor: float = FLOOR
     protect: list[str] = field(default_factory=list)
     batches: int = 16
     sensitivity_examples: int = 1000
+    engine: str | None = None
+    threads: int | None = None
+    batch_size: int | None = None
 
     technique: ClassVar[str] = "prune"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
@@ -54,7 +65,8 @@ class StructuredPruning(InSteps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_arguments(self.amount, self.budget, self.criterion, self.scope, self.round_to)
+        timing = {"engine": self.engine, "threads": self.threads, "batch_size": self.batch_size}
+        check_arguments(self.amount, self.budget, self.criterion, self.scope, self.round_to, self.floor, **timing)
         check_count("batches", self.batches)
         check_count("sensitivity_examples", self.sensitivity_examples)
 
@@ -66,12 +78,16 @@ class StructuredPruning(InSteps):
             pruned, table = self._cut(module, ctx, amount)
             return Outcome(pruned.model, {"cut": pruned.plan.facts} | table, surgery=pruned.plan.to_dict())
         so_far = earlier[-1]["cut"] | {"amount": amount}
-        left = so_far[f"{self.budget}_after"] / so_far[f"{self.budget}_before"]
+        left = _left(so_far, self.budget)
         try:
             pruned, table = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING))
         except TooSmallError:  # the steps before took this one's share, as channels go whole
             return Outcome(module, {"cut": so_far})
-        after = {name: value for name, value in pruned.plan.facts.items() if name.endswith("_after")}
+        facts = pruned.plan.facts
+        after = {name: value for name, value in facts.items() if "_after" in name}
+        if self.budget == "latency":  # timed against the step before
+            after["latency_ratio"] = left * facts["latency_ratio"]
+            after["latency_ratio_ci"] = [left * end for end in facts["latency_ratio_ci"]]
         return Outcome(pruned.model, {"cut": so_far | after} | table, surgery=pruned.plan.to_dict())
 
     def _cut(self, module: nn.Module, ctx: Context, amount: float) -> tuple[Pruned, Facts]:
@@ -79,11 +95,14 @@ class StructuredPruning(InSteps):
         table = self.measure_sensitivity(module, ctx.task, ctx.seed) if self.scope == SENSITIVITY else None
         pruned = prune_structured(
             module,
-            ctx.task.example(2),
+            ctx.task.example((self.batch_size or 1) if self.budget == "latency" else 2),
             amount=amount,
             budget=self.budget,
             scope=self.scope,
             round_to=self.round_to,
+            floor=self.floor,
+            engine=self.engine,
+            threads=self.threads,
             sensitivity=table,
             **self._ranking(ctx.task, ctx.seed),
         )
@@ -109,3 +128,8 @@ class StructuredPruning(InSteps):
         for cut in surgery.get("steps", [surgery]):
             module = module if cut is None else CutPlan.from_dict(cut).apply(module)
         return module
+
+
+def _left(cut: Facts, budget: str) -> float:
+    """Share of the budget that a cut left."""
+    return cut["latency_ratio"] if budget == "latency" else cut[f"{budget}_after"] / cut[f"{budget}_before"]

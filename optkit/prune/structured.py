@@ -6,27 +6,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
+from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm
 from optkit.prune.analysis import Analysis
-from optkit.prune.budget import Selector, select
+from optkit.prune.budget import FLOOR, Selector, TooSmallError, select
 from optkit.prune.criteria import CRITERIA, LossFn, data_for
 from optkit.prune.curves import Sensitivity
 from optkit.prune.graph import Inputs
+from optkit.prune.latency import LatencyBudget
 from optkit.prune.plan import CutPlan
 from optkit.prune.surgery import why_frozen
 from optkit.prune.verify import check_runs
 
-BUDGETS = ("params", "macs")
+BUDGETS = ("params", "macs", "latency")
 SCOPES = ("global", "local")
 SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
-
-
-class TooSmallError(UserError):
-    """Less was asked for than the smallest cut takes."""
 
 
 @dataclass
@@ -45,8 +45,11 @@ def prune_structured(
     budget: str = "params",
     criterion: str = "l2",
     scope: str = "global",
-    round_to: int = 1,
+    round_to: int | None = None,
+    floor: float = FLOOR,
     protect: Sequence[str] = (),
+    engine: str | None = None,
+    threads: int | None = None,
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
     seed: int = 0,
@@ -59,16 +62,24 @@ def prune_structured(
     the same channels zeroed gives the same outputs. Where exactness cannot hold (features under a layer norm, model
     outputs, operators without a rule) nothing is cut, and ``plan.frozen`` says why.
 
+    A cut by latency depends on the machine: which channels go is decided by what the blocks of the model take there
+    (see :class:`~optkit.prune.latency_table.LatencyTable`), and how many by timing the cut model against the dense one
+    until their ratio is right within 3%, or as near as it comes, at most 10% off; ``plan.facts`` holds what was timed.
+
     Args:
         model: any module; it is not touched, and the result is of the same class.
         example_inputs: a tuple of arguments or a dict of keyword arguments, on the model's device.
         amount: share of the budget to remove, in (0, 1).
-        budget: ``"params"`` or ``"macs"`` (multiply-accumulates on ``example_inputs``).
+        budget: ``"params"``, ``"macs"`` (multiply-accumulates on ``example_inputs``) or ``"latency"`` (on them, too).
         criterion: what makes a channel important, one of ``CRITERIA``.
         scope: ``"global"`` ranks all layers together, ``"local"`` cuts the same share of each, ``"sensitivity"`` cuts
             where the measured harm is least for what is saved (:func:`order_by_harm`).
-        round_to: keep sizes at multiples of this where the layer allows.
+        round_to: keep sizes at multiples of this where the layer allows; None is 8 for latency (kernels are slower
+            between) and 1 otherwise.
+        floor: share of each layer's channels that always stays, in (0, 1).
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
+        engine: where latency counts, ``"eager"`` (None) or another of ``optkit.engines.ENGINES``; for latency only.
+        threads: torch threads while timing, None for as many as are set; for latency only.
         batches: data, for the criteria that need it.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it.
         seed: of the random criterion and of ties.
@@ -82,25 +93,28 @@ def prune_structured(
             that cannot be traced.
         StageError: if the cut model does not run.
     """
-    check_arguments(amount, budget, criterion, scope, round_to)
+    check_arguments(amount, budget, criterion, scope, round_to, floor, engine, threads)
     if (scope == SENSITIVITY) != (sensitivity is not None):
         fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
         raise UserError("one without the other", key="sensitivity", fix=fix)
+    round_to = round_to or (8 if budget == "latency" else 1)
     batches = data_for(criterion, batches, loss_fn)
     analysis = Analysis(model, example_inputs, protect)
+    clock = None
+    if budget == "latency":
+        clock = LatencyBudget(
+            analysis, example_inputs, amount, engine or "eager", threads or torch.get_num_threads(), seed
+        )
     found = None
     while found is None:  # a cut that shows hard-coded sizes is chosen again without them
         scores = analysis.scores(criterion, batches, loss_fn, seed)
         if sensitivity is not None:
-            scores = order_by_harm(sensitivity, analysis.units, scores, analysis.meters[budget])
-        selector = Selector(analysis.units, scores, scope, round_to, seed)
-        removed = select(selector, analysis.meters[budget], amount, budget)
-        if not removed.any():
-            raise TooSmallError(
-                f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount
-            )
-        found = analysis.cut(removed)
-    plan, pruned = found
+            # what a channel saves of the latency follows from its neighbours; its MACs stand for it
+            cost = analysis.meters.get(budget, analysis.meters["macs"])
+            scores = order_by_harm(sensitivity, analysis.units, scores, cost)
+        selector = Selector(analysis.units, scores, scope, round_to, seed, floor)
+        found = clock.search(selector) if clock else _cut(analysis, selector, amount, budget)
+    plan, pruned, removed = found
     plan.frozen = why_frozen(analysis.trace, analysis.resolved)
     plan.facts = {
         "criterion": criterion,
@@ -108,8 +122,9 @@ def prune_structured(
         "amount": amount,
         "scope": scope,
         "round_to": round_to,
+        "floor": floor,
         "seed": seed,
-    }
+    } | plan.facts
     for name, meter in analysis.meters.items():
         plan.facts |= {f"{name}_before": int(meter.total), f"{name}_after": int(meter(removed))}
     check_runs(pruned, example_inputs)
@@ -119,10 +134,43 @@ def prune_structured(
     return Pruned(pruned, plan)
 
 
-def check_arguments(amount: float, budget: str, criterion: str, scope: str, round_to: int) -> None:
+def _cut(
+    analysis: Analysis, selector: Selector, amount: float, budget: str
+) -> tuple[CutPlan, nn.Module, np.ndarray] | None:
+    """The plan, the cut model and what is cut; None if trying it showed that less can be cut."""
+    removed = select(selector, analysis.meters[budget], amount, budget)
+    if not removed.any():
+        raise TooSmallError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
+    found = analysis.cut(removed)
+    return None if found is None else (*found, removed)
+
+
+def check_arguments(
+    amount: float,
+    budget: str,
+    criterion: str,
+    scope: str,
+    round_to: int | None,
+    floor: float = FLOOR,
+    engine: str | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+) -> None:
     """Raise a UserError for the first argument that cannot be used."""
     check_share("amount", amount)
     check_choice("budget", budget, BUDGETS)
     check_choice("criterion", criterion, CRITERIA)
     check_choice("scope", scope, (*SCOPES, SENSITIVITY))
-    check_count("round_to", round_to)
+    if round_to is not None:
+        check_count("round_to", round_to)
+    check_share("floor", floor)
+    for key, value in (("engine", engine), ("threads", threads), ("batch_size", batch_size)):
+        if value is not None and budget != "latency":
+            raise UserError(
+                f"budget '{budget}' needs no {key}", key=key, value=value, fix="budget=latency, or leave it"
+            )
+    if engine is not None:
+        check_choice("engine", engine, ENGINES)
+    for key, value in (("threads", threads), ("batch_size", batch_size)):
+        if value is not None:
+            check_count(key, value)
