@@ -3,7 +3,7 @@
     python scripts/prune_latency_budget.py [--models resnet20 ...] [--engines eager inductor] [--amounts 0.3 0.5]
         [--threads 2] [--results FILE]
 
-For each model, engine and amount at batch size 1: the latency asked for, what the search reports, and the ratio that a
+For each model, engine and amount: the latency asked for, what the search reports, and the ratio that a
 second, independent run of dense and cut model in turn gives. Weights are random: they decide which channels go, not how
 long the rest takes. Rows are appended to FILE as they come; what is there is not done again.
 """
@@ -21,6 +21,7 @@ import torch
 import torchvision
 from torch import nn
 
+from optkit.core.errors import UserError
 from optkit.core.statistics import ratio_of_medians
 from optkit.core.variant import Variant
 from optkit.engines import ENGINES
@@ -28,10 +29,11 @@ from optkit.measure.latency import interleaved
 from optkit.models import ResNetCIFAR
 from optkit.prune import prune_structured
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "resnet20": (lambda: ResNetCIFAR(20), 32),
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, 224),
-    "resnet18": (torchvision.models.resnet18, 224),
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet20": (lambda: ResNetCIFAR(20), (1, 3, 32, 32)),
+    "resnet20_x32": (lambda: ResNetCIFAR(20), (32, 3, 32, 32)),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, (1, 3, 224, 224)),
+    "resnet18": (torchvision.models.resnet18, (1, 3, 224, 224)),
 }
 SECONDS = 4.0
 
@@ -49,13 +51,16 @@ def judge(dense: nn.Module, cut: nn.Module, engine: str, inputs: tuple[torch.Ten
 
 def one(name: str, engine: str, amount: float) -> dict[str, Any]:
     """Prune and judge."""
-    make, size = MODELS[name]
+    make, shape = MODELS[name]
     torch.manual_seed(0)
-    model, inputs = make().eval(), (torch.randn(1, 3, size, size),)
+    model, inputs = make().eval(), (torch.randn(shape),)
     start = time.perf_counter()
-    pruned = prune_structured(model, inputs, amount=amount, budget="latency", engine=engine)
-    seconds = time.perf_counter() - start
-    row = {"model": name, "engine": engine, "asked": 1 - amount, "seconds": seconds}
+    row: dict[str, Any] = {"model": name, "engine": engine, "amount": amount, "asked": 1 - amount}
+    try:
+        pruned = prune_structured(model, inputs, amount=amount, budget="latency", engine=engine)
+    except UserError as error:
+        return row | {"refused": error.message}
+    row["seconds"] = time.perf_counter() - start
     return row | judge(model, pruned.model, engine, inputs) | pruned.plan.facts
 
 
@@ -67,6 +72,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---|---:|---:|---:|---|",
     ]
     for row in rows:
+        if "refused" in row:
+            lines.append(
+                f"| {row['model']} | {row['engine']} | | | {row['asked']:.0%} | refused: {row['refused']} |" + " |" * 5
+            )
+            continue
         low, high = (f"{100 * x:.1f}" for x in row["judged_ci"])
         cells = [
             row["model"], row["engine"], f"{row['latency_before_ms']:.3g}", f"{row['latency_table_ms']:.3g}",

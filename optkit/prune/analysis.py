@@ -115,15 +115,9 @@ def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
     if idle:
         macs, calls = list(trace.macs), list(trace.calls)
         model.train()
-<<<<<<< HEAD
         with contextlib.suppress(UserError):  # parameters that no run reaches stay whole
             walk(model, record(model, inputs), trace)
-        trace.macs = macs
-=======
-        with contextlib.suppress(UserError):  # parameters that no export reaches stay whole
-            walk(export(model, inputs), trace)
         trace.macs, trace.calls = macs, calls
->>>>>>> 6d8d293 (Blocks of a graph and a table of their latencies)
         model.eval()
     for name, axes in trace.params.items():
         if not trace.uses[name]:

@@ -66,7 +66,7 @@ class Block:
         return tuple(_share(side, removed) for side in self.sides)
 
     def ladder(self, side: int, shares: Sequence[float], units: Units) -> list[np.ndarray]:
-        """Cuts of one side (bool per unit) to about these shares of it, at multiples of 8 channels, of fewer where it is narrow."""
+        """Cuts of one side (bool per unit) to about these shares of it, at multiples of 8 where it is wide."""
         cuts: dict[float, np.ndarray] = {}
         for share in shares:
             removed = np.zeros(units.count, bool)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Mapping
-=======
-import warnings
 from collections.abc import Callable, Mapping
->>>>>>> 6d8d293 (Blocks of a graph and a table of their latencies)
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +56,7 @@ class Value:
 
 @dataclass
 class Call:
-    """One operator of the evaluation graph.
+    """One operator that ran.
 
     Attributes:
         target: the operator.
@@ -86,12 +81,8 @@ class Trace:
         macs: for each product its module, a constant, and the labels of the sizes that multiply it.
         sizes: (module, size written out in the graph, labels it counts).
         attributes: (module, attribute, labels it counts).
-<<<<<<< HEAD
         touched: (module, labels of each dimension) of every operator, in order.
-=======
-        touched: (module, labels) of every operator, in order.
-        calls: the operators of the evaluation graph, in order.
->>>>>>> 6d8d293 (Blocks of a graph and a table of their latencies)
+        calls: the operators that run in evaluation, in order.
         pads: (module, labels) of the constants that a padded dimension holds.
         shapes: for each module the dimensions of what it returned last.
         aliases: for each name of a tied tensor the first of its names.
@@ -105,12 +96,8 @@ class Trace:
     macs: list[tuple[str, int, list[np.ndarray]]] = field(default_factory=list)
     sizes: list[tuple[str, int, np.ndarray]] = field(default_factory=list)
     attributes: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
-<<<<<<< HEAD
     touched: list[tuple[str, list[np.ndarray]]] = field(default_factory=list)
-=======
-    touched: list[tuple[str, np.ndarray]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
->>>>>>> 6d8d293 (Blocks of a graph and a table of their latencies)
     pads: list[tuple[str, np.ndarray]] = field(default_factory=list)
     shapes: dict[str, Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)

@@ -37,9 +37,9 @@ class LatencyTable:
     """The cost of a cut in ms: for every block what a table of its shape says, read off between measured sizes.
 
     A block (a convolution or matrix product with what an engine fuses behind it) is compiled and timed alone with 1,
-    1/2 and 1/8 of the channels on either side, at multiples of 8 where it is wide. Equal blocks share a table; tables are kept in the
-    cache under everything that decides them. A block that cannot be run cut (a size written out in its code) is taken
-    to cost in proportion to the numbers it reads and writes.
+    1/2 and 1/8 of the channels on either side, at multiples of 8 where it is wide. Equal blocks share a table; tables
+    are kept in the cache under everything that decides them. A block that cannot be run cut (a size written out in its
+    code) is taken to cost in proportion to the numbers it reads and writes.
 
     Args:
         units: what can be cut.
