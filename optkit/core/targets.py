@@ -60,6 +60,8 @@ def check_parameters(target: Any, given: Mapping[str, Any], key: str) -> None:
 def build(node: Mapping[str, Any], key: str) -> Any:
     """Calls a node's ``_target_`` with its other keys, nodes within it built first.
 
+    A parameter that is annotated as a ``dict`` takes its node as data (the spec of a teacher, say).
+
     Raises:
         UserError: an unknown, missing or refused parameter, named by its full key.
     """
@@ -68,8 +70,10 @@ def build(node: Mapping[str, Any], key: str) -> Any:
     target = locate(node[TARGET], f"{key}.{TARGET}")
     given = {k: v for k, v in node.items() if k != TARGET}
     check_parameters(target, given, key)
+    known = parameters(target)
     for name, value in given.items():
-        if isinstance(value, Mapping) and TARGET in value:
+        takes_data = name in known and str(known[name].annotation).startswith("dict")
+        if isinstance(value, Mapping) and TARGET in value and not takes_data:
             given[name] = build(value, f"{key}.{name}")
     try:
         return target(**given)

@@ -11,6 +11,12 @@ def test_nodes_are_built_inside_out():
     assert stage.trainer.epochs == 3
 
 
+def test_a_spec_stays_a_spec():
+    teacher = {"_target_": "optkit.models.MLP", "widths": [8]}
+    stage = build({"_target_": "optkit.distill.LogitDistillation", "teacher": teacher}, "s")
+    assert stage.teacher == teacher
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
