@@ -1,5 +1,6 @@
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_bad_arguments(options, message):
 
 
 def test_a_model_whose_groups_must_all_stay_whole(monkeypatch):
-    monkeypatch.setattr("optkit.prune.budget.FLOOR", 1.0)
+    monkeypatch.setattr("optkit.prune.curves.Selector", partial(Selector, floor=1.0))
     with pytest.raises(UserError, match="every group is a single unit"):
         sensitivity(zoo.mlp().eval(), VECTOR, lambda net: 0.0)
 
