@@ -79,7 +79,7 @@ def image_folder(tmp_path):
 def optkit_command():
     """Runs the optkit command in a process of its own."""
 
-    def run(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "optkit", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
 

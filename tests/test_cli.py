@@ -181,7 +181,7 @@ def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(recipe, tmp_path
         environment["PATH"] = str(tmp_path)
     command = [sys.executable, "-m", "optkit", *arguments]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120, check=False
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600, check=False
     )
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
@@ -222,7 +222,7 @@ def test_a_users_own_stage_needs_no_registration(optkit_command, recipe, tmp_pat
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "optkit", "run", str(recipe), *added]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120, check=False
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "1 mine" in done.stdout

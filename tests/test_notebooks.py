@@ -19,6 +19,6 @@ def test_notebooks_run_from_top_to_bottom(path, tmp_path, monkeypatch):
     book = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in book.cells)
     monkeypatch.setenv("OPTKIT_RUNS", str(tmp_path / "runs"))
-    NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     drawn = [o for cell in book.cells for o in cell.get("outputs", []) if "data" in o]
     assert any("vega" in kind or "vega" in str(value) for o in drawn for kind, value in o["data"].items())

@@ -25,7 +25,7 @@ DATA = {
 def test_a_recipe_runs(name, optkit_command, tmp_path, image_folder):
     assert len(bundled_recipes()[name]) > 20
     data = [*DATA[name], f"task.path={image_folder}"] if name in DATA else []
-    done = optkit_command("run", name, *SMALL, *data, cwd=tmp_path, timeout=280)
+    done = optkit_command("run", name, *SMALL, *data, cwd=tmp_path, timeout=800)
     assert done.returncode == 0, done.stderr
     rows = json.loads(next((tmp_path / "runs").glob(f"{name}-*/report.json")).read_text())
     last = [r for r in rows if r["step"] == max(r["step"] for r in rows)]
