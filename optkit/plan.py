@@ -15,9 +15,9 @@ from torch import nn
 from optkit.core.artifact import TRUSTED
 from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError, did_you_mean
-from optkit.core.stage import Stage
+from optkit.core.stage import Choosy, Stage
 from optkit.core.targets import TARGET
-from optkit.core.task import Task
+from optkit.core.task import SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.measure import Measure
 from optkit.models import ModelSpec
@@ -149,6 +149,7 @@ def make_plan(recipe: Recipe) -> Plan:
         MODEL, first_weights, recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE)
     )
     _check_fit(model, recipe.task)
+    _check_stages(model, recipe)
     steps = [PlannedStep(MODEL, None, start, None, recipe.seed, -first)]
     for place, name in enumerate(recipe.chain, 1):
         stage, seed = recipe.stages[name], recipe.seed * 1009 + place
@@ -180,6 +181,24 @@ def _check_fit(model: nn.Module, task: Task) -> None:
         found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         message = f"{type(model).__name__} gives {found} for 2 examples of {classes} classes"
         raise UserError(message, key="model", fix="it must return logits, one for each class")
+
+
+def _check_stages(model: nn.Module, recipe: Recipe) -> None:
+    """Whether every stage of the chain, and every stage within one, can work on such a model, as far as it can tell.
+
+    Raises:
+        UserError: one cannot.
+    """
+    todo: list[tuple[str, Any]] = [(f"stages.{name}", recipe.stages[name]) for name in recipe.chain]
+    while todo:
+        path, stage = todo.pop(0)
+        todo += [(f"{path}.{name}", inner) for name, inner in _within(stage).items()]
+        if isinstance(stage, Choosy):
+            try:
+                stage.check(model, SealedTask(recipe.task))
+            except UserError as error:
+                key = f"{path}.{error.key}" if error.key else path
+                raise type(error)(error.message, key=key, value=error.value, fix=error.fix) from error
 
 
 def _baseline_place(recipe: Recipe) -> int:

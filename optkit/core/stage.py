@@ -73,3 +73,17 @@ class Stage(Protocol):
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         """Turns one variant's module into the next; may change ``module`` in place."""
         ...
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """A stage that some models are not fit for, and that can tell before any work."""
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        """Raises UserError if it cannot work on such a model.
+
+        Args:
+            module: as the recipe builds it, before any stage; not to be changed.
+            task: the task, its test split sealed.
+        """
+        ...

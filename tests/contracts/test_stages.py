@@ -13,9 +13,9 @@ from optkit.core.artifact import save_artifact
 from optkit.core.stage import Stage
 from optkit.core.targets import build
 from optkit.core.variant import Variant
-from optkit.models import ModelSpec, ResNetCIFAR
+from optkit.models import ModelSpec
 
-SPEC = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 8, "in_channels": 1, "num_classes": 10, "width": 8})
+SPEC = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 14, "in_channels": 1, "num_classes": 10, "width": 8})
 
 
 def _stage(name):
@@ -42,7 +42,7 @@ def model():
 @pytest.fixture
 def applied(stage, model, context, digits):
     ctx = context()
-    object.__setattr__(ctx, "baseline", lambda: ResNetCIFAR(8, 10, 1, 8).eval())
+    object.__setattr__(ctx, "baseline", lambda: SPEC.build(2).eval())
     before = copy.deepcopy(model.state_dict())
     outcome = stage.apply(model, ctx)
     return before, outcome, ctx

@@ -1,0 +1,144 @@
+"""The repeated residual blocks of a model: what depth is made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Inputs = tuple[Any, ...] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A container of blocks that run one after the other.
+
+    Attributes:
+        path: of the ``nn.ModuleList`` or ``nn.Sequential``.
+        members: names of all that it holds, in order.
+        blocks: places of its residual blocks, whose output is like their input.
+    """
+
+    path: str
+    members: tuple[str, ...]
+    blocks: tuple[int, ...]
+
+    def block(self, place: int) -> str:
+        """The path of a member."""
+        return f"{self.path}.{self.members[place]}" if self.path else self.members[place]
+
+    def block_paths(self) -> list[str]:
+        """The paths of its blocks."""
+        return [self.block(place) for place in self.blocks]
+
+
+def find_stacks(model: nn.Module, inputs: Inputs) -> list[Stack]:
+    """The stacks of residual blocks of any model, in the model's order; it is run once on ``inputs`` and not touched.
+
+    A block is a member of an ``nn.ModuleList`` or ``nn.Sequential`` that stands there with others of its class (or
+    alone), runs once, gives out a tensor like the one it takes in, and lets it through even if all of its own matrices
+    and kernels are zero: that is what makes it residual. Where blocks hold blocks, the inner ones count.
+    """
+    probe = structure_of(model).eval()
+    members = {
+        member: (path, place)
+        for path, container in probe.named_modules()
+        if isinstance(container, (nn.ModuleList, nn.Sequential))
+        for place, member in enumerate(container)
+        if any(True for _ in member.children()) and _has_company(member, container)
+    }
+    calls = _calls(probe, members, inputs)
+    found: dict[str, list[int]] = {}
+    for member, (path, place) in members.items():
+        if len(calls[member]) == 1 and _is_residual(member, *calls[member][0]):
+            found.setdefault(path, []).append(place)
+    stacks = [
+        Stack(path, tuple(probe.get_submodule(path)._modules), tuple(sorted(places))) for path, places in found.items()
+    ]
+    inner = [stack.path for stack in stacks]
+    return [
+        stack if len(kept) == len(stack.blocks) else Stack(stack.path, stack.members, kept)
+        for stack in stacks
+        if (kept := tuple(b for b in stack.blocks if not _holds(stack.block(b), inner)))
+    ]
+
+
+def structure_of(model: nn.Module) -> nn.Module:
+    """A copy of a model that shares its tensors: modules can be taken out of it and hooked without a trace."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """Calls a model with a tuple of arguments or a mapping of keyword arguments."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor that a module takes or gives: itself, or the first in a tuple or mapping."""
+    if isinstance(value, Tensor):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    return next((part for part in parts if isinstance(part, Tensor)), None)
+
+
+def _has_company(member: nn.Module, container: Iterable[nn.Module]) -> bool:
+    alike = [type(other) is type(member) for other in container]
+    return sum(alike) > 1 or all(alike)
+
+
+def _holds(path: str, containers: Iterable[str]) -> bool:
+    return any(inner == path or inner.startswith(f"{path}.") for inner in containers)
+
+
+def _calls(probe: nn.Module, members: Iterable[nn.Module], inputs: Inputs) -> dict[nn.Module, list[tuple]]:
+    """What every member is called with, and whether it gives out a tensor like it."""
+    calls: dict[nn.Module, list[tuple]] = {member: [] for member in members}
+
+    def before(member: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        # a cache among the arguments grows with every layer: the call is made again with what it was now
+        calls[member].append((copy.deepcopy(args), copy.deepcopy(kwargs)))
+
+    def after(member: nn.Module, _: Any, output: Any) -> None:
+        calls[member][-1] = (*calls[member][-1], first_tensor(output))
+
+    for member in calls:
+        member.register_forward_pre_hook(before, with_kwargs=True)
+        member.register_forward_hook(after)
+    with torch.no_grad():
+        run(probe, inputs)
+    for member in calls:
+        member._forward_pre_hooks.clear()
+        member._forward_pre_hooks_with_kwargs.clear()
+        member._forward_hooks.clear()
+    return calls
+
+
+def _is_residual(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor | None) -> bool:
+    taken = first_tensor((*args, *kwargs.values()))
+    if taken is None or output is None or not taken.is_floating_point():
+        return False
+    if output.shape != taken.shape or output.dtype != taken.dtype:
+        return False
+    zeros = {name: torch.zeros_like(p) for name, p in block.named_parameters() if p.dim() > 1}
+    answers = []
+    for shift in (0.0, 1.0):
+        # as steep as it is far from flat: a constant shift would be lost in a norm
+        other = taken + shift * torch.linspace(-1, 1, taken.numel(), device=taken.device).view(taken.shape)
+        new_args, new_kwargs = (
+            copy.deepcopy(_replaced(args, taken, other)),
+            copy.deepcopy(_replaced(kwargs, taken, other)),
+        )
+        with torch.no_grad():
+            answers.append(first_tensor(torch.func.functional_call(block, zeros, new_args, new_kwargs)))
+    return not torch.equal(answers[0], answers[1])
+
+
+def _replaced(values: Any, old: Tensor, new: Tensor) -> Any:
+    if isinstance(values, Mapping):
+        return {name: new if value is old else value for name, value in values.items()}
+    return tuple(new if value is old else value for value in values)
