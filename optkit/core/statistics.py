@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.bootstrap import RESAMPLES, block_bootstrap
+
 CONFIDENCE = 0.95
-RESAMPLES = 2000
+ROUNDS_BEHIND_AN_ERROR = 30
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,28 @@ def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]
     return PairedDifference(interval, float(p_value), float(detectable))
 
 
+def mean_over_seeds(values: NDArray[np.float64]) -> Estimate:
+    """Mean of a figure of every seed and test example, with an interval over both.
+
+    Seeds and examples are crossed random effects: the variance of the mean is that of the seeds' means plus that of
+    the examples' means, less the residual that both contain; the interval is Student's with Satterthwaite's degrees of
+    freedom, so that few seeds make it wide. One seed is taken as it is: its interval says nothing about other seeds.
+
+    Args:
+        values: ``(seeds, N)``, every seed judged on the same examples.
+    """
+    seeds, n = values.shape
+    center = float(values.mean())
+    by_example, by_seed = values.mean(0), values.mean(1)
+    of_examples = float(by_example.var(ddof=1)) / n
+    if seeds == 1:
+        return _student(center, [(of_examples, n - 1)])
+    of_seeds = float(by_seed.var(ddof=1)) / seeds
+    rest = values - by_example - by_seed[:, None] + center
+    both = float((rest**2).sum()) / ((seeds - 1) * (n - 1)) / values.size
+    return _student(center, [(of_examples, n - 1), (of_seeds, seeds - 1), (-both, (seeds - 1) * (n - 1))])
+
+
 def difference_over_seeds(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Estimate:
     """Difference of mean accuracies of two arms, each trained from several seeds, judged on the same examples.
 
@@ -89,49 +113,80 @@ def difference_over_seeds(candidate: NDArray[np.bool_], reference: NDArray[np.bo
         candidate: which examples each seed got right, ``(seeds, N)``.
         reference: the same for the other arm; its number of seeds may differ.
     """
-    from scipy.stats import t
-
     if candidate.ndim != 2 or reference.ndim != 2 or candidate.shape[1] != reference.shape[1]:
         raise ValueError(f"answers must be (seeds, N) over the same N: {candidate.shape}, {reference.shape}")
     per_example = candidate.mean(0) - reference.mean(0)
-    delta, n = float(per_example.mean()), per_example.size
+    n = per_example.size
     parts = [(float(per_example.var(ddof=1)) / n, n - 1)]
     parts += [(float(a.mean(1).var(ddof=1)) / len(a), len(a) - 1) for a in (candidate, reference) if len(a) > 1]
-    variance = sum(v for v, _ in parts)
+    return _student(float(per_example.mean()), parts)
+
+
+def _student(center: float, parts: Sequence[tuple[float, int]]) -> Estimate:
+    """Interval from components of variance and their degrees of freedom (Satterthwaite, 1946); never below one part."""
+    from scipy.stats import t
+
+    variance = max(sum(v for v, _ in parts), *(v for v, _ in parts), 0.0)
     if variance == 0:
-        return Estimate(delta, delta, delta)
-    freedom = variance**2 / sum(v**2 / df for v, df in parts)
+        return Estimate(center, center, center)
+    freedom = max(variance**2 / sum(v**2 / df for v, df in parts), 1.0)
     half = float(t.ppf(1 - (1 - CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
-    return Estimate(delta, delta - half, delta + half)
+    return Estimate(center, center - half, center + half)
 
 
 def median(samples: NDArray[np.float64], seed: int = 0) -> Estimate:
-    """Median of latencies ``(rounds, calls)`` with an interval that resamples whole rounds."""
-    return _over_rounds(lambda rounds: _median(samples, rounds), len(samples), seed)
+    """Median of latencies ``(rounds, calls)``; its interval resamples blocks of whole rounds."""
+
+    def statistic(rounds: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.median(samples[rounds].reshape(*rounds.shape[:-1], -1), axis=-1)
+
+    return Estimate(*block_bootstrap(np.median(samples, axis=1), statistic, CONFIDENCE, seed))
 
 
 def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.float64], seed: int = 0) -> Estimate:
-    """``median(numerator) / median(denominator)`` of two interleaved series ``(rounds, calls)``.
+    """How many times the median latency of one series is that of another, interleaved with it, ``(rounds, calls)``.
 
-    Rounds are resampled whole and for both series alike: calls next to each other share the machine's mood (the
-    blocks of a block bootstrap), and a drift that moves both series leaves their ratio where it is.
+    The ratio of the two medians is taken in each round, and the median over rounds: what moves both series in a round
+    leaves their ratio where it is. The interval resamples blocks of rounds, which respects their autocorrelation.
     """
     if len(numerator) != len(denominator):
         raise ValueError(f"interleaved series have the same rounds: {len(numerator)}, {len(denominator)}")
-    return _over_rounds(lambda rounds: _median(numerator, rounds) / _median(denominator, rounds), len(numerator), seed)
+    ratios = np.log(np.median(numerator, axis=1) / np.median(denominator, axis=1))
+    found = block_bootstrap(ratios, lambda rounds: np.median(ratios[rounds], axis=-1), CONFIDENCE, seed)
+    return Estimate(*(math.exp(x) for x in found))
 
 
-def _median(samples: NDArray[np.float64], rounds: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.median(samples[rounds].reshape(*rounds.shape[:-1], -1), axis=-1)
+def detectable_ratio(ratio: Estimate) -> float:
+    """The smallest ratio above 1 that a measurement with this interval would have shown with 80% power."""
+    from scipy.stats import norm
+
+    tail = float(norm.ppf(1 - (1 - CONFIDENCE) / 2))
+    error = (math.log(ratio.high) - math.log(ratio.low)) / (2 * tail)
+    return math.exp((tail + float(norm.ppf(0.8))) * error)
 
 
-def _over_rounds(statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]], num_rounds: int, seed: int) -> Estimate:
-    """Percentile bootstrap of a vectorized ``statistic(round indices (..., R)) -> (...)``."""
-    rounds = np.arange(num_rounds)
-    value = float(statistic(rounds))
-    if num_rounds < 2:
-        return Estimate(value, value, value)
-    draws = np.random.default_rng(seed).integers(0, num_rounds, (RESAMPLES, num_rounds))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(statistic(draws), [tail, 1 - tail])
-    return Estimate(value, float(low), float(high))
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for being so many (Holm, 1979): the chance of any false call stays below the level."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def mean_with_errors(values: NDArray[np.float64], errors: NDArray[np.float64]) -> Estimate:
+    """Mean over seeds of a figure that is itself measured with an error.
+
+    What seeds differ by holds their errors too, so that Student's interval of the values is all there is to it; of two
+    seeds it is very wide. One seed is taken as it is: its interval says nothing about other seeds.
+
+    Args:
+        values: one figure a seed, ``(seeds,)``.
+        errors: the standard error of each.
+    """
+    seeds = len(values)
+    if seeds == 1:
+        return _student(float(values[0]), [(float(errors[0]) ** 2, ROUNDS_BEHIND_AN_ERROR)])
+    return _student(float(values.mean()), [(float(values.var(ddof=1)) / seeds, seeds - 1)])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from optkit.core import statistics
+from scripts.statistics_coverage import EXPERIMENTS, coverage
 
 
 def test_proportion_is_the_wilson_interval():
@@ -88,3 +89,57 @@ def test_ratio_intervals_cover_the_truth_when_rounds_are_correlated():
 def test_ratio_needs_the_same_rounds():
     with pytest.raises(ValueError, match="same rounds"):
         statistics.ratio_of_medians(np.ones((3, 5)), np.ones((4, 5)))
+
+
+def test_neighbouring_rounds_that_move_together_widen_the_interval():
+    random = np.random.default_rng(4)
+    shocks = random.standard_normal(200)
+    walk = np.convolve(shocks, np.ones(10) / np.sqrt(10), mode="full")[:200]
+    other = np.ones((200, 1))
+    together, apart = (np.exp(0.05 * x[:, None]) for x in (walk, random.permutation(walk)))
+    width = [r.high - r.low for r in (statistics.ratio_of_medians(s, other) for s in (together, apart))]
+    assert width[0] > 1.8 * width[1]
+
+
+def test_one_round_has_no_width_and_constant_series_are_exact():
+    assert statistics.ratio_of_medians(np.full((1, 5), 3.0), np.full((1, 5), 2.0)).ci == pytest.approx([1.5, 1.5])
+    assert statistics.median(np.full((30, 5), 3.0)).ci == [3.0, 3.0]
+
+
+def test_holm_corrects_step_by_step():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.5]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+def test_holm_calls_no_more_than_one_family_in_twenty_falsely():
+    random = np.random.default_rng(5)
+    false = sum(min(statistics.holm(random.random(10).tolist())) < 0.05 for _ in range(2000))
+    assert 0.035 < false / 2000 < 0.065
+
+
+def test_the_detectable_ratio_is_what_80_percent_of_such_measurements_show():
+    error, random = 0.03, np.random.default_rng(6)
+    interval = statistics.Estimate(1.0, math.exp(-1.959964 * error), math.exp(1.959964 * error))
+    effect = math.log(statistics.detectable_ratio(interval))
+    shown = np.abs(effect + error * random.standard_normal(20000)) > 1.959964 * error
+    assert shown.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_one_seed_is_judged_by_its_examples_alone():
+    values = np.random.default_rng(7).normal(size=(1, 500))
+    found = statistics.mean_over_seeds(values)
+    assert found.high - found.value == pytest.approx(1.9647 * values.std(ddof=1) / math.sqrt(500), rel=1e-3)
+
+
+def test_seeds_that_differ_more_than_their_examples_explain_widen_the_interval():
+    values = np.random.default_rng(8).normal(size=(4, 500))
+    apart = values + np.array([[-1.0], [0.0], [0.5], [0.5]])
+    narrow, wide = statistics.mean_over_seeds(values), statistics.mean_over_seeds(apart)
+    assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
+
+
+@pytest.mark.parametrize("kind", EXPERIMENTS)
+def test_intervals_hold_the_truth_as_often_as_they_say(kind):
+    # of 300 honest 95% intervals, 272 to 297 hold it in all but one case of a thousand
+    assert 272 <= 300 * coverage(EXPERIMENTS[kind], 300, seed=11) <= 297

@@ -1,0 +1,44 @@
+"""Effects as weighted sums over measured subsets, with intervals over seeds and test examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optkit.core.statistics import Estimate, mean_over_seeds, mean_with_errors
+from optkit.study.game import Subset, Weights
+
+
+@dataclass(frozen=True)
+class LogCosts:
+    """A cost of one subset's variant over the baseline's, as natural logarithms, one for each seed.
+
+    Attributes:
+        values: ``(seeds,)``.
+        errors: standard errors ``(seeds,)``; zero for what is counted and not timed.
+    """
+
+    values: NDArray[np.float64]
+    errors: NDArray[np.float64]
+
+
+def accuracy_effect(weights: Weights, correct: Mapping[Subset, NDArray[np.bool_]]) -> Estimate:
+    """A weighted sum of accuracies, as a share.
+
+    Args:
+        weights: of the subsets; they sum to zero.
+        correct: which examples each seed's variant got right, ``(seeds, N)`` by subset.
+    """
+    return mean_over_seeds(sum(weight * correct[subset].astype(np.float64) for subset, weight in weights.items()))
+
+
+def cost_effect(weights: Weights, costs: Mapping[Subset, LogCosts]) -> Estimate:
+    """A weighted sum of costs, as the factor by which they change: factors multiply to the total factor."""
+    values = sum(weight * costs[subset].values for subset, weight in weights.items())
+    squares = sum((weight * costs[subset].errors) ** 2 for subset, weight in weights.items())
+    found = mean_with_errors(values, np.sqrt(squares))
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))
