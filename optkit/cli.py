@@ -13,7 +13,7 @@ import click
 from optkit import __version__
 from optkit.core.errors import OptkitError
 
-FORMATS = ("table", "md", "json")
+FORMATS = ("table", "md", "json", "html")
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
 
 
@@ -107,11 +107,23 @@ def _measure_sensitivity(cfg: Any, metric: str) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Write it to this file.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def report(runs: tuple[str, ...], format_: str, debug: bool) -> None:
-    """Print what RUN folders hold: as a table, Markdown, or JSON rows."""
+def report(runs: tuple[str, ...], format_: str, output: Path | None, debug: bool) -> None:
+    """Show what RUN folders hold: as a table, Markdown, JSON rows, or a page for a browser.
+
+    \b
+    The page (html) is one file that opens offline; without --output
+    it becomes report.html in the first RUN folder.
+    """
     _show_tracebacks(debug)
-    _print_report([Path(r) for r in runs], format_)
+    folders = [Path(r) for r in runs]
+    if output is None and format_ != "html":
+        _print_report(folders, format_)
+        return
+    from optkit.report import save_report
+
+    click.echo(save_report(folders, format_, output))
 
 
 def _print_report(runs: list[Path], format_: str) -> None:

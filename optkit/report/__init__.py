@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optkit.core import ledger
+from optkit.core.errors import UserError
 from optkit.report.rows import Row, rows
 
-__all__ = ["Row", "read_rows", "render", "rows", "write_report"]
+__all__ = ["Row", "read_rows", "render", "rows", "save_report", "write_report"]
 
 
 def read_rows(runs: Sequence[str | Path]) -> list[Row]:
@@ -19,7 +20,11 @@ def read_rows(runs: Sequence[str | Path]) -> list[Row]:
 
 
 def render(runs: Sequence[Path], format_: str) -> str:
-    """A report of run folders as ``table``, ``md`` or ``json``."""
+    """A report of run folders as ``table``, ``md``, ``json`` or ``html``."""
+    if format_ == "html":
+        from optkit.report.page import render_page
+
+        return render_page(runs)
     found = read_rows(runs)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
@@ -37,6 +42,23 @@ def render(runs: Sequence[Path], format_: str) -> str:
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
     console.print(table(found, width))
     return text.getvalue()
+
+
+def save_report(runs: Sequence[Path], format_: str, output: Path | None = None) -> Path:
+    """Writes a report to a file, by default ``report.FORMAT`` in the first run's folder; returns the file.
+
+    Raises:
+        UserError: a run without a ledger, or a file that cannot be written.
+    """
+    text = render(runs, format_)
+    first = runs[0] if runs[0].is_dir() else runs[0].parent
+    file = output or first / f"report.{format_}"
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        message = f"cannot write {file}: {error.strerror}"
+        raise UserError(message, key="--output", fix="give a file in a folder that exists") from error
+    return file
 
 
 def write_report(folder: Path) -> None:

@@ -21,9 +21,11 @@ def steady_latency(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Args:
         rows: of one run and one batch size.
     """
-    reference = next((r["latency_p50_ms"] for r in rows if r["step"] == 0 and r["engine"] == REFERENCE), None)
-    if reference is None:
+    at_start = [r for r in rows if r["step"] == 0 and r["speedup"] is not None]
+    if not at_start:
         return []
+    first = next((r for r in at_start if r["engine"] == REFERENCE), at_start[0])
+    reference = first["latency_p50_ms"] * first["speedup"]
     return [
         row
         | {

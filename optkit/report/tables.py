@@ -98,6 +98,12 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + f"\n\n{NOTE}\n"
 
 
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of every column, as text."""
+    columns = _columns(rows)
+    return [header for header, _, _ in columns], [[cell(row) for _, cell, _ in columns] for row in rows]
+
+
 def print_pairs(headers: tuple[str, str], pairs: Mapping[str, str]) -> None:
     """Two columns on standard output."""
     result = Table(box=None, header_style="bold", pad_edge=False)

@@ -1,0 +1,301 @@
+"""The charts of the page, as Altair charts whose colours are names of the style sheet's (``var(--good)``).
+
+The page's script puts the colours in, so that one chart serves light and dark. Every chart fills its container's width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import altair
+
+    from optkit.prune import Sensitivity
+
+TALL = 22  # rows, from which a chart scrolls and has its axis on top
+ROW = 30  # pixels of a row of bars
+INK, MUTED, GRID = "var(--ink)", "var(--muted)", "var(--grid)"
+PALETTE = [f"var(--series-{n})" for n in range(1, 8)]
+OF_TECHNIQUE = {"model": 0, "train": 0, "prune": 1, "quantize": 2, "distill": 3}
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
+UP_TO_100 = "datum.value > 100 ? '' : datum.label"
+NAMED = 12  # up to so many points have their names written beside them
+
+Values = list[dict[str, Any]]
+
+
+def scatter(values: Values, x: str, x_title: str, group: str) -> altair.LayerChart:
+    """Accuracy (%) against a cost on a logarithmic axis, with intervals and the Pareto front.
+
+    Args:
+        values: ``name, engine, accuracy, accuracy_low, accuracy_high, front``, the cost ``x`` and, where it has an
+            interval, ``x_low`` and ``x_high``; everything else is shown in the tooltip.
+        x: the key of the cost.
+        x_title: the axis' title.
+        group: the key that colours the points: ``technique`` or ``run``.
+    """
+    import altair as alt
+
+    groups = list(dict.fromkeys(v[group] for v in values))
+    engines = list(dict.fromkeys(v["engine"] for v in values))
+    at = alt.X(
+        f"{x}:Q", title=x_title, scale=alt.Scale(type="log", nice=False, padding=26), axis=_log_axis(alt, values, x)
+    )
+    low, high = _shown(values)
+    values = [v | ({"label": f"{v['label']} ↓"} if v["accuracy"] < low else {}) for v in values]
+    base = alt.Chart(alt.Data(values=values), height=320)
+    scale = alt.Scale(domain=[low, high], nice=False, zero=False, clamp=True)
+    up = alt.Y("accuracy:Q", title="accuracy, %", scale=scale, axis=alt.Axis(labelExpr=UP_TO_100, tickCount=6))
+    color = alt.Color(
+        f"{group}:N", title=None, sort=None, scale=_colors(alt, group, groups), legend=_legend(alt, groups)
+    )
+    shape = alt.Shape(
+        "engine:N", title=None, scale=alt.Scale(domain=engines, range=_cycle(SHAPES, len(engines))),
+        legend=_legend(alt, engines, outline=True),
+    )  # fmt: skip
+    tooltip = [alt.Tooltip(f"{key}:N", title=title) for key, title in _TOOLTIP.items() if key in values[0]]
+    hidden = ("tip_latency", "tip_size")
+    tooltip += [alt.Tooltip(f"{key}:N", title=key.removeprefix("tip_")) for key in hidden if key in values[0]]
+    line = base.transform_filter("datum.front").mark_line(
+        interpolate="step-after", strokeDash=[5, 4], color=MUTED, strokeWidth=1.5
+    ).encode(x=at, y=up, order=f"{x}:Q")  # fmt: skip
+    layers = [
+        line,
+        base.mark_rule(opacity=0.55, strokeWidth=1.5).encode(
+            x=at, y="accuracy_low:Q", y2="accuracy_high:Q", color=color
+        ),
+    ]
+    if f"{x}_low" in values[0]:
+        layers.append(base.mark_rule(strokeWidth=1.5).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q", y=up, color=color))
+    points = base.mark_point(filled=True, size=95, opacity=1, stroke="var(--surface)", strokeWidth=1)
+    layers.append(points.encode(x=at, y=up, color=color, shape=shape, tooltip=tooltip))
+    if len(values) <= NAMED:
+        text = base.mark_text(align="left", dx=8, dy=-8, fontSize=11, color=INK)
+        layers.append(text.encode(x=at, y=up, text="label:N"))
+    return alt.layer(*layers).properties(width="container")
+
+
+_TOOLTIP = {
+    "run": "run", "name": "variant", "engine": "engine", "batch": "batch", "tip_accuracy": "accuracy, %",
+    "tip_change": "change, points", "tip_speedup": "speedup",
+}  # fmt: skip
+
+
+def waterfall(values: Values, title: str, low: float, high: float, *, percent: bool = False) -> altair.LayerChart:
+    """Bars from where each step's parent stood to where the step brought it; whole bars at both ends.
+
+    Args:
+        values: ``name, from, to, kind`` (``total``, ``better``, ``worse`` or ``same``), ``label`` (written at the
+            bar's end), ``ci_low`` and ``ci_high`` of ``to``, and the texts of the tooltip ``what`` and ``change``.
+        title: of the axis.
+        low, high: of the axis.
+        percent: the axis has no labels beyond 100.
+    """
+    import altair as alt
+
+    names = [v["name"] for v in values]
+    scale = alt.Scale(domain=[low, high], nice=False, zero=False)
+    side = "top" if len(values) > TALL else "bottom"
+    axis = alt.Axis(labelExpr=UP_TO_100 if percent else "datum.label", tickCount=5, orient=side)
+    at = alt.X("from:Q", title=title, scale=scale, axis=axis)
+    row = alt.Y(
+        "name:N", title=None, sort=names, axis=alt.Axis(labelLimit=130, ticks=False, domain=False, labelPadding=8)
+    )
+    kinds = ["total", "better", "worse", "same"]
+    scale_of_kind = alt.Scale(domain=kinds, range=[MUTED, "var(--good)", "var(--bad)", MUTED])
+    color = alt.Color("kind:N", scale=scale_of_kind, legend=None)
+    tooltip = [
+        alt.Tooltip("name:N", title="step"),
+        alt.Tooltip("what:N", title="value"),
+        alt.Tooltip("change:N", title="against parent"),
+    ]
+    base = alt.Chart(alt.Data(values=values), height=ROW * len(values))
+    bars = base.mark_bar(height=14, cornerRadius=2, clip=True).encode(
+        x=at, x2="to:Q", y=row, color=color, tooltip=tooltip
+    )
+    ends = base.mark_tick(thickness=2, size=20, color=INK).encode(x="to:Q", y=row, tooltip=tooltip)
+    spans = base.mark_rule(strokeWidth=1.2, color=INK, clip=True).encode(x="ci_low:Q", x2="ci_high:Q", y=row)
+    labels = base.mark_text(align="left", dx=7, fontSize=11.5, color=INK)
+    end = alt.X("label_at:Q", scale=scale)
+    return alt.layer(bars, spans, ends, labels.encode(x=end, y=row, text="label:N")).properties(width="container")
+
+
+def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> altair.LayerChart:
+    """Speedups as shades around 1: a row for each variant, a column for each engine and batch size.
+
+    Args:
+        values: ``row, column, speedup, text, ink`` (whether the shade is strong), ``change`` of accuracy and ``ci``.
+        rows, columns: in order.
+    """
+    import altair as alt
+
+    widest = max([abs(math.log2(v["speedup"])) for v in values] or [0]) or 1.0
+    base = alt.Chart(
+        alt.Data(
+            values=[
+                v | {"log": math.log2(v["speedup"]), "strong": abs(math.log2(v["speedup"])) > 0.45 * widest}
+                for v in values
+            ]
+        ),
+        height=34 * len(rows),
+    )
+    x = alt.X(
+        "column:N",
+        title=None,
+        sort=list(columns),
+        axis=alt.Axis(orient="top", labelAngle=0, ticks=False, domain=False, labelLimit=120),
+    )
+    y = alt.Y(
+        "row:N", title=None, sort=list(rows), axis=alt.Axis(labelLimit=130, ticks=False, domain=False, labelPadding=8)
+    )
+    shades = alt.Scale(
+        domain=[-widest, 0, widest], interpolate="rgb", range=["var(--heat-low)", "var(--heat-mid)", "var(--heat-high)"]
+    )
+    tooltip = [
+        alt.Tooltip(f"{key}:N", title=title)
+        for key, title in (
+            ("row", "variant"),
+            ("column", "engine · batch"),
+            ("ci", "speedup"),
+            ("change", "change, points"),
+        )
+    ]
+    cells = base.mark_rect(stroke="var(--surface)", strokeWidth=2, cornerRadius=3).encode(
+        x=x, y=y, color=alt.Color("log:Q", scale=shades, legend=None), tooltip=tooltip
+    )
+    ink = alt.condition("datum.strong", alt.value("var(--heat-ink-strong)"), alt.value("var(--heat-ink)"))
+    text = base.mark_text(fontSize=12, fontWeight=600).encode(x=x, y=y, text="text:N", color=ink)
+    return alt.layer(cells, text).properties(width="container")
+
+
+def sensitivity(table: Sensitivity) -> altair.LayerChart:
+    """The metric against the share of each group of units that is removed, darker where it does more harm."""
+    import altair as alt
+
+    from optkit.report.heatmap import SMALL, cells
+
+    values = cells(table)
+    groups = list(dict.fromkeys(v["group"] for v in values))
+    worst = max([v["harm"] for v in values] or [0.0])
+    base = alt.Chart(alt.Data(values=values), height=20 * len(groups))
+    x = alt.X(
+        "from:Q",
+        title="removed of the group's units, %",
+        scale=alt.Scale(domain=[0, 100]),
+        axis=alt.Axis(grid=False, tickCount=5),
+    )
+    y = alt.Y("group:N", title=None, sort=groups, axis=alt.Axis(labelLimit=150, ticks=False, domain=False))
+    shade = alt.Scale(
+        type="symlog",
+        constant=SMALL[table.metric],
+        domainMin=0,
+        domainMax=max(worst, 1e-9),
+        interpolate="rgb",
+        range=["var(--harm-none)", "var(--harm-most)"],
+    )
+    tooltip = [
+        alt.Tooltip("group:N", title="group (units)"),
+        alt.Tooltip("to:Q", title="removed, %", format=".0f"),
+        alt.Tooltip("text:N", title=table.metric),
+    ]
+    bars = base.mark_rect(stroke="var(--surface)", strokeWidth=1).encode(
+        x=x, x2="to:Q", y=y, color=alt.Color("harm:Q", scale=shade, legend=None), tooltip=tooltip
+    )
+    ink = alt.condition(f"datum.harm > {worst / 4}", alt.value("var(--harm-ink)"), alt.value(INK))
+    figures = base.mark_text(align="right", dx=-3, fontSize=9.5).encode(x="to:Q", y=y, text="text:N", color=ink)
+    return alt.layer(bars, figures).properties(width="container")
+
+
+def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
+    """Horizontal bars with a label at their end, coloured by technique.
+
+    Args:
+        values: ``name, value, label, technique``; with an interval also ``low`` and ``high``.
+        title: of the axis.
+        log: points with intervals on a logarithmic axis instead of bars, which need a zero.
+    """
+    import altair as alt
+
+    names = [v["name"] for v in values]
+    techniques = list(dict.fromkeys(v["technique"] for v in values))
+    base = alt.Chart(alt.Data(values=values), height=ROW * len(values))
+    most = max([v.get("high", v["value"]) for v in values] or [1.0])
+    if log:
+        least = min([v.get("low", v["value"]) for v in values] or [1.0])
+        scale = alt.Scale(type="log", domain=[least / 1.6, most * 3], nice=False)
+    else:
+        scale = alt.Scale(domain=[min(0, min(v.get("low", v["value"]) for v in values)), most * 1.22 or 1], nice=False)
+    x = alt.X(
+        "value:Q",
+        title=title,
+        scale=scale,
+        axis=alt.Axis(values=_log_ticks(least / 1.6, most * 3, 4), format="~s")
+        if log
+        else alt.Axis(tickCount=4, orient="top" if len(values) > TALL else "bottom"),
+    )
+    y = alt.Y(
+        "name:N", title=None, sort=names, axis=alt.Axis(labelLimit=150, ticks=False, domain=False, labelPadding=8)
+    )
+    color = alt.Color("technique:N", title=None, sort=None, scale=_colors(alt, "technique", techniques), legend=None)
+    tooltip = [alt.Tooltip("name:N", title="what"), alt.Tooltip("label:N", title=title)]
+    layers = [base.mark_point(filled=True, size=90, opacity=1) if log else base.mark_bar(height=14, cornerRadius=2)]
+    layers = [layers[0].encode(x=x, y=y, color=color, tooltip=tooltip)]
+    if values and "low" in values[0]:
+        layers.append(base.mark_rule(strokeWidth=1.5, color=INK).encode(x="low:Q", x2="high:Q", y=y))
+    text = base.mark_text(align="left", dx=8, dy=-9 if log else 0, fontSize=11.5, color=INK)
+    end = "high:Q" if values and "low" in values[0] and not log else "value:Q"
+    return alt.layer(*layers, text.encode(x=end, y=y, text="label:N")).properties(width="container")
+
+
+def _colors(alt: Any, group: str, names: Sequence[str]) -> Any:
+    """A technique has its own colour everywhere; runs take theirs in turn."""
+    if group != "technique":
+        return alt.Scale(domain=list(names), range=_cycle(PALETTE[1:], len(names)))
+    rest = iter(_cycle(PALETTE[4:], len(names)))
+    return alt.Scale(
+        domain=list(names), range=[PALETTE[OF_TECHNIQUE[n]] if n in OF_TECHNIQUE else next(rest) for n in names]
+    )
+
+
+def _legend(alt: Any, names: Sequence[str], outline: bool = False) -> Any:
+    if len(names) < 2:
+        return None
+    fill = {"symbolFillColor": MUTED} if outline else {}
+    return alt.Legend(
+        orient="top", direction="horizontal", columns=3, symbolLimit=24, labelLimit=140, symbolOpacity=1, **fill
+    )
+
+
+def _log_axis(alt: Any, values: Values, x: str) -> Any:
+    costs = [v[x] for v in values]
+    return alt.Axis(values=_log_ticks(0.8 * min(costs), 1.25 * max(costs), 7), format="~g", labelOverlap=True)
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Up to so many round ticks: a logarithmic axis by itself has too many, or none."""
+    for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**e for e in range(-9, 16) for m in steps if low <= m * 10.0**e <= high]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / most)]
+
+
+def _shown(values: Values) -> tuple[float, float]:
+    """The axis of accuracy: around the front, with what is far below it left at the lower edge."""
+    front = [v for v in values if v["front"]]
+    high = max(v["accuracy_high"] for v in values)
+    least, least_on_front = (min(v["accuracy_low"] for v in vs) for vs in (values, front))
+    room = max(high - least_on_front, 1.0)
+    low = least if high - least < 4 * room else least_on_front - room
+    return low - 0.08 * (high - low), high + 0.06 * (high - low)
+
+
+def below(values: Values) -> bool:
+    """Whether `scatter` leaves some of these at its lower edge."""
+    return any(v["accuracy"] < _shown(values)[0] for v in values)
+
+
+def _cycle(items: Sequence[str], count: int) -> list[str]:
+    return [items[n % len(items)] for n in range(count)]

@@ -1,0 +1,44 @@
+"""Speedups by engine and batch size."""
+
+from __future__ import annotations
+
+from optkit.report.page import charts
+from optkit.report.page.content import Figure, Table
+from optkit.report.page.runs import ShownRun
+from optkit.report.page.words import DASH, change, interval
+
+
+def engine_figures(run: ShownRun) -> list[Figure]:
+    """A heat map of the speedups of every variant on every engine and batch size."""
+    timed = [row for row in run.rows if row["speedup"] is not None]
+    if not timed:
+        return []
+    by_step = sorted(timed, key=lambda r: r["step"])
+    names = list(dict.fromkeys(f"{r['step']} {r['stage']}" for r in by_step))
+    columns = [f"{e} · {b}" for e, b in sorted({(r["engine"], r["batch_size"]) for r in timed})]
+    values = [
+        {
+            "row": f"{r['step']} {r['stage']}",
+            "column": f"{r['engine']} · {r['batch_size']}",
+            "speedup": r["speedup"],
+            "text": f"{r['speedup']:.2f}" if r["speedup"] < 10 else f"{r['speedup']:.1f}",
+            "ci": f"{r['speedup']:.2f} {interval(r['speedup_ci'])}",
+            "change": change(r),
+        }
+        for r in by_step
+    ]
+    cell = {(v["row"], v["column"]): v["ci"] for v in values}
+    best = max(values, key=lambda v: v["speedup"])
+    return [
+        Figure(
+            "Speedup by engine and batch size",
+            Table(["variant", *columns], [[n, *(cell.get((n, c), DASH) for c in columns)] for n in names]),
+            charts.heat_map(values, names, columns).to_dict(),
+            f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and batch size; "
+            f"the largest is "
+            f"{best['text']}, {best['row']} on {best['column']}.",
+            "Blue is faster than the baseline, orange slower. Columns: engine · batch size.",
+            wide=True,
+            min_width=130 + 84 * len(columns),
+        )
+    ]

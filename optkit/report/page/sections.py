@@ -1,0 +1,66 @@
+"""The page's sections: each asks a question of the runs, and shows the figures that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from optkit.report.page.content import Figure, Group, Section, Table
+from optkit.report.page.cost_figures import cost_figures
+from optkit.report.page.engine_figures import engine_figures
+from optkit.report.page.layer_figures import layer_figures
+from optkit.report.page.runs import ShownRun
+from optkit.report.page.step_figures import step_figures
+from optkit.report.page.tradeoff_figures import tradeoff_figures
+from optkit.report.rows import REFERENCE
+from optkit.report.tables import cells
+
+UNFOLDED = 3  # up to so many runs have their own figures in sight
+LEADS = {
+    "techniques": "Each bar goes from where a step's parent stood to where the step brought it, so every "
+    "technique is charged "
+    "for itself. The whiskers are 95% intervals of where it ended.",
+    "trade-off": "Up and to the left is better. The dashed line is the front: nothing else is at least as good "
+    "in both. Bars "
+    "are 95% intervals. Latency is the baseline's over the speedup, so that a machine that drifted does not mislead.",
+    "engines": f"How many times as fast as the baseline on {REFERENCE} at the same batch size. The first row is "
+    f"what the "
+    "engine brings by itself; a gap is a variant that an engine does not run.",
+    "layers": "One group of units at a time loses its lowest-ranked; a figure stands at the share removed, "
+    "darker where it "
+    "harms more.",
+    "costs": "What the stages took, and how many examples must be served until that is saved again. Assumed: a "
+    "second of a "
+    "stage costs as much as a second of serving, on this machine; against the baseline on the same engine, whose own "
+    "training is not charged.",
+    "figures": f"Speedup and change are against the baseline (step 0) on {REFERENCE} in fp32 at the same batch "
+    f"size, timed in "
+    "the same rounds; brackets are 95% intervals; a dash was not measured.",
+}
+
+
+def sections(runs: Sequence[ShownRun]) -> list[Section]:
+    """All sections that these runs have figures for."""
+    together = tradeoff_figures(runs)
+    made = [
+        _section("techniques", "What each technique bought", _per_run(runs, step_figures)),
+        _section("trade-off", "Accuracy against latency and size", [Group("", together)] if together else []),
+        _section("engines", "Engines and batch sizes", _per_run(runs, engine_figures)),
+        _section("layers", "What the layers are worth", _per_run(runs, layer_figures)),
+        _section("costs", "Stage costs and break-even", _per_run(runs, cost_figures)),
+        _section("figures", "All figures", _per_run(runs, _every_row)),
+    ]
+    return [section for section in made if section.groups]
+
+
+def _section(key: str, title: str, groups: list[Group]) -> Section:
+    return Section(key, title, LEADS[key], groups)
+
+
+def _per_run(runs: Sequence[ShownRun], figures: Callable[[ShownRun], list[Figure]]) -> list[Group]:
+    found = [(run, figures(run)) for run in runs]
+    return [Group(run.name if len(runs) > 1 else "", made, len(runs) <= UNFOLDED) for run, made in found if made]
+
+
+def _every_row(run: ShownRun) -> list[Figure]:
+    headers, body = cells(run.rows)
+    return [Figure("Every measured row", Table(headers, body, frozenset({0, 1})), wide=True)]

@@ -1,0 +1,136 @@
+"""What each technique bought: waterfalls of latency and accuracy, each step against its parent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from optkit.report.page import charts
+from optkit.report.page.content import Figure, Table
+from optkit.report.page.runs import ShownRun, headline
+from optkit.report.page.steps import Change, changes
+from optkit.report.page.words import DASH, TIMES, interval, percent_interval, signed
+
+
+def step_figures(run: ShownRun) -> list[Figure]:
+    """Latency and accuracy of the chain, where the verdict was measured; none for a run of one variant."""
+    at = headline(run)
+    if at is None:
+        return []
+    steps = changes(run.rows, *at)
+    if len(steps) < 2:
+        return []
+    where = f"{at[0]}, batch {at[1]}"
+    return [_latency_steps(steps, where), _accuracy_steps(steps, where)]
+
+
+def _latency_steps(steps: Sequence[Change], where: str) -> Figure:
+    values = []
+    for step in steps:
+        now, ci = step.row["latency_p50_ms"], step.row["latency_p50_ms_ci"]
+        label = f"{now:.3g} ms" if step is steps[0] else f"{TIMES}{step.ratio:.2f}"
+        values.append(
+            _bar(step.name, 0 if step is steps[0] else step.before_ms, now, ci)
+            | {
+                "label": label,
+                "what": f"{now:.3g} ms",
+                "change": f"{step.ratio:.2f} times as fast {interval(step.ratio_ci)}",
+            }
+            | {"kind": "total" if step is steps[0] else _kind(step.ratio_ci, 1.0, higher_is_better=True)}
+        )
+    last = steps[-1].row
+    total = f"{last['latency_p50_ms']:.3g} ms, {TIMES}{last['speedup'] / steps[0].row['speedup']:.2f}"
+    values.append(
+        _bar("in the end", 0, last["latency_p50_ms"], last["latency_p50_ms_ci"])
+        | {"label": total, "what": total, "change": "", "kind": "total"}
+    )
+    high = 1.4 * max(v["ci_high"] for v in values)
+    table = Table(
+        ["step", "p50 ms", f"{TIMES} its parent", "stage s"],
+        [
+            [
+                s.name,
+                f"{s.row['latency_p50_ms']:.3f}",
+                DASH if s is steps[0] else f"{s.ratio:.2f} {interval(s.ratio_ci)}",
+                _cost(s),
+            ]
+            for s in steps
+        ],
+    )
+    best = max(steps[1:], key=lambda s: s.ratio)
+    return Figure(
+        f"Latency, {where}",
+        table,
+        charts.waterfall(values, "latency, ms", 0, high).to_dict(),
+        f"Waterfall of latency on {where}: from {steps[0].row['latency_p50_ms']:.3g} ms to "
+        f"{last['latency_p50_ms']:.3g} ms; "
+        f"the largest step is {best.name}, {best.ratio:.2f} times as fast as its parent.",
+        f"{TIMES} says how many times faster than its parent; its interval, in the table, combines two speedups "
+        f"taken apart.",
+    )
+
+
+def _accuracy_steps(steps: Sequence[Change], where: str) -> Figure:
+    values = []
+    for step in steps:
+        now, ci = 100 * step.row["accuracy"], [100 * bound for bound in step.row["accuracy_ci"]]
+        first = step is steps[0]
+        change = "" if step.delta is None else signed(step.delta)
+        values.append(
+            _bar(step.name, 100 * step.before_accuracy, now, ci)
+            | {"label": f"{now:.1f}%" if first else change, "what": f"{now:.1f}%", "change": _points(step)}
+            | {"kind": "total" if first else _kind(step.delta_ci, 0.0, higher_is_better=True)}
+        )
+    last = steps[-1].row
+    low = min(v["ci_low"] for v in values)
+    high = max(v["ci_high"] for v in values)
+    room = max(high - low, 1.0)
+    low = max(0.0, low - 0.12 * room)
+    values[0]["from"] = low
+    total = f"{100 * last['accuracy']:.1f}%"
+    values.append(
+        _bar("in the end", low, 100 * last["accuracy"], [100 * b for b in last["accuracy_ci"]])
+        | {"label": total, "what": total, "change": "", "kind": "total"}
+    )
+    table = Table(
+        ["step", "accuracy %", "change, points"],
+        [
+            [
+                s.name,
+                f"{100 * s.row['accuracy']:.1f} {percent_interval(s.row['accuracy_ci'])}",
+                DASH if s is steps[0] else _points(s),
+            ]
+            for s in steps
+        ],
+    )
+    worst = min((s for s in steps[1:] if s.delta is not None), key=lambda s: s.delta or 0.0, default=steps[0])
+    return Figure(
+        f"Accuracy, {where}",
+        table,
+        charts.waterfall(values, "accuracy, %", low, high + 0.35 * room, percent=True).to_dict(),
+        f"Waterfall of accuracy on {where}: from {100 * steps[0].row['accuracy']:.1f}% to {total}; "
+        f"the largest loss is at {worst.name}, {signed(worst.delta or 0.0)} points.",
+        "Grey: a change that this test cannot tell from none. The axis does not begin at 0.",
+    )
+
+
+def _bar(name: str, before: float, now: float, ci: Sequence[float]) -> dict[str, Any]:
+    return {
+        "name": name, "from": before, "to": now, "ci_low": ci[0], "ci_high": ci[1], "label_at": max(before, now, ci[1]),
+    }  # fmt: skip
+
+
+def _kind(ci: Sequence[float] | None, none: float, higher_is_better: bool) -> str:
+    if ci is None or ci[0] <= none <= ci[1]:
+        return "same"
+    return "better" if (ci[0] > none) == higher_is_better else "worse"
+
+
+def _points(step: Change) -> str:
+    if step.delta is None or step.delta_ci is None:
+        return DASH
+    return f"{signed(step.delta)} [{signed(step.delta_ci[0])}, {signed(step.delta_ci[1])}]"
+
+
+def _cost(step: Change) -> str:
+    return DASH if step.technique == "engine" else f"{step.row['stage_cost_s']:.1f}"

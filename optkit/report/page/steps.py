@@ -1,0 +1,92 @@
+"""What each step of a chain changed against its parent, on one engine at one batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optkit.report.plot import steady_latency
+from optkit.report.rows import REFERENCE, Row
+
+
+@dataclass(frozen=True)
+class Change:
+    """One step against its parent; the first stands for the baseline and changes nothing.
+
+    Attributes:
+        name: of the stage, or of the engine that the baseline was moved to.
+        technique: of the stage, or ``engine``.
+        row: after the step; its latency is the baseline's over the speedup (see `steady_latency`).
+        before_ms, before_accuracy: of the parent.
+        ratio, ratio_ci: how many times faster than the parent.
+        delta, delta_ci: accuracy less the parent's; None where it was not paired.
+    """
+
+    name: str
+    technique: str
+    row: Row
+    before_ms: float
+    before_accuracy: float
+    ratio: float
+    ratio_ci: tuple[float, float]
+    delta: float | None
+    delta_ci: list[float] | None
+
+
+def changes(rows: Sequence[Row], engine: str, batch_size: int) -> list[Change]:
+    """The steps of one run, from the baseline on eager over the engine to the last variant that this engine runs.
+
+    Parent and child were timed in different rounds, each beside the baseline: the interval of their ratio is that of a
+    quotient of two independent speedups (their relative half-widths added in quadrature).
+    """
+    steady = steady_latency([r for r in rows if r["batch_size"] == batch_size])
+    start = next((r for r in steady if r["step"] == 0 and r["engine"] == REFERENCE), None)
+    here = [r for r in steady if r["engine"] == engine]
+    found: list[Change] = []
+    if start is not None:
+        found.append(_first(start, f"{start['stage']}, {REFERENCE}"))
+    known = {r["variant"]: r for r in here}
+    previous = start
+    for row in here:
+        if row is start:
+            continue
+        if row["step"] == 0:
+            found.append(_engine(row, start) if start is not None else _first(row, f"{row['stage']}, {engine}"))
+        else:
+            parent = known.get(row["parent"] or "") or previous
+            if parent is not None:
+                found.append(_stage(row, parent))
+        previous = row
+    return found
+
+
+def _first(row: Row, name: str) -> Change:
+    return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, (1.0, 1.0), 0.0, [0.0, 0.0])
+
+
+def _engine(row: Row, start: Row) -> Change:
+    ratio, ci = _quotient(row, start)
+    delta, delta_ci = row["accuracy_delta"], row["accuracy_delta_ci"]
+    return Change(
+        f"{row['engine']} engine", "engine", row, start["latency_p50_ms"], start["accuracy"], ratio, ci, delta, delta_ci
+    )
+
+
+def _stage(row: Row, parent: Row) -> Change:
+    ratio, ci = _quotient(row, parent)
+    paired = row["parent"] == parent["variant"]
+    delta, delta_ci = (row["accuracy_delta_parent"], row["accuracy_delta_parent_ci"]) if paired else (None, None)
+    name = f"{row['step']} {row['stage']}"
+    return Change(name, row["technique"], row, parent["latency_p50_ms"], parent["accuracy"], ratio, ci, delta, delta_ci)
+
+
+def _quotient(row: Row, parent: Row) -> tuple[float, tuple[float, float]]:
+    ratio = row["speedup"] / parent["speedup"]
+    below = math.hypot(_log(row["speedup"], row["speedup_ci"][0]), _log(parent["speedup_ci"][1], parent["speedup"]))
+    above = math.hypot(_log(row["speedup_ci"][1], row["speedup"]), _log(parent["speedup"], parent["speedup_ci"][0]))
+    return ratio, (ratio * math.exp(-below), ratio * math.exp(above))
+
+
+def _log(a: float, b: float) -> float:
+    return math.log(a / b)

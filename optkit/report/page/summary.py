@@ -1,0 +1,193 @@
+"""What stands above and below the charts: title, verdict, runs side by side, warnings, environment."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from optkit.report.page.content import Table
+from optkit.report.page.runs import ShownRun
+from optkit.report.page.words import DASH, TIMES, change, place, seconds, signed
+from optkit.report.rows import REFERENCE, Row
+
+
+def title(runs: Sequence[ShownRun]) -> str:
+    """The recipe's name, or the names of several."""
+    names = list(dict.fromkeys(run.first.recipe for run in runs))
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return shown if len(runs) == 1 else f"{shown}: {len(runs)} runs"
+
+
+def about(runs: Sequence[ShownRun]) -> str:
+    """What was measured where and when, in a line."""
+    days = sorted({record.time[:10] for run in runs for record in run.records})
+    machines = list(dict.fromkeys(_machine(run) for run in runs))
+    variants = sum(len(run.records) for run in runs)
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    where = machines[0] if len(machines) == 1 else f"{len(machines)} machines"
+    return f"{variants} variant{'s' if variants != 1 else ''} measured on {where}, {when}"
+
+
+def shown(run: ShownRun) -> dict[str, Any]:
+    """A run as the template takes it."""
+    folder = run.folder if run.folder.is_dir() else run.folder.parent
+    return {
+        "name": run.name,
+        "verdict": run.verdict,
+        "tiles": _tiles(run),
+        "choices": _choices(run),
+        "facts": _facts(run),
+        "versions": _versions(run),
+        "command": f"optkit run {shlex.quote(str(folder / 'recipe.yaml'))}",
+        "recipe_text": run.recipe_text,
+    }
+
+
+def _tiles(run: ShownRun) -> list[dict[str, str]]:
+    """The few figures that the verdict rests on."""
+    row = run.verdict.row
+    if row is None:
+        return []
+    low, high = row["speedup_ci"]
+    delta_low, delta_high = row["accuracy_delta_ci"]
+    tiles = [
+        _tile("speedup", f"{row['speedup']:.2f}{TIMES}", f"{low:.2f} to {high:.2f}, {place(row)}"),
+        _tile("change, points", signed(row["accuracy_delta"]), f"{signed(delta_low)} to {signed(delta_high)}"),
+        _tile("accuracy", f"{100 * row['accuracy']:.1f}%", f"of {row['examples']:,} test examples"),
+    ]
+    base = next((r for r in run.rows if r["step"] == 0), None)
+    if base is not None and base["size_mb"] and row["size_mb"]:
+        tiles.append(
+            _tile("size", f"{row['size_mb']:.3g} MB", f"{row['size_mb'] / base['size_mb']:.0%} of the baseline's")
+        )
+    if base is not None and base["macs"] and row["macs"]:
+        tiles.append(
+            _tile("MACs", f"{row['macs'] / 1e6:,.3g} M", f"{row['macs'] / base['macs']:.0%} of the baseline's")
+        )
+    return tiles
+
+
+def _tile(name: str, value: str, detail: str) -> dict[str, str]:
+    return {"name": name, "value": value, "detail": detail}
+
+
+def _choices(run: ShownRun) -> Table | None:
+    """The fastest for each loss that can be borne."""
+    if all(choice.row is None for choice in run.verdict.choices):
+        return None
+    body = []
+    for choice in run.verdict.choices:
+        loss = (
+            "none that this test can tell"
+            if choice.tolerance is None
+            else f"under {100 * choice.tolerance:g} points, surely"
+        )
+        row = choice.row
+        body.append([loss, DASH, DASH, DASH, DASH, DASH] if row is None else [loss, *_served(row)])
+    return Table(
+        ["loss that can be borne", "serve", "on", "speedup", "change, points", "size MB"], body, frozenset({0, 1, 2})
+    )
+
+
+def _served(row: Row) -> list[str]:
+    low, high = row["speedup_ci"]
+    size = DASH if row["size_mb"] is None else f"{row['size_mb']:.2f}"
+    return [
+        f"{row['step']} {row['stage']}",
+        place(row),
+        f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]",
+        change(row),
+        size,
+    ]
+
+
+def side_by_side(runs: Sequence[ShownRun]) -> Table | None:
+    """A row for each of several runs: what to serve, and what it took to make."""
+    if len(runs) < 2:
+        return None
+    headers = ["run", "chain", "serve", "on", "speedup", "change, points", "size MB", "all stages took"]
+    body = []
+    for run in runs:
+        chain = " \N{RIGHTWARDS ARROW} ".join(record.stage for record in run.records)
+        took = seconds(sum(record.cost.wall_s for record in run.records))
+        row = run.verdict.row
+        body.append([run.name, chain, *([DASH] * 5 if row is None else _served(row)), took])
+    return Table(headers, body, frozenset({0, 1, 2, 3}))
+
+
+def warnings(runs: Sequence[ShownRun]) -> list[str]:
+    """What a reader must know before comparing: named, never silently mixed."""
+    found = []
+    for run in runs:
+        found += [f"{run.name}: {text}" if len(runs) > 1 else text for text in _within(run)]
+    for what, of in (
+        ("processor", lambda r: _machine(r)),
+        ("data", lambda r: str(r.first.data.get("fingerprint", "not recorded"))[:12]),
+        ("torch", lambda r: str(_packages(r).get("torch"))),
+        ("threads", lambda r: ", ".join(sorted({str(row["threads"]) for row in r.rows}))),
+    ):
+        values = list(dict.fromkeys(of(run) for run in runs))
+        if len(values) > 1:
+            apart = "" if what == "torch" else " They stand in pictures of their own."
+            found.append(
+                f"The runs differ in {what}: {'; '.join(values[:4])}{'; …' if len(values) > 4 else ''}.{apart}"
+            )
+    return found
+
+
+def _within(run: ShownRun) -> list[str]:
+    found = []
+    machines = list(dict.fromkeys(_cpu(r.environment) for r in run.records))
+    if len(machines) > 1:
+        found.append(f"Its variants were measured on different processors ({'; '.join(machines)}).")
+    if any(row["split"] != "test" for row in run.rows):
+        found.append("Accuracy was measured on validation data, on which stages may have been chosen.")
+    examples = min((row["examples"] or 0 for row in run.rows), default=0)
+    if examples < 200:
+        found.append(f"Only {examples} examples were judged: accuracy is rough.")
+    untimed = sum(row["speedup"] is None for row in run.rows)
+    if untimed:
+        found.append(f"{untimed} of {len(run.rows)} rows have no latency beside the baseline and stand in tables only.")
+    if not any(row["engine"] == REFERENCE for row in run.rows):
+        found.append(f"The variants were not run on {REFERENCE}; speedups are still against the baseline there.")
+    return found
+
+
+def _facts(run: ShownRun) -> list[tuple[str, str]]:
+    environment = run.first.environment
+    data = run.first.data
+    splits = data.get("examples") or data.get("splits") or {}
+    sizes = ", ".join(f"{name} {size:,}" for name, size in splits.items()) if isinstance(splits, dict) else str(splits)
+    facts = [
+        ("recipe", run.first.recipe),
+        ("processor", _machine(run)),
+        ("vector instructions", " ".join(environment.get("cpu", {}).get("isa", []))),
+        ("threads", str(environment.get("threads", ""))),
+        ("python", str(environment.get("python", ""))),
+        ("platform", str(environment.get("platform", ""))),
+        ("data", sizes),
+        ("measured", f"{run.records[0].time} to {run.records[-1].time}"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _versions(run: ShownRun) -> Table:
+    packages = _packages(run)
+    return Table(
+        ["package", "version"], [[str(n), str(v or "not installed")] for n, v in packages.items()], frozenset({0, 1})
+    )
+
+
+def _packages(run: ShownRun) -> dict[str, Any]:
+    return dict(run.first.environment.get("packages", {}))
+
+
+def _machine(run: ShownRun) -> str:
+    cores = run.first.environment.get("cpu", {}).get("cores")
+    name = _cpu(run.first.environment)
+    return f"{name}, {cores} cores" if cores else name
+
+
+def _cpu(environment: dict[str, Any]) -> str:
+    return str(environment.get("cpu", {}).get("name", "an unknown processor"))

@@ -1,0 +1,140 @@
+"""Accuracy against latency and size: every run in one picture for each set of conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from optkit.report.page import charts
+from optkit.report.page.content import Figure, Table
+from optkit.report.page.runs import ShownRun
+from optkit.report.page.words import change, interval, percent_interval
+from optkit.report.plot import on_front, steady_latency
+from optkit.report.rows import Row
+
+
+def tradeoff_figures(runs: Sequence[ShownRun]) -> list[Figure]:
+    """A picture for each set of conditions that latencies must share to be compared, and one of sizes."""
+    every = [row for run in runs for row in run.rows]
+    figures = []
+    for where, rows in _by(every, _conditions(runs)):
+        steady = [r for _, of_run in _by(rows, lambda r: r["run"]) for r in steady_latency(of_run)]
+        if steady:
+            figures.append(_against_latency(steady, where, len(runs)))
+    sized = [row for row in _largest_batch(every) if row["size_mb"]]
+    return [*figures, _against_size(sized, len(runs))] if sized else figures
+
+
+def _conditions(runs: Sequence[ShownRun]) -> Callable[[Row], str]:
+    """What rows must share to stand in one picture, in words; the machine and the task only where runs differ "
+    "in them."""
+    machine = {run.name: run.first.environment.get("cpu", {}).get("name", "unknown processor") for run in runs}
+    data = {run.name: str(run.first.data.get("fingerprint", "")) for run in runs}
+    many_threads = len({row["threads"] for run in runs for row in run.rows}) > 1
+
+    def key(row: Row) -> str:
+        parts = [f"batch {row['batch_size']}"]
+        parts += [f"{row['sequence_length']} tokens"] if row.get("sequence_length") else []
+        parts += [f"{row['threads']} threads"] if many_threads else []
+        parts += [machine[row["run"]]] if len(set(machine.values())) > 1 else []
+        parts += [f"data {data[row['run']][:8] or 'unknown'}"] if len(set(data.values())) > 1 else []
+        return ", ".join(parts)
+
+    return key
+
+
+def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure:
+    fronts = on_front(steady)
+    values = [
+        _point(row, front)
+        | {
+            "latency": row["latency_p50_ms"],
+            "latency_low": row["latency_p50_ms_ci"][0],
+            "latency_high": row["latency_p50_ms_ci"][1],
+            "tip_latency": f"{row['latency_p50_ms']:.3g} ms",
+            "tip_speedup": f"{row['speedup']:.2f} {interval(row['speedup_ci'])}",
+        }
+        for row, front in zip(steady, fronts, strict=True)
+    ]
+    table = _point_table(values, num_runs, ("p50 ms", "latency", ".3f"), ("speedup", "tip_speedup", ""))
+    chart = charts.scatter(values, "latency", "latency, ms (log)", _coloring(num_runs))
+    best = [v for v in values if v["front"]]
+    return Figure(
+        f"Accuracy against latency, {where}",
+        table,
+        chart.to_dict(),
+        f"Accuracy against latency at {where}, {len(values)} points. On the front: " + _names(best, "latency", "ms"),
+        _edge(values),
+    )
+
+
+def _against_size(rows: Sequence[Row], num_runs: int) -> Figure:
+    fronts = on_front([row | {"latency_p50_ms": row["size_mb"]} for row in rows])
+    values = [
+        _point(row, front) | {"size": row["size_mb"], "tip_size": f"{row['size_mb']:.3g} MB"}
+        for row, front in zip(rows, fronts, strict=True)
+    ]
+    best = [v for v in values if v["front"]]
+    return Figure(
+        "Accuracy against size",
+        _point_table(values, num_runs, ("size MB", "size", ".3f")),
+        charts.scatter(values, "size", "size, MB (log)", _coloring(num_runs)).to_dict(),
+        f"Accuracy against size on disk, {len(values)} points. On the front: " + _names(best, "size", "MB"),
+        f"What must be read to load the variant again. {_edge(values)}".strip(),
+    )
+
+
+def _edge(values: Sequence[dict[str, Any]]) -> str:
+    return "At the lower edge (↓): worse than the axis shows." if charts.below(list(values)) else ""
+
+
+def _coloring(num_runs: int) -> str:
+    return "run" if 1 < num_runs <= len(charts.PALETTE) - 1 else "technique"
+
+
+def _point(row: Row, front: bool) -> dict[str, Any]:
+    low, high = row["accuracy_ci"]
+    return {
+        "run": row["run"], "name": f"{row['step']} {row['stage']}", "label": str(row["step"]),
+        "technique": row["technique"], "engine": row["engine"], "batch": row["batch_size"], "front": front,
+        "accuracy": 100 * row["accuracy"],
+        "accuracy_low": 100 * low, "accuracy_high": 100 * high, "tip_change": change(row),
+        "tip_accuracy": f"{100 * row['accuracy']:.1f} {percent_interval(row['accuracy_ci'])}",
+    }  # fmt: skip
+
+
+def _point_table(values: Sequence[dict[str, Any]], num_runs: int, *costs: tuple[str, str, str]) -> Table:
+    headers = ["variant", "engine", "accuracy %", "change, points", *(title for title, _, _ in costs), "on the front"]
+    rows = [
+        [
+            v["name"],
+            v["engine"],
+            v["tip_accuracy"],
+            v["tip_change"],
+            *(format(v[key], spec) for _, key, spec in costs),
+            "yes" if v["front"] else "",
+        ]
+        for v in values
+    ]
+    if num_runs > 1:
+        headers, rows = ["run", *headers], [[v["run"], *row] for v, row in zip(values, rows, strict=True)]
+    return Table(headers, rows, frozenset({0, 1, 2} if num_runs > 1 else {0, 1}))
+
+
+def _names(values: Sequence[dict[str, Any]], cost: str, unit: str) -> str:
+    some = [f"{v['name']} on {v['engine']} ({v[cost]:.3g} {unit}, {v['accuracy']:.1f}%)" for v in values[:6]]
+    return "; ".join(some) + ("; and more." if len(values) > 6 else ".")
+
+
+def _largest_batch(rows: Sequence[Row]) -> list[Row]:
+    """One row for each run, variant and engine."""
+    largest: dict[tuple[str, str, int, str], Row] = {}
+    for row in rows:
+        largest[row["run"], row["variant"], row["step"], row["engine"]] = row
+    return list(largest.values())
+
+
+def _by(rows: Sequence[Row], key: Callable[[Row], str]) -> list[tuple[str, list[Row]]]:
+    order = {k: n for n, k in enumerate(dict.fromkeys(map(key, rows)))}
+    return [(k, list(g)) for k, g in groupby(sorted(rows, key=lambda r: order[key(r)]), key)]

@@ -1,0 +1,105 @@
+"""The verdict: which variant to serve, for how much accuracy, and what else can be had for more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optkit.report.page.words import place, points, times
+from optkit.report.rows import REFERENCE, Row
+
+TOLERANCES = (0.005, 0.01, 0.02, 0.05)  # shares of accuracy that somebody may be ready to give up
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to serve for a loss of accuracy that can be borne.
+
+    Attributes:
+        tolerance: the loss that is surely (95%) not exceeded; None: no loss that this test can tell from none.
+        row: the fastest row that keeps it; None where none is faster than the baseline.
+    """
+
+    tolerance: float | None
+    row: Row | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A run in one sentence, what qualifies it, and the choice for each tolerance."""
+
+    sentence: str
+    remarks: list[str]
+    choices: list[Choice]
+
+    @property
+    def row(self) -> Row | None:
+        """The row that the sentence is about."""
+        return self.choices[0].row
+
+
+def verdict(rows: Sequence[Row]) -> Verdict:
+    """Judges the rows of one run.
+
+    Rows compete by the lower end of their speedup's interval against the baseline on eager at the same batch size, so
+    a lucky figure with a wide interval does not win.
+    """
+    choices = [_choose(rows, tolerance) for tolerance in (None, *TOLERANCES)]
+    best = choices[0].row
+    remarks = []
+    if best is None:
+        sentence = (
+            "Nothing here is measurably faster than the baseline without a measurable loss of accuracy."
+            if any(row["speedup"] is not None and row["step"] > 0 for row in rows)
+            else "This run holds nothing to compare: no variant was timed beside the baseline."
+        )
+    elif best["step"] == 0:
+        sentence = (
+            f"No technique pays without a measurable loss: the fastest that keeps its accuracy is the baseline "
+            f"itself, on "
+            f"{place(best)}, {times(best, 'speedup')} as fast as on {REFERENCE}."
+        )
+    else:
+        sentence = (
+            f"“{best['stage']}” on {place(best)} is {times(best, 'speedup')} as fast as the baseline, for an accuracy "
+            f"change of {points(best, 'accuracy_delta')} that this test cannot tell from none."
+        )
+        if best["engine"] != REFERENCE and best["speedup_same_engine"] is not None:
+            share = times(best, "speedup_same_engine")
+            remarks.append(
+                f"On the same engine the techniques alone make it {share} as fast; the engine does the rest."
+            )
+    more = next((c for c in choices[1:] if c.row is not None and c.row is not best and _beats(c.row, best)), None)
+    if more is not None and more.row is not None:
+        remarks.append(
+            f"For a measured change of {points(more.row, 'accuracy_delta')}, “{more.row['stage']}” on "
+            f"{place(more.row)} is "
+            f"{times(more.row, 'speedup')} as fast."
+        )
+    if best is not None and best["accuracy_delta_detectable"]:
+        remarks.append(
+            f"{best['examples']:,} examples show a change of {100 * best['accuracy_delta_detectable']:.1f} "
+            f"points or more "
+            f"four times in five; smaller ones can hide."
+        )
+    candidates = sum(row["speedup"] is not None for row in rows)
+    if best is not None and candidates > 2:
+        remarks.append(f"It is the best of {candidates} measured rows, and the best of many looks a little too good.")
+    return Verdict(sentence, remarks, choices)
+
+
+def keeps_accuracy(row: Row, tolerance: float | None = None) -> bool:
+    """Whether the interval of the change of accuracy reaches up to none, or stays within a tolerated loss."""
+    ci = row["accuracy_delta_ci"]
+    if ci is None:
+        return False
+    return ci[1] >= 0 if tolerance is None else ci[0] >= -tolerance
+
+
+def _choose(rows: Sequence[Row], tolerance: float | None) -> Choice:
+    fit = [r for r in rows if keeps_accuracy(r, tolerance) and r["speedup_ci"] is not None and r["speedup_ci"][0] > 1]
+    return Choice(tolerance, max(fit, key=lambda r: r["speedup_ci"][0], default=None))
+
+
+def _beats(row: Row, other: Row | None) -> bool:
+    return other is None or row["speedup_ci"][0] > other["speedup_ci"][0]

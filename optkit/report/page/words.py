@@ -1,0 +1,68 @@
+"""Figures in words: differences, ratios, times and counts, as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from optkit.report.rows import Row
+
+DASH = "\N{EN DASH}"  # not measured
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+
+
+def place(row: Row) -> str:
+    """Where a row was measured, in words."""
+    return f"{row['engine']} at batch {row['batch_size']}"
+
+
+def times(row: Row, name: str) -> str:
+    """A ratio with its interval, in words."""
+    low, high = row[f"{name}_ci"]
+    return f"{row[name]:.2f} times [{low:.2f}, {high:.2f}]"
+
+
+def points(row: Row, name: str) -> str:
+    """A difference of accuracies with its interval, in words."""
+    low, high = row[f"{name}_ci"]
+    return f"{signed(row[name])} points [{signed(low)}, {signed(high)}]"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points, with a real minus sign; no sign on what rounds to nothing."""
+    text = f"{100 * share:+.1f}".replace("-", MINUS)
+    return "0.0" if text in ("+0.0", f"{MINUS}0.0") else text
+
+
+def change(row: Row) -> str:
+    """The change of accuracy against the baseline in points, with its interval; a dash where it was not paired."""
+    return DASH if row["accuracy_delta"] is None else points(row, "accuracy_delta").replace(" points", "")
+
+
+def interval(ci: Sequence[float], digits: int = 2) -> str:
+    """Bounds in brackets."""
+    return f"[{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]"
+
+
+def percent_interval(ci: Sequence[float]) -> str:
+    """Bounds that are shares, in percent."""
+    return interval([100 * bound for bound in ci], 1)
+
+
+def seconds(value: float) -> str:
+    """A time that a person reads."""
+    if value < 1:
+        return f"{value:.2f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def count(value: float) -> str:
+    """A large number that a person reads."""
+    if math.isinf(value):
+        return "never"
+    for limit, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:,.0f}"
