@@ -1,7 +1,8 @@
-"""Distillation losses: pure functions of logits."""
+"""Distillation losses of logits: pure functions."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,3 +24,55 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def dkd_loss(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, target_weight: float = 1.0,
+    other_weight: float = 8.0,
+) -> Tensor:  # fmt: skip
+    """The two parts of `kd_loss` with weights of their own: right class against the rest, and among the rest.
+
+    Zhao et al., "Decoupled Knowledge Distillation" (CVPR 2022); there the weights are called alpha and beta.
+
+    Args:
+        student, teacher: logits ``(N, num_classes)``.
+        targets: the right classes ``(N,)``.
+        temperature: above 0.
+        target_weight: of the divergence between the probabilities of the right class and of all others together.
+        other_weight: of the divergence among the other classes.
+    """
+    right = F.one_hot(targets, student.shape[-1]).bool()
+    parts = []
+    for logits in (student / temperature, teacher.detach() / temperature):
+        chances = F.log_softmax(logits, dim=-1)
+        two = torch.stack([chances[right], chances.masked_fill(right, -torch.inf).logsumexp(-1)], dim=-1)
+        others = F.log_softmax(logits[~right].view(len(logits), -1), dim=-1)
+        parts.append((two, others))
+    (ours, our_others), (theirs, their_others) = parts
+    of_target = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    of_others = F.kl_div(our_others, their_others, reduction="batchmean", log_target=True)
+    return (target_weight * of_target + other_weight * of_others) * temperature**2
+
+
+def dist_loss(
+    student: Tensor, teacher: Tensor, temperature: float, inter_weight: float = 1.0, intra_weight: float = 1.0
+) -> Tensor:
+    """One minus the correlation of probabilities: over the classes of an example, and over the examples of a class.
+
+    Huang et al., "Knowledge Distillation from A Stronger Teacher" (DIST, NeurIPS 2022).
+
+    Args:
+        student, teacher: logits ``(N, num_classes)``.
+        temperature: above 0; 1 in the paper for most models.
+        inter_weight: of the correlation over classes.
+        intra_weight: of the correlation over the batch.
+    """
+    ours, theirs = F.softmax(student / temperature, dim=-1), F.softmax(teacher.detach() / temperature, dim=-1)
+    inter = 1 - _correlation(ours, theirs).mean()
+    intra = 1 - _correlation(ours.T, theirs.T).mean()
+    return (inter_weight * inter + intra_weight * intra) * temperature**2
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, of every row of one with that row of the other ``(N, M) -> (N,)``."""
+    return F.cosine_similarity(a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True), dim=-1, eps=1e-8)

@@ -1,4 +1,4 @@
-"""Distillation stages."""
+"""The distillation stage."""
 
 from __future__ import annotations
 
@@ -7,55 +7,36 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
-from optkit.core.task import Batch, Task
-from optkit.distill.losses import kd_loss
+from optkit.core.targets import TARGET
+from optkit.core.task import Task
+from optkit.distill.objective import DistillationObjective
+from optkit.distill.terms import read_terms
 from optkit.training import Callback, Trainer, fit_stage
 
 
-@dataclass(frozen=True)
-class LogitObjective:
-    """``alpha`` times the distillation loss plus ``1 - alpha`` times the task's own.
-
-    Attributes:
-        task: gives the forward pass and the loss against the labels.
-        teacher: in eval mode.
-        temperature, alpha: see `LogitDistillation`.
-        label_smoothing: of the task's own loss.
-    """
-
-    task: Task
-    teacher: nn.Module
-    temperature: float
-    alpha: float
-    label_smoothing: float = 0.0
-
-    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            target = self.task.forward(self.teacher, batch).float()
-        logits = self.task.forward(module, batch).float()
-        loss = self.alpha * kd_loss(logits, target, self.temperature)
-        if self.alpha < 1:
-            loss = loss + (1 - self.alpha) * self.task.loss(logits, batch, self.label_smoothing)
-        return loss
-
-
 @dataclass
-class LogitDistillation:
-    """Train the model to match a teacher's class probabilities (Hinton et al., 2015).
+class Distillation:
+    """Train the model to be like a teacher: in its answers, in its features, in its attention.
 
     Attributes:
-        temperature: softens both sides' classes.
+        losses: names (``optkit.distill.KINDS``) with their weights, or with ``weight``, ``pairs`` and the loss's own
+            options; their sum is what the teacher asks for.
+        temperature: softens the classes of both, for losses of logits.
         alpha: weight of the teacher against the labels; 1 uses the teacher alone.
+        pairs: layers to compare, for losses that do not say: blocks, stages, last, or paths of the student's modules
+            to the teacher's, patterns as well; None is each loss's own choice.
         teacher: a model spec (``_target_``, its arguments, ``checkpoint``); None is the recipe's baseline.
         trainer: how to train.
     """
 
+    losses: dict[str, Any] = field(default_factory=lambda: {"kd": 1.0})
     temperature: float = 4.0
     alpha: float = 0.9
+    pairs: Any = None
     teacher: dict[str, Any] | None = None
     trainer: Trainer = field(default_factory=Trainer)
 
@@ -65,25 +46,30 @@ class LogitDistillation:
     drops: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"{self.temperature} is not above 0", key="temperature", value=self.temperature)
-        if not 0 < self.alpha <= 1:
-            raise UserError(f"{self.alpha} is not above 0 and up to 1", key="alpha", value=self.alpha)
+        for name, value, top in (("temperature", self.temperature, None), ("alpha", self.alpha, 1)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not value > 0 or (top is not None and value > top):
+                limits = "above 0" + (f" and up to {top}" if top else "")
+                raise UserError(f"{value!r} is not {limits}", key=name, value=value)
+        self._terms = read_terms(self.losses, self.pairs, self.temperature)
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        """Raises UserError if such a model cannot learn so from itself, as it can from the baseline."""
+        if self.teacher is None:
+            DistillationObjective(task, module, module, self._terms, alpha=self.alpha)
 
     def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
         teacher = ctx.baseline() if self.teacher is None else ctx.build_model(self.teacher)
         teacher.to(ctx.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-        _same_classes(module, teacher, ctx)
-        objective = LogitObjective(ctx.task, teacher, self.temperature, self.alpha, self.trainer.label_smoothing)
-        facts = {"teacher": "baseline" if self.teacher is None else self.teacher["_target_"]}
-        return fit_stage(self.trainer, module, ctx, objective, callbacks, facts)
-
-
-def _same_classes(student: nn.Module, teacher: nn.Module, ctx: Context) -> None:
-    example = tuple(x.to(ctx.device) for x in ctx.task.example(1))
-    with torch.no_grad():
-        theirs, ours = teacher(*example).shape[-1], student.to(ctx.device).eval()(*example).shape[-1]
-    if theirs != ours:
-        raise UserError(
-            f"the teacher has {theirs} classes, the student {ours}", key="teacher", fix="pick another teacher"
-        )
+        student = module.to(ctx.device).eval()
+        with DistillationObjective(
+            ctx.task,
+            student,
+            teacher,
+            self._terms,
+            alpha=self.alpha,
+            label_smoothing=self.trainer.label_smoothing,
+            seed=ctx.seed,
+        ) as objective:
+            facts = {"teacher": "baseline" if self.teacher is None else self.teacher[TARGET], **objective.facts()}
+            return fit_stage(self.trainer, student, ctx, objective, callbacks, facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,13 @@ class Stack:
         path: of the ``nn.ModuleList`` or ``nn.Sequential``.
         members: names of all that it holds, in order.
         blocks: places of its residual blocks, whose output is like their input.
+        alike: places of these and of the others of their class (the first of a stage may halve the resolution).
     """
 
     path: str
     members: tuple[str, ...]
     blocks: tuple[int, ...]
+    alike: tuple[int, ...]
 
     def block(self, place: int) -> str:
         """The path of a member."""
@@ -34,6 +36,10 @@ class Stack:
     def block_paths(self) -> list[str]:
         """The paths of its blocks."""
         return [self.block(place) for place in self.blocks]
+
+    def layers(self) -> list[str]:
+        """The paths of all members of its blocks' class."""
+        return [self.block(place) for place in self.alike]
 
 
 def find_stacks(model: nn.Module, inputs: Inputs) -> list[Stack]:
@@ -56,15 +62,8 @@ def find_stacks(model: nn.Module, inputs: Inputs) -> list[Stack]:
     for member, (path, place) in members.items():
         if len(calls[member]) == 1 and _is_residual(member, *calls[member][0]):
             found.setdefault(path, []).append(place)
-    stacks = [
-        Stack(path, tuple(probe.get_submodule(path)._modules), tuple(sorted(places))) for path, places in found.items()
-    ]
-    inner = [stack.path for stack in stacks]
-    return [
-        stack if len(kept) == len(stack.blocks) else Stack(stack.path, stack.members, kept)
-        for stack in stacks
-        if (kept := tuple(b for b in stack.blocks if not _holds(stack.block(b), inner)))
-    ]
+    stacks = (_stack(probe, path, sorted(places), list(found)) for path, places in found.items())
+    return [stack for stack in stacks if stack.blocks]
 
 
 def structure_of(model: nn.Module) -> nn.Module:
@@ -86,13 +85,19 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((part for part in parts if isinstance(part, Tensor)), None)
 
 
+def _stack(probe: nn.Module, path: str, places: Sequence[int], containers: Sequence[str]) -> Stack:
+    """The stack at a path, without the blocks that hold other blocks."""
+    members = dict(probe.get_submodule(path).named_children())
+    names, kinds = list(members), [type(member) for member in members.values()]
+    full = [f"{path}.{name}" if path else name for name in names]
+    blocks = tuple(i for i in places if not any(c == full[i] or c.startswith(f"{full[i]}.") for c in containers))
+    alike = {kinds[i] for i in blocks}
+    return Stack(path, tuple(names), blocks, tuple(i for i, kind in enumerate(kinds) if kind in alike))
+
+
 def _has_company(member: nn.Module, container: Iterable[nn.Module]) -> bool:
     alike = [type(other) is type(member) for other in container]
     return sum(alike) > 1 or all(alike)
-
-
-def _holds(path: str, containers: Iterable[str]) -> bool:
-    return any(inner == path or inner.startswith(f"{path}.") for inner in containers)
 
 
 def _calls(probe: nn.Module, members: Iterable[nn.Module], inputs: Inputs) -> dict[nn.Module, list[tuple]]:

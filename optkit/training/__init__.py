@@ -1,7 +1,7 @@
 """The one training loop, its objectives and callbacks."""
 
 from optkit.training.callbacks import Callback, KeepZeros
-from optkit.training.objectives import Objective, TaskLoss
+from optkit.training.objectives import Objective, OwnParameters, TaskLoss
 from optkit.training.stages import Train, Training, check_training, fit_stage
 from optkit.training.trainer import FitReport, Trainer
 
@@ -10,6 +10,7 @@ __all__ = [
     "FitReport",
     "KeepZeros",
     "Objective",
+    "OwnParameters",
     "TaskLoss",
     "Train",
     "Trainer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -16,6 +16,18 @@ class Objective(Protocol):
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         """A scalar to minimize; runs the module, under the trainer's autocast."""
         ...
+
+
+@runtime_checkable
+class OwnParameters(Protocol):
+    """An objective with parameters of its own, such as projections from a student's features to a teacher's.
+
+    Attributes:
+        own: holds them. They are trained with the model, saved with the training's state, and are no part of the model
+            that is kept.
+    """
+
+    own: nn.Module
 
 
 @dataclass(frozen=True)

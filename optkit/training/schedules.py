@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from optkit.core.errors import UserError, did_you_mean
-from optkit.core.targets import parameters
+from optkit.core.targets import parameters as parameters_of
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
@@ -28,10 +28,10 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def build_optimizer(
-    module: nn.Module, name: str, lr: float, weight_decay: float, options: Mapping[str, Any]
+    parameters: Iterable[Tensor], name: str, lr: float, weight_decay: float, options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
     """An optimizer that decays matrices and kernels, and leaves biases and norms alone."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
@@ -41,7 +41,7 @@ def build_optimizer(
 
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
     """Raises UserError for an unknown optimizer or an option it does not take."""
-    known = parameters(optimizer_class(name))
+    known = parameters_of(optimizer_class(name))
     for option in options:
         if option not in known:
             fix = did_you_mean(option, set(known) - {"params", "lr", "weight_decay"})

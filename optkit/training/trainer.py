@@ -21,7 +21,7 @@ from optkit.core.progress import track
 from optkit.core.task import Batch, Task
 from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import load_state, save_state
-from optkit.training.objectives import Objective
+from optkit.training.objectives import Objective, OwnParameters
 from optkit.training.schedules import SCHEDULES, build_optimizer, build_schedule, check_optimizer
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class _Fit:
         self.config, self.module, self.task, self.objective = trainer, module, task, objective
         self.seed, self.workdir, self.device, self.callbacks = seed, workdir, device, callbacks
         self.description = description
+        self.own = objective.own if isinstance(objective, OwnParameters) else nn.Module()
         self.steps_per_epoch = math.ceil(task.size("train") / trainer.batch_size)
         self.total = min(self.steps_per_epoch * trainer.epochs, max_steps or math.inf)
         self.epoch = self.step = 0
@@ -169,7 +170,8 @@ class _Fit:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         self.module.to(self.device, memory_format=layout).train()
         c = self.config
-        self.optimizer = build_optimizer(self.module, c.optimizer, c.lr, c.weight_decay, c.optimizer_options)
+        self.own.to(self.device, memory_format=layout).train()
+        self.optimizer = build_optimizer(self._parameters(), c.optimizer, c.lr, c.weight_decay, c.optimizer_options)
         self.schedule = build_schedule(self.optimizer, c.schedule, c.warmup, int(self.total))
         for callback in self.callbacks:
             callback.on_train_begin(self.module)
@@ -217,11 +219,14 @@ class _Fit:
             loss = self.objective(self.module, batch.to(self.device))
         accelerator.backward(loss)
         if self.config.grad_clip is not None:
-            accelerator.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
+            accelerator.clip_grad_norm_(self._parameters(), self.config.grad_clip)
         optimizer.step()
         self.schedule.step()
         optimizer.zero_grad()
         return loss.detach()
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.module.parameters(), *self.own.parameters()]
 
     def _finish_epoch(self, losses: list[Tensor], seconds: float) -> None:
         mean = float(torch.stack(losses).mean())
@@ -288,6 +293,7 @@ class _Fit:
     def _save(self, seconds: float) -> None:
         state = {
             "model": self.module.state_dict(),
+            "own": self.own.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "best": self.best,
@@ -304,6 +310,7 @@ class _Fit:
         if state is None:
             return
         self.module.load_state_dict(state["model"])
+        self.own.load_state_dict(state["own"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         self.best, self.ema = state["best"], state["ema"]

@@ -10,12 +10,24 @@ from omegaconf import OmegaConf
 
 from optkit.config import shipped, stage_catalogue
 from optkit.core.artifact import save_artifact
-from optkit.core.stage import Stage
+from optkit.core.errors import UserError
+from optkit.core.stage import Choosy, Stage
 from optkit.core.targets import build
+from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.models import ModelSpec
 
-SPEC = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 14, "in_channels": 1, "num_classes": 10, "width": 8})
+RESNET = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 14, "in_channels": 1, "num_classes": 10, "width": 8})
+VIT = ModelSpec(
+    "optkit.models.huggingface",
+    {
+        "config": {
+            "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 32, "patch_size": 4, "image_size": 8, "num_channels": 1, "num_labels": 10,
+        },
+        "inputs": ["pixel_values"],
+    },
+)  # fmt: skip
 
 
 def _stage(name):
@@ -35,14 +47,28 @@ def stage(request):
 
 
 @pytest.fixture
-def model():
-    return SPEC.build(0).eval()
+def spec(stage, digits):
+    """The first model that the stage itself says it is fit for."""
+    if not isinstance(stage, Choosy):
+        return RESNET
+    for spec in (RESNET, VIT):
+        try:
+            stage.check(spec.build(0).eval(), SealedTask(digits))
+        except UserError:
+            continue
+        return spec
+    raise AssertionError("the stage refuses every model of the contract")
 
 
 @pytest.fixture
-def applied(stage, model, context, digits):
+def model(spec):
+    return spec.build(0).eval()
+
+
+@pytest.fixture
+def applied(stage, spec, model, context, digits):
     ctx = context()
-    object.__setattr__(ctx, "baseline", lambda: SPEC.build(2).eval())
+    object.__setattr__(ctx, "baseline", lambda: spec.build(2).eval())
     before = copy.deepcopy(model.state_dict())
     outcome = stage.apply(model, ctx)
     return before, outcome, ctx
@@ -62,11 +88,11 @@ def test_it_changes_the_model_and_says_what_it_did(applied):
     json.dumps([outcome.facts, outcome.surgery], allow_nan=False)
 
 
-def test_it_gives_what_reloads_to_the_same_answers(applied, stage, digits, tmp_path):
+def test_it_gives_what_reloads_to_the_same_answers(applied, stage, spec, digits, tmp_path):
     _, outcome, _ = applied
     target = f"{type(stage).__module__}.{type(stage).__qualname__}"
     surgeries = ({"by": target, "data": json.loads(json.dumps(outcome.surgery))},) if outcome.surgery else ()
-    variant = Variant("v", None, frozenset(), SPEC.skeleton(outcome.module), surgeries)
+    variant = Variant("v", None, frozenset(), spec.skeleton(outcome.module), surgeries)
     folder = tmp_path / "artifact"
     folder.mkdir()
     artifact = save_artifact(folder, variant, outcome.module, digits.example(2))
@@ -75,15 +101,15 @@ def test_it_gives_what_reloads_to_the_same_answers(applied, stage, digits, tmp_p
         assert torch.equal(artifact.module()(*x), outcome.module(*x))
 
 
-def test_it_is_deterministic(stage, context, tmp_path):
+def test_it_is_deterministic(stage, spec, context, tmp_path):
     answers = []
     for attempt in range(2):
         ctx = context()
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        object.__setattr__(ctx, "baseline", lambda: SPEC.build(1).eval())
+        object.__setattr__(ctx, "baseline", lambda: spec.build(1).eval())
         object.__setattr__(ctx, "workdir", folder)
-        answers.append(stage.apply(SPEC.build(0).eval(), ctx).module.state_dict())
+        answers.append(stage.apply(spec.build(0).eval(), ctx).module.state_dict())
     assert all(torch.equal(answers[0][k], answers[1][k]) for k in answers[0])
 
 

@@ -1,7 +1,8 @@
 import torch
 
 from optkit.core.task import SealedTask
-from optkit.distill import LogitObjective, kd_loss
+from optkit.distill import DistillationObjective, kd_loss
+from optkit.distill.terms import read_terms
 
 
 def test_kd_is_the_textbook_sum():
@@ -45,5 +46,6 @@ def test_the_objective_weighs_teacher_and_labels(digits, mlp):
     student_logits, teacher_logits = mlp(*batch.inputs), teacher(*batch.inputs)
     kd = kd_loss(student_logits, teacher_logits, 4.0)
     ce = torch.nn.functional.cross_entropy(student_logits, batch.targets)
-    found = LogitObjective(SealedTask(digits), teacher, 4.0, 0.7)(mlp, batch)
+    terms = read_terms({"kd": 1.0}, None, 4.0)
+    found = DistillationObjective(SealedTask(digits), mlp, teacher, terms, alpha=0.7)(mlp, batch)
     torch.testing.assert_close(found, 0.7 * kd + 0.3 * ce)

@@ -1,0 +1,237 @@
+"""The objective of distillation: a weighted sum of losses against a teacher, and the task's own against the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.errors import UserError
+from optkit.core.targets import parameters
+from optkit.core.task import Batch, Task
+from optkit.distill.bridges import bridges_for
+from optkit.distill.pairs import Pairs, layer_pairs
+from optkit.distill.taps import Attention, Tapped, Taps, tapping
+from optkit.distill.terms import ATTENTION, FEATURES, LOGITS, RELATIONS, Term
+
+CLOSED = -1e4  # scores below are masks
+
+
+class DistillationObjective:
+    """``alpha`` times the weighted losses against a teacher plus ``1 - alpha`` times the task's own.
+
+    Used as a context: the taps on student and teacher are there within it and gone after it.
+
+    Args:
+        task: gives the forward pass and the loss against the labels.
+        student: the module that will be trained.
+        teacher: in eval mode, on the student's device.
+        terms: the losses.
+        alpha: weight of the teacher against the labels; 1 uses the teacher alone.
+        label_smoothing: of the task's own loss.
+        seed: of the first weights of projections.
+
+    Attributes:
+        own: the projections from the student's features to the teacher's, trained with the student.
+        pairs: the layers that each term compares.
+
+    Raises:
+        UserError: student and teacher do not fit: classes, layers, or shapes that no projection bridges.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        student: nn.Module,
+        teacher: nn.Module,
+        terms: Sequence[Term],
+        *,
+        alpha: float,
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+    ):
+        self.task, self.teacher, self.terms = task, teacher, terms
+        self.alpha, self.label_smoothing = alpha, label_smoothing
+        self.pairs: dict[str, Pairs] = {}
+        self._mask_at = _place_of_mask(task)
+        example = tuple(x.to(_device(student)) for x in task.example(2))
+        for term in terms:
+            if term.kind.pairs:
+                self.pairs[term.name] = _pairs(student, teacher, example, term)
+        attention = any(term.kind.of in (ATTENTION, RELATIONS) for term in terms)
+        ours, theirs = ([pair[side] for pairs in self.pairs.values() for pair in pairs] for side in (0, 1))
+        self._ours, self._theirs = Taps(student, ours, attention), Taps(teacher, theirs, attention)
+        self.own = self._fit_together(student, teacher, example, seed)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._ours)
+            stack.enter_context(self._theirs)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad(), self._theirs.watching():
+            target = self.task.forward(self.teacher, batch).float()
+        with self._ours.watching():
+            logits = self.task.forward(module, batch).float()
+        ours, theirs = self._ours.pop(), self._theirs.pop()
+        mask = None if self._mask_at is None else batch.inputs[self._mask_at].bool()
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = logits.new_zeros(())
+            for term in self.terms:
+                if term.kind.of == LOGITS:
+                    value = _of_logits(term, logits, target, batch.targets)
+                else:
+                    value = self._of_layers(term, ours, theirs, mask)
+                loss = loss + term.weight * value
+            loss = self.alpha * loss
+            if self.alpha < 1:
+                loss = loss + (1 - self.alpha) * self.task.loss(logits, batch, self.label_smoothing)
+        return loss
+
+    def facts(self) -> dict[str, Any]:
+        """Account of what is compared with what, and of what projections that takes; JSON-able."""
+        projections = {
+            f"{ours} to {theirs}": list(bridge.project.weight.shape[:2])
+            for name, bridges in self.own.items()
+            for bridge, (ours, theirs) in zip(bridges, self.pairs[name], strict=True)  # type: ignore[call-overload]
+            if not isinstance(bridge.project, nn.Identity)
+        }
+        pairs = {name: [list(pair) for pair in pairs] for name, pairs in self.pairs.items()}
+        return {"losses": {t.name: t.weight for t in self.terms}, "pairs": pairs, "projections": projections}
+
+    def _fit_together(self, student: nn.Module, teacher: nn.Module, example: tuple, seed: int) -> nn.ModuleDict:
+        """Runs both once: do their classes and layers fit? Returns the bridges between their features."""
+        seen, logits = [], []
+        for model, taps in ((student, self._ours), (teacher, self._theirs)):
+            with tapping(model, taps.paths, taps.attention) as probe, torch.no_grad():
+                logits.append(model(*example))
+                seen.append(probe.pop())
+            for path in taps.paths:
+                if path not in seen[-1]:
+                    raise UserError(f"{path} did not run, or gives no tensor", key="pairs", value=path)
+        ours, theirs = (x.shape[-1] for x in logits)
+        if ours != theirs:
+            message = f"the teacher has {theirs} classes, the student {ours}"
+            raise UserError(message, key="teacher", fix="pick another teacher")
+        bridges = nn.ModuleDict()
+        for term in self.terms:
+            if term.kind.of == FEATURES:
+                outputs = [{path: t.output for path, t in tapped.items()} for tapped in seen]
+                bridges[term.name] = bridges_for(*outputs, self.pairs[term.name], term.kind.widths, seed)
+            elif term.kind.pairs:
+                for pair in self.pairs[term.name]:
+                    _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
+        return bridges
+
+    def _of_layers(self, term: Term, ours: dict[str, Tapped], theirs: dict[str, Tapped], mask: Tensor | None) -> Tensor:
+        """The mean of a loss over its pairs of layers."""
+        values = []
+        for number, (s, t) in enumerate(self.pairs[term.name]):
+            if term.kind.of == FEATURES:
+                bridge = self.own[term.name][number]  # type: ignore[index]
+                student, teacher = bridge(ours[s].output.float(), theirs[t].output.float())
+                values.append(term.kind.function(student, teacher, mask, **term.options))
+            else:
+                of_one = _of_scores if term.kind.of == ATTENTION else _of_relations
+                both = zip(ours[s].attention, theirs[t].attention, strict=True)
+                values += [of_one(term, a, b, mask) for a, b in both]
+        return torch.stack(values).mean()
+
+
+def _of_logits(term: Term, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    given = {"targets": targets} if "targets" in parameters(term.kind.function) else {}
+    return term.kind.function(student, teacher, **given, **term.options)
+
+
+def _of_scores(term: Term, ours: Attention, theirs: Attention, mask: Tensor | None) -> Tensor:
+    student, open_ = _scores(ours)
+    teacher, _ = _scores(theirs)
+    if mask is not None and mask.shape == (student.shape[0], student.shape[2]):
+        open_ = open_ & mask[:, None, :, None]
+    return term.kind.function(student, teacher, open_, **term.options)
+
+
+def _of_relations(term: Term, ours: Attention, theirs: Attention, mask: Tensor | None) -> Tensor:
+    options = dict(term.options)
+    values = []
+    for name in ("query", "key", "value"):
+        student, teacher = getattr(ours, name).float(), getattr(theirs, name).float()
+        heads = options.get("heads") or theirs.query.shape[1]  # type: ignore[union-attr]
+        fits = mask is not None and mask.shape == (student.shape[0], student.shape[2])
+        values.append(term.kind.function(student, teacher, heads, mask if fits else None))
+    return torch.stack(values).mean()
+
+
+def _scores(attention: Attention) -> tuple[Tensor, Tensor]:
+    """Scores before the softmax ``(N, heads, L, S)``, without a mask where it is known, and which pairs may attend."""
+    if attention.scores is not None:
+        scores = attention.scores.float()
+        return scores, scores > CLOSED
+    assert attention.query is not None
+    assert attention.key is not None
+    query, key = attention.query.float(), attention.key.float()
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scores = query @ key.transpose(-1, -2) * (attention.scale or query.shape[-1] ** -0.5)
+    mask = attention.mask
+    if mask is None:
+        return scores, scores.new_ones((), dtype=torch.bool)
+    if mask.dtype == torch.bool:
+        return scores, mask
+    return scores + mask.float(), mask > CLOSED
+
+
+def _check_attention(term: Term, pair: tuple[str, str], ours: Tapped, theirs: Tapped) -> None:
+    """Raises UserError unless the attention of two layers can be compared."""
+    where = f"{pair[0]} and {pair[1]}"
+    if not ours.attention or len(ours.attention) != len(theirs.attention):
+        message = f"{where}: {len(ours.attention)} and {len(theirs.attention)} attention operations inside"
+        fix = "pair blocks with one each, or leave the loss out"
+        raise UserError(message, key=f"losses.{term.name}", fix=fix)
+    for a, b in zip(ours.attention, theirs.attention, strict=True):
+        if term.kind.of == ATTENTION:
+            shapes = [tuple(_scores(x)[0].shape) for x in (a, b)]
+            if shapes[0] != shapes[1]:
+                message = f"{where}: attention maps {list(shapes[0])} and {list(shapes[1])}"
+                fix = "relations compares models of different numbers of heads"
+                raise UserError(message, key="losses.attention", fix=fix)
+        elif a.query is None or b.query is None:
+            message = (
+                f"{where}: attention without scaled_dot_product_attention, which shows no queries, keys and values"
+            )
+            raise UserError(message, key="losses.relations", fix="attention and hidden need none")
+        else:
+            _check_heads(term, where, a, b)
+
+
+def _check_heads(term: Term, where: str, ours: Attention, theirs: Attention) -> None:
+    assert ours.query is not None
+    assert theirs.query is not None
+    heads = term.options.get("heads") or theirs.query.shape[1]
+    for name in ("query", "key", "value"):
+        a, b = getattr(ours, name), getattr(theirs, name)
+        widths = [x.shape[1] * x.shape[3] for x in (a, b)]
+        if any(width % heads for width in widths) or a.shape[2] != b.shape[2]:
+            message = f"{where}: {name} of widths {widths} over {a.shape[2]} and {b.shape[2]} tokens, {heads} heads"
+            raise UserError(message, key="losses.relations.heads", value=heads, fix="a divisor of both widths")
+
+
+def _pairs(student: nn.Module, teacher: nn.Module, example: tuple, term: Term) -> Pairs:
+    return layer_pairs(student, teacher, example, term.pairs)
+
+
+def _place_of_mask(task: Task) -> int | None:
+    """Which of the inputs says what is padding."""
+    names = task.model_defaults().get("inputs") or []
+    return names.index("attention_mask") if "attention_mask" in names else None
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
