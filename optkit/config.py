@@ -28,7 +28,7 @@ from optkit.core.task import MODEL_DEFAULTS
 
 log = logging.getLogger(__name__)
 KEYS = {
-    "name", "seed", "threads", "out", "store", "fresh", "baseline", "chain",
+    "name", "seed", "threads", "out", "store", "fresh", "baseline", "chain", "controls",
     "model", "task", "stages", "engines", "measure", "debug",
 }  # fmt: skip
 FLAGS_WITH_VALUE = {
@@ -223,6 +223,7 @@ def to_recipe(cfg: DictConfig) -> Any:
         reference=Eager(),
         measure=measure,
         baseline=node["baseline"],
+        controls=node["controls"],
         seed=node["seed"],
         threads=node["threads"],
         out=node["out"],
@@ -271,6 +272,7 @@ def _check_top(node: Mapping[str, Any]) -> None:
         ("fresh", bool, "true or false"),
         ("baseline", str, "a stage's name"),
         ("chain", list, "a list of stage names"),
+        ("controls", list, "a list of controls"),
         ("model", dict, "a mapping"),
         ("task", dict, "a mapping"),
         ("stages", dict, "a mapping"),

@@ -7,9 +7,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import nn
 
 from optkit.core.artifact import VARIANT, WEIGHTS, Artifact
 from optkit.core.environment import available_cores, environment
-from optkit.core.errors import StageError, UserError
+from optkit.core.errors import OptkitError, StageError, UserError
 from optkit.core.ledger import LEDGER_NAME, Ledger
 from optkit.core.records import Cost, Record
 from optkit.core.stage import Context, Outcome
@@ -29,23 +29,39 @@ from optkit.core.task import SealedTask
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.models import ModelSpec
-from optkit.plan import MODEL, START, PlannedStep, Recipe, make_plan, params_of, target_of
+from optkit.plan import MODEL, OTHER, OWN, START, PlannedStep, Recipe, make_plan, params_of, target_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, and whether anything was left to do."""
+    """A finished run.
+
+    Attributes:
+        folder: of the run.
+        worked: whether anything was left to do.
+        made: how many stages were applied.
+        reused: how many variants were there already.
+        failed: why a chain besides the recipe's own ended early, by its stages after the baseline.
+    """
 
     folder: Path
     worked: bool
+    made: int = 0
+    reused: int = 0
+    failed: dict[tuple[str, ...], str] = field(default_factory=dict)
 
 
-def run(recipe: Recipe) -> Run:
+def run(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Run:
     """Runs a recipe, or what is left of it.
 
     The same recipe finds the same run folder: what its ledger and the store hold is not done again.
+
+    Args:
+        recipe: what to run.
+        chains: other chains of its stages, from the model as loaded. One that fails ends there, and is named in the
+            result.
 
     Raises:
         UserError: a mistake found before any work; nothing is left behind.
@@ -53,7 +69,7 @@ def run(recipe: Recipe) -> Run:
     """
     before = torch.get_num_threads()
     try:
-        return _Fold(recipe).run()
+        return _Fold(recipe, chains).run()
     finally:
         torch.set_num_threads(before)
 
@@ -72,16 +88,17 @@ def baseline(recipe: Recipe) -> tuple[Path, nn.Module]:
 class _Fold:
     """One run on its way."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, chains: Sequence[Sequence[str]]):
         self.threads = recipe.threads or available_cores()
         torch.set_num_threads(self.threads)
-        self.recipe, self.plan = recipe, make_plan(recipe)
+        self.recipe, self.plan = recipe, make_plan(recipe, chains)
         self.folder = _run_folder(Path(recipe.out), self.plan.run, recipe.fresh)
         self.store = _store(recipe, self.folder)
         self.ledger = Ledger(self.folder / LEDGER_NAME)
         self.sealed = SealedTask(recipe.task)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.made: dict[str, Artifact] = {}
+        self.num_made = 0
 
     def run(self) -> Run:
         recorded = {record.variant for record in self.ledger.records()}
@@ -98,14 +115,38 @@ class _Fold:
             self.plan.trusted,
             self.recipe.seed,
         )
+        failed: dict[str, str] = {}
         for step in self.plan.steps:
-            with _naming(step.name):
-                self.made[step.id] = artifact = self.store.find(step.id) or self._make(step)
-                if step.number >= 0:
-                    _link(artifact.folder, self.folder / "variants" / f"{step.number}-{step.name}")
-                if step in missing:
-                    self._measure(step, artifact, bench)
-        return Run(self.folder, worked=True)
+            if step.parent in failed:
+                failed[step.id] = failed[step.parent]
+                continue
+            try:
+                with _naming(step.name):
+                    self._advance(step, step in missing, bench)
+            except OptkitError as error:
+                if step.of != OTHER:
+                    raise
+                failed[step.id] = str(error)
+                log.warning("%s", error)
+        return Run(
+            self.folder,
+            worked=True,
+            made=self.num_made,
+            reused=len(self.made) - self.num_made,
+            failed={step.chain: failed[step.id] for step in self.plan.steps if step.id in failed},
+        )
+
+    def _advance(self, step: PlannedStep, missing: bool, bench: Bench) -> None:
+        """Makes a step's variant, or finds it, and measures it if its record is missing."""
+        artifact = self.store.find(step.id)
+        if artifact is None:
+            artifact = self._make(step)
+            self.num_made += step.stage is not None
+        self.made[step.id] = artifact
+        if step.number >= 0:
+            _link(artifact.folder, self.folder / "variants" / step.folder)
+        if missing:
+            self._measure(step, artifact, bench)
 
     def _make(self, step: PlannedStep) -> Artifact:
         """Applies a stage to its parent and puts the result into the store."""
@@ -136,6 +177,7 @@ class _Fold:
             seed=step.seed,
             device=self.device,
             workdir=self.store.workdir(step.id),
+            module_of=lambda made: self.made[made].module(self.plan.trusted),
             max_steps=self.recipe.max_steps,
         )
 
@@ -152,7 +194,7 @@ class _Fold:
 
     def _measure(self, step: PlannedStep, artifact: Artifact, bench: Bench) -> None:
         baseline = self.made[self.plan.baseline.id]
-        is_baseline = step.number == 0
+        is_baseline = step.id == self.plan.baseline.id
         measurements = bench.measure(artifact, baseline, is_baseline, lambda text: log.info("%s: %s", step.name, text))
         variant = artifact.variant
         skipped = {
@@ -175,13 +217,16 @@ class _Fold:
             cost=self._preparation() if is_baseline else variant.cost,
             environment=environment(self.threads),
             data=self.recipe.task.facts(),
+            chain=list(step.chain),
+            control=step.control,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self.ledger.append(record)
 
     def _preparation(self) -> Cost:
         """What all the stages took that made the baseline."""
-        costs = [self.made[step.id].variant.cost for step in self.plan.steps if step.number <= 0]
+        steps = (step for step in self.plan.steps if step.number <= 0 and step.of == OWN)
+        costs = [self.made[step.id].variant.cost for step in steps]
         return Cost(sum(c.wall_s for c in costs), sum(c.device_s for c in costs))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,11 @@ from optkit.core.variant import variant_id
 from optkit.measure import Measure
 from optkit.models import ModelSpec
 from optkit.models.spec import weights_digest
+from optkit.prune.controls import CONTROLS, Numbered, control_chain
 
 START = frozenset({"float"})
 AUTO, MODEL = "auto", "model"
+OWN, OTHER = "own", "other"
 SHARED_CODE = ("core", "tasks", "models", "training")
 
 
@@ -43,6 +46,7 @@ class Recipe:
         measure: what to measure.
         baseline: the stage after which the model is the baseline; ``auto`` takes the training stages that open the
             chain, ``model`` the model as loaded.
+        controls: what the result is to be compared with (``optkit.prune.controls.CONTROLS``).
         seed: of everything random.
         threads: torch threads, for training and serving; None takes the cores this process may use.
         out: folder of run folders.
@@ -61,6 +65,7 @@ class Recipe:
     reference: Engine
     measure: Measure = field(default_factory=Measure)
     baseline: str = AUTO
+    controls: list[str] = field(default_factory=list)
     seed: int = 0
     threads: int | None = None
     out: str = "runs"
@@ -72,7 +77,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A stage in its place in the chain; `stage` is None for the model as loaded."""
+    """A stage in its place in a chain; `stage` is None for the model as loaded.
+
+    Attributes:
+        number: its place after the baseline, which is 0; stages that make the baseline have negative ones. In a control
+            it is that of the stage it stands for.
+        chain: names of the stages from the one after the baseline to this.
+        of: `OWN` in the recipe's own chain, `OTHER` in other chains of its stages, or the name of a control.
+    """
 
     name: str
     stage: Stage | None
@@ -80,11 +92,28 @@ class PlannedStep:
     parent: str | None
     seed: int
     number: int
+    chain: tuple[str, ...] = ()
+    of: str = OWN
+
+    @property
+    def control(self) -> str | None:
+        return None if self.of in (OWN, OTHER) else self.of
+
+    @property
+    def folder(self) -> str:
+        """Its name among the variants of a run."""
+        if self.of == OTHER:
+            return f"{self.number}-{'+'.join(self.chain)}"
+        return f"{self.control}-{self.number}-{self.name}" if self.control else f"{self.number}-{self.name}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: every step from the model as loaded, of which those from `baseline` on are measured."""
+    """What a run will do: every step from the model as loaded, of which those from `baseline` on are measured.
+
+    The steps of the recipe's chain come first, then those in which other chains part from it; a step's parent stands
+    before it.
+    """
 
     run: str
     spec: ModelSpec
@@ -94,6 +123,11 @@ class Plan:
     @property
     def baseline(self) -> PlannedStep:
         return next(step for step in self.steps if step.number == 0)
+
+    @property
+    def last(self) -> PlannedStep:
+        """The end of the recipe's own chain."""
+        return [step for step in self.steps if step.of == OWN][-1]
 
     @property
     def measured(self) -> tuple[PlannedStep, ...]:
@@ -110,18 +144,11 @@ def check_chain(recipe: Recipe) -> None:
     if repeated := [name for name in recipe.chain if recipe.chain.count(name) > 1]:
         message = f"'{repeated[0]}' stands twice"
         raise PlanError(message, key="chain", fix="add it again under another name: +stage@stages.again=...")
-    traits = START
-    taken_by: dict[str, str] = {}
-    for name in recipe.chain:
-        if name not in recipe.stages:
-            raise PlanError(f"no stage '{name}'", key="chain", value=name, fix=did_you_mean(name, recipe.stages))
-        stage = recipe.stages[name]
-        for trait in sorted(stage.needs - traits):
-            culprit = f"'{taken_by[trait]}' took away" if trait in taken_by else "no stage before it gives"
-            fix = f"put it before '{taken_by[trait]}'" if trait in taken_by else "change the chain"
-            raise PlanError(f"'{name}' needs a model that is {trait}, which {culprit}", key="chain", fix=fix)
-        traits = (traits - stage.drops) | stage.adds
-        taken_by |= dict.fromkeys(stage.drops, name)
+    traits = traits_after(recipe, recipe.chain)
+    for control in recipe.controls:
+        if control not in CONTROLS:
+            fix = did_you_mean(str(control), CONTROLS)
+            raise PlanError(f"no control '{control}'", key="controls", value=control, fix=fix)
     if recipe.baseline not in (AUTO, MODEL, *recipe.chain):
         fix = did_you_mean(recipe.baseline, [AUTO, MODEL, *recipe.chain])
         raise PlanError(f"'{recipe.baseline}' is not in the chain", key="baseline", value=recipe.baseline, fix=fix)
@@ -136,30 +163,75 @@ def check_chain(recipe: Recipe) -> None:
         raise PlanError(message, key="engines", fix="add one, such as +engine@engines.inductor=inductor")
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Plans the whole chain; loads the data, whose fingerprint is part of every variant's id."""
+def traits_after(recipe: Recipe, chain: Sequence[str]) -> frozenset[str]:
+    """What is true of the last variant of a chain of the recipe's stages.
+
+    Raises:
+        PlanError: an unknown name, or a stage that lacks a trait.
+    """
+    traits = START
+    taken_by: dict[str, str] = {}
+    for name in chain:
+        if name not in recipe.stages:
+            raise PlanError(f"no stage '{name}'", key="chain", value=name, fix=did_you_mean(name, recipe.stages))
+        stage = recipe.stages[name]
+        for trait in sorted(stage.needs - traits):
+            culprit = f"'{taken_by[trait]}' took away" if trait in taken_by else "no stage before it gives"
+            fix = f"put it before '{taken_by[trait]}'" if trait in taken_by else "change the chain"
+            raise PlanError(f"'{name}' needs a model that is {trait}, which {culprit}", key="chain", fix=fix)
+        traits = (traits - stage.drops) | stage.adds
+        taken_by |= dict.fromkeys(stage.drops, name)
+    return traits
+
+
+def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
+    """Plans the whole chain; loads the data, whose fingerprint is part of every variant's id.
+
+    Args:
+        recipe: what to run.
+        chains: other chains of the recipe's stages, from the model as loaded; they share what they begin with.
+    """
     check_chain(recipe)
     spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
     # a checkpoint that does not fit is found here, not after the data is decoded
     model = spec.build(recipe.seed).eval()
     packages = {spec.target.partition(".")[0], *(type(s).__module__.partition(".")[0] for s in recipe.stages.values())}
-    first = _baseline_place(recipe)
+    first = baseline_place(recipe)
     first_weights = [spec.skeleton(model), weights_digest(model)]
     start = variant_id(
         MODEL, first_weights, recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE)
     )
     _check_fit(model, recipe.task)
     _check_stages(model, recipe)
-    steps = [PlannedStep(MODEL, None, start, None, recipe.seed, -first)]
-    for place, name in enumerate(recipe.chain, 1):
-        stage, seed = recipe.stages[name], recipe.seed * 1009 + place
-        made = variant_id(
-            steps[-1].id, target_of(stage), params_of(stage), seed, recipe.max_steps, *map(_source, _classes(stage))
-        )
-        steps.append(PlannedStep(name, stage, made, steps[-1].id, seed, place - first))
+    steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
+    own = _numbered(recipe, recipe.chain, first)
+    _grow(steps, recipe, start, own, OWN)
+    cut = [step.id for step in steps.values() if step.stage and "cut" in step.stage.adds]
+    for control in recipe.controls:
+        _grow(steps, recipe, start, control_chain(control, own, cut[-1] if cut else None), control)
+    for chain in chains:
+        _grow(steps, recipe, start, _numbered(recipe, chain, first), OTHER)
     measured = [asdict(e) | {"is": target_of(e)} for e in recipe.engines.values()]  # type: ignore[call-overload]
-    run = variant_id([s.id for s in steps], first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
-    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps), (*TRUSTED, *sorted(packages - set(TRUSTED))))
+    run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
+    trusted = (*TRUSTED, *sorted(packages - set(TRUSTED)))
+    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), trusted)
+
+
+def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered]:
+    """A chain's stages with their names and numbers; the baseline's last is 0."""
+    return [(name, recipe.stages[name], place - first) for place, name in enumerate(chain, 1)]
+
+
+def _grow(steps: dict[str, PlannedStep], recipe: Recipe, start: str, chain: Sequence[Numbered], of: str) -> None:
+    """Adds the steps of a chain that are not there yet, by id."""
+    last = steps[start]
+    for place, (name, stage, number) in enumerate(chain, 1):
+        seed = recipe.seed * 1009 + place
+        made = variant_id(
+            last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, *map(_source, _classes(stage))
+        )
+        names = (*last.chain, name) if number > 0 else ()
+        last = steps.setdefault(made, PlannedStep(name, stage, made, last.id, seed, number, names, of))
 
 
 def _check_fit(model: nn.Module, task: Task) -> None:
@@ -201,7 +273,7 @@ def _check_stages(model: nn.Module, recipe: Recipe) -> None:
                 raise type(error)(error.message, key=key, value=error.value, fix=error.fix) from error
 
 
-def _baseline_place(recipe: Recipe) -> int:
+def baseline_place(recipe: Recipe) -> int:
     """How many stages of the chain belong to making the baseline."""
     if recipe.baseline == MODEL:
         return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from optkit.core.errors import UserError
-from optkit.core.records import SCHEMA, Record
+from optkit.core.records import READABLE, SCHEMA, Record
 
 log = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.jsonl"
@@ -61,15 +61,25 @@ def _read_file(path: Path) -> list[Record]:
     torn = lines.pop()
     if torn:
         log.warning("%s: the last line is torn (an interrupted run) and is left out", path)
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    older: set[int] = set()
+    records = [_parse(line, f"{path}:{number}", older) for number, line in enumerate(lines, 1) if line.strip()]
+    if older:
+        log.warning("%s: written with schema %s, read as %d: what is newer is null", path, min(older), SCHEMA)
+    return records
 
 
-def _parse(line: bytes, where: str) -> Record:
+def _parse(line: bytes, where: str, older: set[int]) -> Record:
+    """A line's record; its schema goes into ``older`` if it is."""
     try:
         data = json.loads(line)
         schema = data["schema"]
+        if schema not in READABLE:
+            fix = "read it with the optkit that wrote it"
+            raise UserError(
+                f"written with schema {schema}, this optkit reads {SCHEMA}", key=where, value=schema, fix=fix
+            )
         if schema != SCHEMA:
-            raise UserError(f"written with schema {schema}, this optkit reads {SCHEMA}", key=where, value=schema)
+            older.add(schema)
         return Record.from_json(data)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a ledger record: {error}", key=where, fix="remove the line or restore the file") from None

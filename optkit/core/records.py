@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Record:
 
     Attributes:
         data: the task's account of its data: fingerprint, examples in each split, share of texts cut short, ...
+        chain: names of the stages that made it from the baseline; empty for the baseline. Since schema 2.
+        control: the control that this variant belongs to; None for the recipe's own chain. Since schema 2.
     """
 
     run: str
@@ -66,6 +69,8 @@ class Record:
     environment: dict[str, Any]
     time: str
     data: dict[str, Any] = field(default_factory=dict)
+    chain: list[str] = field(default_factory=list)
+    control: str | None = None
     schema: int = SCHEMA
 
     @property
@@ -73,14 +78,21 @@ class Record:
         """What makes a record the same record: a ledger holds each key once."""
         return (self.run, self.step, self.variant)
 
+    def find(self, name: str, **conditions: Any) -> Measurement | None:
+        """The first measurement of this name under these conditions."""
+        for m in self.measurements:
+            if m.name == name and all(m.conditions.get(k) == v for k, v in conditions.items()):
+                return m
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the inverse of `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Record:
-        """The record in ``data``; raises KeyError or TypeError when it is not one."""
-        fields = dict(data)
+        """The record in ``data``, of any schema in `READABLE`; raises KeyError or TypeError when it is not one."""
+        fields = dict(data) | {"schema": SCHEMA}
         fields["measurements"] = [Measurement(**m) for m in fields["measurements"]]
         fields["cost"] = Cost(**fields["cost"])
         return cls(**fields)

@@ -10,8 +10,13 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from optkit.core.errors import StageError
 from optkit.core.task import Task
 from optkit.core.variant import Variant
+
+
+def _no_other(variant_id: str) -> nn.Module:
+    raise StageError(f"there is no other variant {variant_id} here")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Context:
         seed: for every random choice of this stage.
         device: where to train and calibrate.
         workdir: a folder kept until the stage is done; what is put there survives a kill.
+        module_of: gives a copy of another variant of this run that was made before, by id.
         max_steps: at most so many training steps or calibration batches (a smoke run); None for no limit.
     """
 
@@ -37,6 +43,7 @@ class Context:
     device: torch.device
     workdir: Path
     max_steps: int | None = None
+    module_of: Callable[[str], nn.Module] = _no_other
 
 
 @dataclass(frozen=True)

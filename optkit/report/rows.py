@@ -38,7 +38,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
 def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
     engine, batch_size = accuracy.conditions["engine"], accuracy.conditions["batch_size"]
     here = {"engine": engine, "batch_size": batch_size}
-    latency = _find(record, "latency", of="variant", **here)
+    latency = record.find("latency", of="variant", **here)
     baseline = by_variant.get((record.run, record.baseline))
     parent = by_variant.get((record.run, record.parent or ""))
     row: Row = {
@@ -49,6 +49,8 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "step": record.step,
         "stage": record.stage,
         "technique": record.technique,
+        "chain": record.chain,
+        "control": record.control,
         "engine": engine,
         "batch_size": batch_size,
         "threads": accuracy.conditions["threads"],
@@ -64,24 +66,17 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
     row |= _speedup("speedup", record, latency, REFERENCE)
     row |= _speedup("speedup_same_engine", record, latency, engine)
     return row | {
-        "peak_memory_mb": _value(_find(record, "peak_memory", **here)),
-        "size_mb": _value(_find(record, "size")),
-        "params": _value(_find(record, "params")),
-        "macs": _value(_find(record, "macs")),
-        "int8_share": _value(_find(record, "int8_share", **here)),
-        "sparsity": _value(_find(record, "sparsity")),
-        "roofline": _value(_find(record, "roofline", **here)),
-        "compile_s": _value(_find(record, "compile", **here)),
+        "peak_memory_mb": _value(record.find("peak_memory", **here)),
+        "size_mb": _value(record.find("size")),
+        "params": _value(record.find("params")),
+        "macs": _value(record.find("macs")),
+        "int8_share": _value(record.find("int8_share", **here)),
+        "sparsity": _value(record.find("sparsity")),
+        "roofline": _value(record.find("roofline", **here)),
+        "compile_s": _value(record.find("compile", **here)),
         "stage_cost_s": record.cost.wall_s,
         "stage_device_s": record.cost.device_s,
     }
-
-
-def _find(record: Record, name: str, **conditions: Any) -> Measurement | None:
-    for m in record.measurements:
-        if m.name == name and all(m.conditions.get(k) == v for k, v in conditions.items()):
-            return m
-    return None
 
 
 def _value(measurement: Measurement | None) -> float | int | None:
@@ -90,7 +85,7 @@ def _value(measurement: Measurement | None) -> float | int | None:
 
 def _delta(name: str, accuracy: Measurement, other: Record | None, conditions: dict[str, Any]) -> Row:
     """Accuracy less that of another record's variant, paired example by example."""
-    against = _find(other, "accuracy", **conditions, split=accuracy.conditions["split"]) if other else None
+    against = other.find("accuracy", **conditions, split=accuracy.conditions["split"]) if other else None
     if against is None or against.n != accuracy.n:
         return {name: None, f"{name}_ci": None, f"{name}_p": None, f"{name}_detectable": None}
     if against is accuracy:
@@ -120,9 +115,9 @@ def _speedup(name: str, record: Record, latency: Measurement | None, engine: str
     if latency is None:
         return {name: None, f"{name}_ci": None}
     together = {"interleaved": latency.conditions["interleaved"], "engine": engine}
-    reference = _find(record, "latency", of="baseline", **together)
-    if reference is None and record.step == 0:
-        reference = _find(record, "latency", of="variant", **together)
+    reference = record.find("latency", of="baseline", **together)
+    if reference is None and record.variant == record.baseline:
+        reference = record.find("latency", of="variant", **together)
     if reference is None:
         return {name: None, f"{name}_ci": None}
     if reference is latency:
