@@ -2,12 +2,13 @@
 
     python scripts/prune_coverage.py [PATTERN ...] [--suite NAME] [--amount 0.5] [--rows FILE.jsonl] [--deep]
 
-Each model is built with random weights in a process of its own with a limit on its memory, and half of its parameters
-are cut. The table says, family by family, what was removed, how far the cut model is from the dense one with the same
+Each model is built with random weights, in a process with limits on its time and memory, and half of its parameters are
+cut. The table says, family by family, what was removed, how far the cut model is from the dense one with the same
 channels zeroed (relative to the spread of the outputs), whether it runs forward and backward, whether the plan replays
 on a fresh instance, and the time and memory of the cut, beyond the model. What Torch-Pruning, if installed, makes of
-the same model stands beside, for a cut of the same share of every layer. Rows go to the file as they come, and the
-next call with that file goes on where this one stopped.
+the same model stands beside, for a cut of the same share of every layer. Times are the smaller of wall and CPU time,
+so that others on the machine do not count; 1 thread makes the two alike. Rows go to the file as they come, and the next
+call with that file goes on where this one stopped.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import copy
 import fnmatch
 import importlib.util
 import json
+import multiprocessing
 import resource
-import subprocess
-import sys
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from torch import nn
 from scripts.prune_cases import SUITES, cases_of, family_of
 
 Row = dict[str, Any]
-TIMEOUT = 600  # seconds for one model
+TIMEOUT = 600  # CPU seconds for one model
 
 
 def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: bool) -> Row:
@@ -45,12 +46,12 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     torch.manual_seed(0)
     model = make().eval()
     row: Row = {"dense": sum(p.numel() for p in model.parameters())}
-    before, start = _pages(1), time.perf_counter()
+    before, start = _pages(1), _Clock()
     try:
         pruned, plan = (found := prune_structured(model, inputs, amount=amount)).model, found.plan
     except OptkitError as error:
         return row | {"failure": f"{type(error).__name__}: {error}"}
-    row["seconds"] = time.perf_counter() - start
+    row["seconds"] = start()
     row["gigabytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9
     row |= {key: 1 - plan.facts[f"{key}_after"] / max(plan.facts[f"{key}_before"], 1) for key in ("params", "macs")}
     row["deviation"] = deviation(model, pruned, plan, inputs)
@@ -65,6 +66,8 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     torch.autograd.backward([t.float().sum() for t in outputs if t.requires_grad])
     row["trains"] = all(t.isfinite().all() for t in outputs) and any(p.grad is not None for p in pruned.parameters())
     if deep:
+        _return_no_cache(pruned)
+        outputs = tensors_of(call(pruned, inputs))
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         torch.export.export(pruned, args, kwargs, strict=False)
         compiled = tensors_of(call(torch.compile(copy.deepcopy(pruned), backend="aot_eager"), inputs))
@@ -72,28 +75,42 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     return row
 
 
-def measure_torch_pruning(make: Callable[[], nn.Module], inputs: Any, amount: float, _: bool) -> Row:
+def measure_torch_pruning(make: Callable[[], nn.Module], inputs: Any, amount: float) -> Row:
     """The same model cut by Torch-Pruning: equal shares of every layer, heads left alone."""
     import torch_pruning as tp
 
     model = make().eval()
+    _return_no_cache(model)
     before = sum(p.numel() for p in model.parameters())
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in (2, 10, 1000)]
-    start = time.perf_counter()
-    try:
-        tp.pruner.MagnitudePruner(
-            model,
-            inputs,
-            tp.importance.MagnitudeImportance(),
-            pruning_ratio=1 - (1 - amount) ** 0.5,
-            ignored_layers=heads,
-        ).step()
-        seconds = time.perf_counter() - start
-        with torch.no_grad():
-            model(**inputs) if isinstance(inputs, dict) else model(*inputs)
-    except Exception as error:  # noqa: BLE001 - whatever another library raises is the result here
-        return {"failure": f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"}
+    start = _Clock()
+    tp.pruner.MagnitudePruner(
+        model,
+        inputs,
+        tp.importance.MagnitudeImportance(),
+        pruning_ratio=1 - (1 - amount) ** 0.5,
+        ignored_layers=heads,
+    ).step()
+    seconds = start()
+    with torch.no_grad():
+        model(**inputs) if isinstance(inputs, dict) else model(*inputs)
     return {"seconds": seconds, "params": 1 - sum(p.numel() for p in model.parameters()) / before}
+
+
+def _return_no_cache(model: nn.Module) -> None:
+    """Language models return their keys and values too, which neither torch.export nor Torch-Pruning takes."""
+    if hasattr(getattr(model, "config", None), "use_cache"):
+        model.config.use_cache = False
+
+
+class _Clock:
+    """Seconds since it was made, of the wall or of this process, whichever is less."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def __call__(self) -> float:
+        return min(time.perf_counter() - self._wall, time.process_time() - self._cpu)
 
 
 def _pages(field: int) -> int:
@@ -101,17 +118,26 @@ def _pages(field: int) -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[field]) * resource.getpagesize()
 
 
-def _in_own_process(suite: str, name: str, args: argparse.Namespace, tool: str, limit: int) -> Row:
-    command = [sys.executable, __file__, name, "--suite", suite, "--amount", str(args.amount)]
-    command += ["--memory", str(args.memory), "--one", tool, *(["--deep"] if args.deep else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return {"failure": f"not done after {limit} s"}
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
-        return json.loads(lines[-1])
-    return {"failure": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:160]}
+def in_own_process(run: Callable[..., Row], limit: int, memory: float, *args: Any) -> Row:
+    """What ``run(*args)`` returns, or why it does not: it may take ``limit`` s of CPU and ``memory`` GB."""
+    fork = multiprocessing.get_context("fork")  # a fresh interpreter would import for longer than most cuts take
+    receiver, sender = fork.Pipe(duplex=False)
+
+    def work() -> None:
+        most = _pages(0) + int(memory * 1e9)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+        try:
+            sender.send(run(*args))
+        except Exception as error:  # noqa: BLE001 - whatever a tool raises is the result here
+            sender.send({"failure": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"})
+
+    process = fork.Process(target=work)
+    process.start()
+    process.join()
+    if receiver.poll():
+        return receiver.recv()
+    return {"failure": f"not done after {limit} s" if process.exitcode == -signal.SIGXCPU else "killed"}
 
 
 def failing(row: Row) -> str:
@@ -150,30 +176,26 @@ def main() -> None:
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--rows", type=Path, help="append rows to this file, and skip what it holds")
     parser.add_argument("--memory", type=float, default=16, help="GB that a process may take")
-    parser.add_argument("--beside", type=int, default=60, help="seconds for Torch-Pruning on each model, 0 for none")
+    parser.add_argument("--beside", type=int, default=60, help="CPU seconds for Torch-Pruning on each, 0 for none")
     parser.add_argument("--deep", action="store_true", help="torch.export and torch.compile the pruned model too")
-    parser.add_argument("--one", choices=["optkit", "torch_pruning"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    if args.one:
-        run = measure if args.one == "optkit" else measure_torch_pruning
-        case = cases_of(args.suite)[args.patterns[0]]
-        most = _pages(0) + int(args.memory * 1e9)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        print(json.dumps(run(*case, args.amount, args.deep)))
-        return
     text = args.rows.read_text(encoding="utf-8") if args.rows and args.rows.exists() else ""
     held = [json.loads(found) for found in text.splitlines() if found.endswith("}")]
     rows = {(row["suite"], row["model"]): row for row in held if row["amount"] == args.amount}
     beside = args.beside if importlib.util.find_spec("torch_pruning") else 0
     shown, family = [], ""
     for suite in [args.suite] if args.suite else SUITES:
-        named = [n for n in cases_of(suite) if any(fnmatch.fnmatch(n, pattern) for pattern in args.patterns)]
+        cases = cases_of(suite)
+        named = [n for n in cases if any(fnmatch.fnmatch(n, pattern) for pattern in args.patterns)]
         for name in sorted(named, key=lambda n: family_of(suite, n)):
             if (suite, name) not in rows:
+                case = (*cases[name], args.amount)
                 row = {"suite": suite, "model": name, "amount": args.amount}
-                row |= _in_own_process(suite, name, args, "optkit", TIMEOUT)
-                row["torch_pruning"] = _in_own_process(suite, name, args, "torch_pruning", beside) if beside else None
+                row |= in_own_process(measure, TIMEOUT, args.memory, *case, args.deep)
+                row["torch_pruning"] = (
+                    in_own_process(measure_torch_pruning, beside, args.memory, *case) if beside else None
+                )
                 rows[suite, name] = row
                 if args.rows:
                     with args.rows.open("a", encoding="utf-8") as file:

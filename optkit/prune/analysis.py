@@ -13,7 +13,7 @@ from torch import nn
 
 from optkit.core.errors import UserError, did_you_mean
 from optkit.prune.budget import Meter, macs_meter, params_meter
-from optkit.prune.criteria import LossFn, normalize, score_units
+from optkit.prune.criteria import NORMS, LossFn, normalize, score_units
 from optkit.prune.graph import Inputs, Trace
 from optkit.prune.groups import Units
 from optkit.prune.labels import Resolved
@@ -73,7 +73,8 @@ class Analysis:
     def scores(self, criterion: str, batches: Iterable[Any], loss_fn: LossFn | None, seed: int) -> np.ndarray:
         """The importance of every unit, comparable between groups; see :func:`score_units`."""
         with evaluating(self.model):
-            return normalize(self.units, score_units(criterion, self.units, self.model, batches, loss_fn, seed))
+            scores = score_units(criterion, self.units, self.model, batches, loss_fn, seed)
+        return normalize(self.units, scores**2 if criterion in NORMS else scores)
 
     def plan(self, removed: np.ndarray) -> CutPlan:
         """The plan that cuts ``removed`` (bool per unit), not tried."""

@@ -53,9 +53,17 @@ class Meter:
     def __call__(self, removed: np.ndarray) -> float:
         """The cost with ``removed`` (bool per unit) cut."""
         gone = np.bincount(self._owner, removed[self._unit], minlength=self._size.size)
+        return float(self._products(self._size - gone).sum())
+
+    def each(self, count: int) -> np.ndarray:
+        """What each of ``count`` units adds to the cost of none cut, to first order."""
+        per_index = self._products(self._size)[self._term] / self._size
+        return np.bincount(self._unit, per_index[self._owner], minlength=count)
+
+    def _products(self, sizes: np.ndarray) -> np.ndarray:
         products = self.fixed.copy()
-        np.multiply.at(products, self._term, self._size - gone)
-        return float(products.sum())
+        np.multiply.at(products, self._term, sizes)
+        return products
 
 
 def params_meter(units: Units, trace: Trace, shapes: Mapping[str, tuple[int, ...]]) -> Meter:

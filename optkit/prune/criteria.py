@@ -14,6 +14,7 @@ from optkit.prune.groups import Slot, Units
 
 LossFn = Callable[[nn.Module, Any], torch.Tensor]
 NEED_DATA = ("taylor", "fisher", "activation")
+NORMS = ("l1", "l2", "bn_scale", "fpgm", "activation")  # linear in the weights; the others are changes of the loss
 CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
 
 
@@ -80,11 +81,11 @@ def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
     """Make layers comparable: each score over the mean of those in its group that are at least as large, summed over
     the weights that the unit lives in.
 
-    The quotient is the layer-adaptive score of Lee et al. (LAMP, ICLR 2021) times the size of the group. Where scores
-    are all alike it equals the inverse of the share kept so far, so a global ranking falls back to equal shares of
-    layers that are coupled alike, and none collapses; where a few channels carry a layer, the others go first. A
-    channel of a residual stream lives in the weights of every block that reads or writes it, and goes after those
-    inside one block.
+    Of scores that are squares, the quotient is the layer-adaptive score of Lee et al. (LAMP, ICLR 2021) times the size
+    of the group. Where scores are all alike it equals the inverse of the share kept so far, so a global ranking falls
+    back to equal shares of layers that are coupled alike, and none collapses; where a few channels carry a layer, the
+    others go first. A channel of a residual stream lives in the weights of every block that reads or writes it, and
+    goes after those inside one block.
     """
     result = np.empty_like(scores)
     order = np.lexsort((-scores, units.group))
@@ -92,6 +93,21 @@ def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
     for members in np.split(order, np.cumsum(sizes)[:-1]):
         result[members] = members.size * scores[members] / np.maximum(np.cumsum(scores[members]), 1e-300)
     return result * np.maximum(units.coupled, 1)
+
+
+def weigh_by_use(scores: np.ndarray, params: np.ndarray, macs: np.ndarray) -> np.ndarray:
+    """Scores under which weights that are used more often go sooner, for budgets that count every use.
+
+    Two views of what a channel is worth meet halfway here, by the square root: that layers of equal cost are worth the
+    same, whatever their number of weights, and that weights are worth the same, wherever they are. A weight of an early
+    convolution is used at thousands of places, one of a late convolution at a few.
+
+    Args:
+        scores: normalized scores of the units.
+        params: parameters that each unit holds.
+        macs: multiply-accumulates that each unit takes.
+    """
+    return scores * np.sqrt(params / np.maximum(macs, 1.0))
 
 
 def _sum(units: Units, elements: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -16,7 +16,7 @@ from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm
 from optkit.prune.analysis import Analysis
 from optkit.prune.budget import FLOOR, Selector, TooSmallError, select
-from optkit.prune.criteria import CRITERIA, LossFn, data_for
+from optkit.prune.criteria import CRITERIA, LossFn, data_for, weigh_by_use
 from optkit.prune.curves import Sensitivity
 from optkit.prune.graph import Inputs
 from optkit.prune.latency import LatencyBudget
@@ -112,6 +112,8 @@ def prune_structured(
             # what a channel saves of the latency follows from its neighbours; its MACs stand for it
             cost = analysis.meters.get(budget, analysis.meters["macs"])
             scores = order_by_harm(sensitivity, analysis.units, scores, cost)
+        elif scope == "global" and budget != "params":
+            scores = weigh_by_use(scores, *(analysis.meters[name].each(scores.size) for name in ("params", "macs")))
         selector = Selector(analysis.units, scores, scope, round_to, seed, floor)
         found = clock.search(selector) if clock else _cut(analysis, selector, amount, budget)
     plan, pruned, removed = found

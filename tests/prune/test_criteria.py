@@ -7,7 +7,7 @@ from torch import nn
 
 from optkit.models import ResNetCIFAR
 from optkit.prune import prune_structured
-from optkit.prune.analysis import trace_model
+from optkit.prune.analysis import Analysis, trace_model
 from optkit.prune.budget import Selector
 from optkit.prune.criteria import normalize, score_units
 from optkit.prune.graph import Trace
@@ -100,6 +100,30 @@ def test_channels_that_many_weights_share_go_last():
     kept = {layer["name"]: layer["kept"] / layer["units"] for layer in plan.layers}
     inner = [share for name, share in kept.items() if name.endswith(".conv1.weight")]
     assert max(inner) < min(share for name, share in kept.items() if not name.endswith(".conv1.weight"))
+
+
+def test_weights_that_are_used_often_go_first():
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.MaxPool2d(8), nn.Conv2d(16, 16, 3, padding=1), nn.Flatten()]
+    model, images = nn.Sequential(*parts, nn.Linear(144, 10)).eval(), (torch.randn(2, 3, 28, 28),)
+
+    def kept(budget):
+        plan = prune_structured(model, images, amount=0.4, budget=budget).plan
+        return {layer["name"]: layer["kept"] for layer in plan.layers}
+
+    by_macs, by_params = kept("macs"), kept("params")
+    assert by_macs["0.weight"] < by_macs["3.weight"]
+    assert by_macs["0.weight"] < by_params["0.weight"]
+
+
+def test_what_each_unit_costs_is_what_cutting_it_saves():
+    analysis = Analysis(ResNetCIFAR(8).eval(), (torch.randn(2, 3, 32, 32),))
+    for meter in analysis.meters.values():
+        each = meter.each(analysis.units.count)
+        for unit in range(0, analysis.units.count, 9):
+            saved = meter.total - meter(np.arange(analysis.units.count) == unit)
+            assert saved <= each[unit] * (1 + 1e-9)  # a channel met twice in one product saves less than twice
+            assert each[unit] == pytest.approx(saved, rel=0.1)
 
 
 def test_selector_keeps_floors_and_multiples(net):
