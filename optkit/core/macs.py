@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,12 +12,26 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 def count_macs(module: nn.Module, example: tuple[Tensor, ...]) -> int:
     """MACs of convolutions, matrix products and attention in one forward pass (half of torch's FLOP count)."""
-    # torch's counter passes over the CPU's attention kernel
-    extra = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    return sum(macs_by_operator(module, example).values())
+
+
+def macs_by_operator(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
+    """The same, by the operator that does them (``aten.addmm``)."""
+    aten = torch.ops.aten
+    # torch's counter passes over the CPU's attention kernel and over its kernels for quantized weights
+    extra = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten._weight_int8pack_mm: _rows_flops,
+        aten._weight_int4pack_mm_for_cpu: _rows_flops,
+    }
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
         module(*example)
-    return counter.get_total_flops() // 2
+    return {str(operator): flops // 2 for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _rows_flops(rows: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * math.prod(out_shape) * rows[-1]

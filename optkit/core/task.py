@@ -37,6 +37,13 @@ class Batch:
         return Batch(tuple(x.to(device) for x in self.inputs), self.targets.to(device), self.index.to(device))
 
 
+def free_dims(example: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    """What ``torch.export`` is to leave open: the batch size, and of token numbers ``(N, length)`` the length."""
+    free = torch.export.Dim.AUTO
+    tokens = all(x.dim() == 2 and not x.is_floating_point() for x in example)
+    return tuple({0: free, 1: free} if tokens else {0: free} for _ in example)
+
+
 class Task(Protocol):
     """Data with its splits, a loss and a metric. Splits are ``train``, ``validation`` and ``test``."""
 

@@ -31,5 +31,11 @@ def measure_static(artifact: Artifact, module: nn.Module, example: tuple[Tensor,
 
 
 def _weights(module: nn.Module) -> list[Tensor]:
-    """Parameters, and in a quantized graph the int8 weights, which are buffers there."""
-    return [*module.parameters(), *(b for b in module.buffers() if b.dtype == torch.int8)]
+    """Parameters, and quantized weights, which are buffers: in a graph int8, in a layer what it says they stand for."""
+    found = [*module.parameters()]
+    for part in module.modules():
+        if hasattr(part, "float_weight"):
+            found.append(part.float_weight())
+        else:
+            found += [b for b in part.buffers(recurse=False) if b.dtype == torch.int8]
+    return found

@@ -1,6 +1,21 @@
 """Quantization on one graph: pure functions, and their stages."""
 
+from optkit.quantize.dynamic import DynamicInt8, quantize_dynamic, replay_dynamic
 from optkit.quantize.pt2e import Quantized, quantize_static, replay_static
-from optkit.quantize.stages import StaticQuantization
+from optkit.quantize.stages import DynamicQuantization, StaticQuantization, WeightOnlyQuantization
+from optkit.quantize.weight_only import WeightOnly, quantize_weight_only, replay_weight_only
 
-__all__ = ["Quantized", "StaticQuantization", "quantize_static", "replay_static"]
+__all__ = [
+    "DynamicInt8",
+    "DynamicQuantization",
+    "Quantized",
+    "StaticQuantization",
+    "WeightOnly",
+    "WeightOnlyQuantization",
+    "quantize_dynamic",
+    "quantize_static",
+    "quantize_weight_only",
+    "replay_dynamic",
+    "replay_static",
+    "replay_weight_only",
+]

@@ -1,0 +1,157 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from optkit.core.artifact import save_artifact
+from optkit.core.errors import StageError, UserError
+from optkit.core.macs import count_macs, macs_by_operator
+from optkit.core.variant import Variant
+from optkit.engines import Eager, Inductor
+from optkit.measure.static import measure_static
+from optkit.models import MLP
+from optkit.quantize import WeightOnlyQuantization, quantize_weight_only, replay_weight_only
+
+VARIANT = Variant("v", None, frozenset({"weight_only"}), {})
+KERNEL = {8: "aten::_weight_int8pack_mm", 4: "aten::_weight_int4pack_mm_for_cpu"}
+SCHEMES = [(8, 64), (4, 32), (4, 64)]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return MLP([1, 8, 8], 3, [128, 64]).eval()
+
+
+X = (torch.randn(5, 1, 8, 8),)
+
+
+def torchao(weight, bits, group_size):
+    """The same weights through torchao's own quantization and back."""
+    from torchao.quantization import Int8Tensor, MappingType, PerRow
+    from torchao.quantization import quant_primitives as ao
+
+    if bits == 8:
+        return Int8Tensor.from_hp(weight, granularity=PerRow()).dequantize()
+    block = (1, group_size)
+    scale, zero = ao._choose_qparams_affine_tinygemm(weight, MappingType.ASYMMETRIC, block, torch.int32, 0, 15, 1e-6)
+    q = ao._quantize_affine_tinygemm(weight, block, scale, zero, torch.int32, 0, 15)
+    return ao._dequantize_affine_tinygemm(q, block, scale, zero, torch.int32, 0, 15)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), SCHEMES)
+def test_weights_are_as_near_as_torchao_brings_them(model, bits, group_size):
+    found = quantize_weight_only(model, bits=bits, group_size=group_size)
+    assert found.layers
+    for path in found.layers:
+        weight = model.get_submodule(path).weight.detach()
+        ours = (found.module.get_submodule(path).float_weight() - weight).abs().mean()
+        theirs = (torchao(weight, bits, group_size) - weight).abs().mean()
+        assert 0 < ours < 1.02 * theirs
+
+
+@pytest.mark.parametrize(("bits", "group_size"), SCHEMES)
+def test_the_kernel_computes_with_the_weights_that_it_says(model, bits, group_size):
+    found = quantize_weight_only(model, bits=bits, group_size=group_size)
+    for path in found.layers:
+        layer = found.module.get_submodule(path)
+        x = torch.randn(7, 2, layer.in_features)
+        expected = x @ layer.float_weight().T + layer.bias
+        assert (layer(x) - expected).abs().max() < 0.02 * expected.abs().max()
+        assert layer(x).dtype == x.dtype
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_both_engines_run_the_kernel_and_no_float_product_in_its_place(model, bits):
+    found = quantize_weight_only(model, bits=bits)
+    for engine in (Eager(), Inductor(cpp_wrapper=False)):
+        assert engine.unsupported(VARIANT.traits) is None
+        session = engine.compile(found.module, VARIANT, X)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            answer = session(*X)
+        calls = {event.key: event.count for event in profiled.key_averages()}
+        products = ("aten::addmm", "aten::mm", "mkl::_mkl_linear", "mkldnn::_linear_pointwise")
+        assert calls[KERNEL[bits]] == len(found.layers)
+        assert sum(calls.get(name, 0) for name in products) == len(found.left)
+        assert session.facts()["int8_share"] == 0
+        with torch.no_grad():
+            torch.testing.assert_close(answer, found.module(*X), atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), SCHEMES)
+def test_it_reloads_bit_by_bit_from_a_file_that_is_as_small_as_it_says(model, bits, group_size, tmp_path):
+    found = quantize_weight_only(model, bits=bits, group_size=group_size)
+    surgery = {"layers": list(found.layers), "bits": bits, "group_size": group_size}
+    by = "optkit.quantize.stages.WeightOnlyQuantization"
+    spec = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "num_classes": 3, "widths": [128, 64]}}
+    variant = Variant("v", None, frozenset(), spec, ({"by": by, "data": surgery},))
+    artifact = save_artifact(tmp_path, variant, found.module, X)
+    with torch.no_grad():
+        assert torch.equal(artifact.module()(*X), found.module(*X))
+    weights = sum(p.numel() for p in model.parameters())
+    assert artifact.size_bytes < weights * (1.1 if bits == 8 else 0.8) + 4000
+    figures = {m.name: m.value for m in measure_static(artifact, artifact.module(), X)}
+    assert figures["params"] == weights
+    assert figures["macs"] == count_macs(model, X) // 5
+
+
+def test_the_model_passed_in_is_not_touched_and_can_be_quantized_again(model):
+    before = copy.deepcopy(model.state_dict())
+    quantize_weight_only(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(type(m).__name__ == "Int8Linear" for m in model.modules())
+
+
+def test_four_bits_survive_loading_into_a_layer_that_held_others(model):
+    one, two = quantize_weight_only(model, bits=4), quantize_weight_only(MLP([1, 8, 8], 3, [128, 64]), bits=4)
+    two.module.load_state_dict(one.module.state_dict())
+    with torch.no_grad():
+        assert torch.equal(two.module(*X), one.module(*X))
+
+
+def test_macs_are_counted_in_the_kernels(model):
+    found = quantize_weight_only(model)
+    by_operator = macs_by_operator(found.module, X)
+    assert by_operator["aten._weight_int8pack_mm"] == 5 * (64 * 128 + 128 * 64)
+    assert sum(by_operator.values()) == count_macs(model, X)
+
+
+def test_layers_that_do_not_fit_are_named_with_the_reason():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.good, self.narrow, self.odd = nn.Linear(64, 32), nn.Linear(64, 3), nn.Linear(30, 32)
+            self.attention = nn.MultiheadAttention(32, 2)
+
+    found = quantize_weight_only(Odd(), bits=8)
+    assert found.layers == ("good",)
+    assert {k: v.split(",")[0] for k, v in found.left.items()} == {
+        "narrow": "its 3 outputs are too few",
+        "odd": "its 30 inputs are no multiple of 16",
+        "attention.out_proj": "a NonDynamicallyQuantizableLinear",
+    }
+    assert quantize_weight_only(Odd(), bits=4, group_size=32).layers == ("good",)
+    with pytest.raises(StageError, match="no layer.*group size 256"):
+        quantize_weight_only(Odd(), bits=4, group_size=256)
+    assert quantize_weight_only(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 32)), protect=("1",)).layers == ("0",)
+
+
+def test_the_stage_says_no_before_any_work(digits):
+    with pytest.raises(UserError, match="no linear layer"):
+        WeightOnlyQuantization().check(nn.Conv2d(1, 2, 3), digits)
+    with pytest.raises(UserError, match="bits"):
+        WeightOnlyQuantization(bits=3)
+    with pytest.raises(UserError, match="group"):
+        WeightOnlyQuantization(bits=4, group_size=48)
+    with pytest.raises(UserError, match="no kernel"):
+        quantize_weight_only(nn.Linear(64, 32), bits=2)
+
+
+def test_replay_needs_no_weights(model):
+    found = quantize_weight_only(model, bits=4, group_size=32)
+    fresh = replay_weight_only(MLP([1, 8, 8], 3, [128, 64]).eval(), found.layers, 4, 32)
+    fresh.load_state_dict(found.module.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(*X), found.module(*X))
