@@ -9,6 +9,26 @@ from torch import Tensor, nn
 
 from optkit.core.variant import Variant
 
+# in a quantized graph's ``meta``, the engine it is annotated for; with the same prefix, a trait of its variant
+MADE_FOR = "int8:"
+
+
+def made_for(target: str) -> frozenset[str]:
+    """The traits of an int8 variant that is annotated for one engine."""
+    return frozenset({"int8", f"{MADE_FOR}{target}"})
+
+
+def not_made_for(engine: str, traits: frozenset[str]) -> str | None:
+    """Why an engine has no int8 kernels for a variant; None when it runs as what it claims to be.
+
+    An engine takes what is float, and int8 graphs that are annotated for what it fuses.
+    """
+    if "float" in traits or f"{MADE_FOR}{engine}" in traits:
+        return None
+    if annotated := sorted(trait.removeprefix(MADE_FOR) for trait in traits if trait.startswith(MADE_FOR)):
+        return f"its int8 graph is annotated for {annotated[0]}; target={engine} makes one for this engine"
+    return f"this engine has no kernels for a variant that is {', '.join(sorted(traits)) or 'not float'}"
+
 
 class Session(Protocol):
     """A variant compiled for one engine and one batch size."""

@@ -1,8 +1,11 @@
 """Where a variant runs."""
 
+from optkit.engines.compiling import compile  # noqa: A004
 from optkit.engines.eager import Eager
 from optkit.engines.inductor import Inductor
+from optkit.engines.loading import load
+from optkit.engines.onnxruntime import ONNXRuntime
+from optkit.engines.openvino import OpenVINO
+from optkit.engines.registry import ENGINES
 
-ENGINES = {Eager.name: Eager, Inductor.name: Inductor}
-
-__all__ = ["ENGINES", "Eager", "Inductor"]
+__all__ = ["ENGINES", "Eager", "Inductor", "ONNXRuntime", "OpenVINO", "compile", "load"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.variant import Variant
-from optkit.engines.saved import save_session
+from optkit.engines.saved import Saved, save_session
 
 
 @dataclass
@@ -44,7 +44,7 @@ class EagerSession:
             return self.module(*inputs)
 
     def facts(self) -> dict[str, Any]:
-        return {"int8_share": 0.0, "compile_s": 0.0}
+        return {"int8_share": 0.0, "precision": "fp32", "compile_s": 0.0}
 
     def save(self, directory: Path) -> None:
-        save_session(directory, self.variant, self.module, self.example, Eager.name)
+        save_session(directory, self.variant, self.module, Saved(Eager.name, {}, self.example, self.facts()))

@@ -7,8 +7,8 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from optkit.core.checks import check_choice
+from optkit.core.engine import MADE_FOR, not_made_for
 from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
-from optkit.engines.saved import save_session
+from optkit.engines.deployed import check_shapes
+from optkit.engines.saved import Saved, save_session
 
 
 @dataclass
@@ -30,12 +33,17 @@ class Inductor:
         freezing: fold and prepack the weights; int8 kernels need it.
         cpp_wrapper: call the kernels from C++ instead of Python: a quarter less latency where a model's kernels are
             short, for a few seconds more of compiling.
+        precision: ``fp32``, or ``bf16`` for the products of a float variant.
     """
 
     freezing: bool = True
     cpp_wrapper: bool = True
+    precision: str = "fp32"
 
     name: ClassVar[str] = "inductor"
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, ("fp32", "bf16"))
 
     def unavailable(self) -> str | None:
         if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
@@ -45,7 +53,10 @@ class Inductor:
     def unsupported(self, traits: frozenset[str]) -> str | None:
         if "int8" in traits and not self.freezing:
             return "int8 kernels need engines.inductor.freezing=true"
-        return None
+        if "int8" in traits and self.precision != "fp32":
+            return "its int8 kernels stand between fp32 operators: precision=fp32"
+        annotated = any(trait.startswith(MADE_FOR) for trait in traits)
+        return not_made_for(self.name, traits) if annotated else None
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> InductorSession:
         """Compiles for the example's shapes, now.
@@ -64,19 +75,27 @@ class Inductor:
         started = time.perf_counter()
         with torch.no_grad(), config.patch(options), _quiet():
             try:
-                compiled = torch.compile(_graph_of_its_own(module, example), dynamic=False, fullgraph=True)
-                compiled(*example)
+                graph = _graph_of_its_own(module, example)
+                compiled = torch.compile(graph, dynamic=False, fullgraph=True)
+                with _autocast(self.precision):
+                    compiled(*example)
             except _failures() as error:
                 reason = str(error).strip().splitlines()[0]
                 raise StageError(f"inductor cannot compile this model: {reason}") from error
         seconds = time.perf_counter() - started
-        facts = {"int8_share": sum(int8_macs) / max(count_macs(module, example), 1), "compile_s": round(seconds, 3)}
-        return InductorSession(module, variant, compiled, example, facts)
+        share = sum(int8_macs) / max(count_macs(module, example), 1)
+        facts = {"int8_share": share, "precision": self.precision, "compile_s": round(seconds, 3)}
+        return InductorSession(module, variant, self, compiled, example, facts)
 
 
 def _failures() -> tuple[type[Exception], ...]:
     """What exporting and compiling raise; looked up late, for dynamo takes seconds to import."""
     return (torch._dynamo.exc.TorchDynamoException, RuntimeError)
+
+
+def _autocast(precision: str) -> AbstractContextManager[Any]:
+    """The products in bf16, norms and softmax as they are."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
@@ -104,22 +123,22 @@ class InductorSession:
 
     module: nn.Module
     variant: Variant
+    engine: Inductor
     compiled: Callable[..., Tensor]
     example: tuple[Tensor, ...]
     engine_facts: dict[str, Any]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if any(x.shape != wanted.shape for x, wanted in zip(inputs, self.example, strict=True)):
-            found, wanted = [list(x.shape) for x in inputs], [list(x.shape) for x in self.example]
-            raise StageError(f"compiled for inputs {wanted}, called with {found}")
-        with torch.no_grad():
-            return self.compiled(*inputs)
+        check_shapes(inputs, self.example)
+        with torch.no_grad(), _autocast(self.engine.precision):
+            return self.compiled(*inputs).float()
 
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)
 
     def save(self, directory: Path) -> None:
-        save_session(directory, self.variant, self.module, self.example, Inductor.name)
+        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
+        save_session(directory, self.variant, self.module, saved)
 
 
 def _int8_counter(found: list[int]) -> Any:

@@ -55,7 +55,7 @@ def measure_memory(
 def _serve(folder: Path, threads: int, trusted: tuple[str, ...]) -> None:
     from safetensors.torch import load_file, save_file
 
-    from optkit.engines.load import load
+    from optkit.engines.loading import load
 
     torch.set_num_threads(threads)
     tensors = load_file(folder / INPUTS)

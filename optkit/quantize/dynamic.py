@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from optkit.core.checks import check_choice
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
-from optkit.quantize.pt2e import _convert, _name_calls_apart, _quiet, products_saturate
+from optkit.quantize.pt2e import _convert, _quiet, products_saturate
 
 DYNAMIC_TARGETS = ("inductor",)
 
@@ -67,10 +67,12 @@ def replay_dynamic(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+    from optkit.quantize.targets.inductor import name_calls_apart
+
     with _quiet():
         shapes = free_dims(example_inputs)
         graph = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes).module()
-        _name_calls_apart(graph)
+        name_calls_apart(graph)
         scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True, reduce_range=reduce_range)
         prepared = prepare_pt2e(graph, x86.X86InductorQuantizer().set_global(scheme))
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Static int8 on torchao's PT2E graph, for the inductor engine on x86."""
+"""Static int8 on torchao's PT2E graph, annotated for the engine that is to run it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from optkit.core.checks import check_choice
+from optkit.core.engine import MADE_FOR
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError
+from optkit.core.task import free_dims
+
+TARGETS = ("inductor", "onnxruntime", "openvino")
+OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,45 @@ class Quantized:
 
     Attributes:
         module: the graph.
-        activations: scale and zero point of every activation in it, by node name.
+        activations: scale, zero point and integer range of every activation in it, by node name.
         reduce_range: whether activations take 7 bits.
+        target: the engine it is annotated for.
     """
 
     module: GraphModule
     activations: dict[str, list[float | int]]
     reduce_range: bool
+    target: str = "inductor"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A graph whose observers have seen the calibration data; every scheme can be read off it.
+
+    Attributes:
+        graph: with observers.
+        reduce_range, target: as in `Quantized`.
+    """
+
+    graph: GraphModule
+    reduce_range: bool
+    target: str
+
+    def convert(self, observer: str = "histogram") -> Quantized:
+        """The int8 graph with the ranges of one scheme, a name of ``OBSERVERS``.
+
+        Raises:
+            StageError: no operator could be quantized.
+        """
+        check_choice("observer", observer, OBSERVERS)
+        graph = copy.deepcopy(self.graph)
+        for module in _observers(graph):
+            module.scheme = observer
+        converted = _convert(graph, self.target)
+        activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in _activation_nodes(converted)}
+        if not activations:
+            raise StageError("no operator of this model could be quantized")
+        return Quantized(converted, activations, self.reduce_range, self.target)
 
 
 def products_saturate() -> bool:
@@ -43,33 +81,52 @@ def quantize_static(
     example_inputs: tuple[Tensor, ...],
     batches: Iterable[tuple[Tensor, ...]],
     *,
+    target: str = "inductor",
+    observer: str = "histogram",
     reduce_range: bool | None = None,
 ) -> Quantized:
-    """Post-training static quantization: int8 weights per channel, uint8 activations per tensor.
+    """Post-training static quantization: int8 weights per channel, int8 activations per tensor.
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: inputs of at least 2 examples, to export with; the batch size stays dynamic.
-        batches: inputs to calibrate with, one tuple a batch.
+        example_inputs: inputs of at least 2 examples, to export with; batch size and length of texts stay free.
+        batches: inputs to calibrate with, one tuple a batch; read one at a time.
+        target: the engine whose kernels the graph is annotated for.
+        observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
+            error), ``percentile`` or ``entropy``.
         reduce_range: give activations 7 of their 8 bits, so that sums of two products fit 16 bits. None does so where
             this processor's kernels need it (`products_saturate`).
 
     Returns:
-        The graph with quantize and dequantize nodes, which inductor lowers to int8 kernels.
+        The graph with quantize and dequantize nodes, which the engine lowers to int8 kernels.
 
     Raises:
+        UserError: no such target or observer.
         StageError: no operator could be quantized.
     """
+    check_choice("observer", observer, OBSERVERS)
+    calibrated = calibrate(
+        model, example_inputs, batches, target=target, reduce_range=reduce_range, schemes=(observer,)
+    )
+    return calibrated.convert(observer)
+
+
+def calibrate(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    target: str = "inductor",
+    reduce_range: bool | None = None,
+    schemes: Iterable[str] = OBSERVERS,
+) -> Calibrated:
+    """One pass over the calibration data, for as many schemes as are to be tried; see `quantize_static`."""
     reduce_range = products_saturate() if reduce_range is None else reduce_range
-    prepared = _prepare(model, example_inputs, reduce_range)
+    prepared = _prepare(model, example_inputs, target, reduce_range, tuple(schemes))
     with torch.no_grad():
         for inputs in batches:
             prepared(*inputs)
-    converted = _convert(prepared)
-    activations = {n.name: [float(n.args[1]), int(n.args[2])] for n in _activation_nodes(converted)}
-    if not activations:
-        raise StageError("no operator of this model could be quantized")
-    return Quantized(converted, activations, reduce_range)
+    return Calibrated(prepared, reduce_range, target)
 
 
 def replay_static(
@@ -77,48 +134,54 @@ def replay_static(
     example_inputs: tuple[Tensor, ...],
     activations: dict[str, list[float | int]],
     reduce_range: bool = False,
+    target: str = "inductor",
 ) -> GraphModule:
     """The structure that `quantize_static` gave, rebuilt without calibration; the weights are loaded over it.
 
     Args:
         model: a fresh model of the structure that was quantized.
         example_inputs: as for `quantize_static`.
-        activations, reduce_range: from `Quantized`.
+        activations, reduce_range, target: from `Quantized`.
     """
-    prepared = _prepare(model, example_inputs, reduce_range)
+    prepared = _prepare(model, example_inputs, target, reduce_range, ())
     with torch.no_grad():
         prepared(*example_inputs)
-    converted = _convert(prepared)
+    converted = _convert(prepared, target)
     for node in _activation_nodes(converted):
-        scale, zero_point = activations[node.name]
-        node.args = (node.args[0], scale, zero_point, *node.args[3:])
+        scale, *integers = activations[node.name]
+        dtype = torch.int8 if len(integers) == 3 and integers[1] < 0 else torch.uint8
+        node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], dtype)
     converted.recompile()
     return converted
 
 
-def _prepare(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_range: bool) -> GraphModule:
+def _prepare(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], target: str, reduce_range: bool, schemes: tuple[str, ...]
+) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-    batch_is_dynamic = tuple({0: torch.export.Dim.AUTO} for _ in example_inputs)
+    from optkit.quantize.observers import WITH_HISTOGRAM, ActivationObserver
+    from optkit.quantize.targets import target as find_target
+
+    check_choice("target", target, TARGETS)
+    engine, histogram = find_target(target), bool(WITH_HISTOGRAM & set(schemes))
+
+    def activation(symmetric: bool) -> QuantizationSpec:
+        observer = ActivationObserver.with_args(symmetric=symmetric, keep_histogram=histogram)
+        highest = 127 if reduce_range else 255
+        return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine)
+
     with _quiet():
-        exported = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=batch_is_dynamic)
-        graph = exported.module()
-        _name_calls_apart(graph)
-        scheme = x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
-        return prepare_pt2e(graph, x86.X86InductorQuantizer().set_global(scheme))
+        shapes = free_dims(example_inputs)
+        program = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes)
+        return prepare_pt2e(engine.rewrite(program), engine.quantizer(activation))
 
 
-def _name_calls_apart(graph: GraphModule) -> None:
-    """Gives every call of a shared module, such as the one ReLU of a torchvision block, its own source name.
+def _observers(graph: GraphModule) -> Iterator[Any]:
+    from optkit.quantize.observers import ActivationObserver
 
-    The annotator groups nodes by the module path they came from, and takes two calls of one ReLU for one partition
-    with two outputs ("Input partition has more than one output node"). The stack's keys tell the calls apart.
-    """
-    for node in graph.graph.nodes:
-        if stack := node.meta.get("nn_module_stack"):
-            call = list(stack)[-1]
-            node.meta["nn_module_stack"] = stack | {call: (call, stack[call][1])}
+    return (module for module in graph.modules() if isinstance(module, ActivationObserver))
 
 
 def _drop_unused(graph: GraphModule) -> None:
@@ -130,13 +193,27 @@ def _drop_unused(graph: GraphModule) -> None:
             delattr(graph.get_submodule(path), leaf)
 
 
-def _convert(prepared: GraphModule) -> GraphModule:
+def _convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    from optkit.quantize.targets import target as find_target
 
     with _quiet():
         converted = convert_pt2e(prepared)
     _drop_unused(converted)
+    if find_target(target).SIGNED:
+        _sign(converted)
+    converted.meta[MADE_FOR] = target
     return converted
+
+
+def _sign(graph: GraphModule) -> None:
+    """Activations with the zero point in the middle become int8 with a zero point of 0: the same values."""
+    for node in _activation_nodes(graph):
+        x, scale, zero_point, low, high, _ = node.args
+        if zero_point == (low + high + 1) // 2:
+            node.args = (x, scale, 0, low - zero_point, high - zero_point, torch.int8)
+    graph.recompile()
 
 
 def _activation_nodes(graph: GraphModule) -> Iterator[Node]:
@@ -158,6 +235,7 @@ def describe(quantized: Quantized) -> dict[str, Any]:
     """How many operators read quantized weights, how many activations are quantized, and to how many bits."""
     weights = [n for n in quantized.module.graph.nodes if "dequantize_per_channel" in str(n.target)]
     return {
+        "target": quantized.target,
         "quantized_weights": len(weights),
         "quantized_activations": len(quantized.activations),
         "activation_bits": 7 if quantized.reduce_range else 8,

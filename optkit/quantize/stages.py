@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from optkit.core.checks import check_choice, check_count
+from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
 from optkit.core.stage import Context, Outcome
@@ -21,7 +22,7 @@ from optkit.quantize.dynamic import (
     quantize_dynamic,
     replay_dynamic,
 )
-from optkit.quantize.pt2e import describe, quantize_static, replay_static
+from optkit.quantize.pt2e import OBSERVERS, TARGETS, describe, quantize_static, replay_static
 from optkit.quantize.weight_only import (
     BITS,
     GROUP_SIZES,
@@ -31,32 +32,37 @@ from optkit.quantize.weight_only import (
     replay_weight_only,
 )
 
-TARGETS = ("inductor",)
-
 
 @dataclass
 class StaticQuantization:
     """Post-training int8 for weights and activations, calibrated on train data (torchao PT2E).
 
     Attributes:
-        target: the engine whose kernels the graph is annotated for.
+        target: the engine whose kernels the graph is annotated for: ``inductor``, ``onnxruntime`` or ``openvino``.
+        observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
+            error), ``percentile`` or ``entropy``.
         batches: calibration batches.
         batch_size: examples in each.
         reduce_range: 7 bits for activations; null: where this processor's int8 kernels would overflow without.
     """
 
     target: str = "inductor"
+    observer: str = "histogram"
     batches: int = 32
     batch_size: int = 32
     reduce_range: bool | None = None
 
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
-    adds: ClassVar[frozenset[str]] = frozenset({"int8"})
     drops: ClassVar[frozenset[str]] = frozenset({"float"})
+
+    @property
+    def adds(self) -> frozenset[str]:
+        return made_for(self.target)
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, TARGETS)
+        check_choice("observer", self.observer, OBSERVERS)
         check_count("batches", self.batches)
         check_count("batch_size", self.batch_size)
         check_choice("reduce_range", self.reduce_range, (None, True, False))
@@ -66,14 +72,26 @@ class StaticQuantization:
         batches = ctx.task.batches("train", self.batch_size, seed=ctx.seed)
         limit = min(self.batches, ctx.max_steps or self.batches)
         inputs = (b.inputs for b in islice(batches, limit))
-        quantized = quantize_static(module.eval(), ctx.task.example(2), inputs, reduce_range=self.reduce_range)
+        quantized = quantize_static(
+            module.eval(),
+            ctx.task.example(2),
+            inputs,
+            target=self.target,
+            observer=self.observer,
+            reduce_range=self.reduce_range,
+        )
         facts = {"calibration_examples": min(limit * self.batch_size, ctx.task.size("train"))} | describe(quantized)
-        surgery = {"activations": quantized.activations, "reduce_range": quantized.reduce_range}
+        surgery = {
+            "activations": quantized.activations,
+            "reduce_range": quantized.reduce_range,
+            "target": quantized.target,
+        }
         return Outcome(quantized.module, facts, surgery=surgery)
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return replay_static(module, example, surgery["activations"], surgery["reduce_range"])
+        target = surgery.get("target", "inductor")
+        return replay_static(module, example, surgery["activations"], surgery["reduce_range"], target)
 
 
 @dataclass
@@ -90,8 +108,11 @@ class DynamicQuantization:
 
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
-    adds: ClassVar[frozenset[str]] = frozenset({"int8"})
     drops: ClassVar[frozenset[str]] = frozenset({"float"})
+
+    @property
+    def adds(self) -> frozenset[str]:
+        return made_for(self.target)
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, DYNAMIC_TARGETS)

@@ -1,0 +1,51 @@
+"""A saved variant, opened again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from optkit.core.artifact import TRUSTED, open_artifact
+from optkit.core.engine import Engine, Session
+from optkit.core.errors import UserError, did_you_mean
+from optkit.engines.registry import ENGINES, Opens
+from optkit.engines.saved import read_session
+
+
+def load(
+    directory: str | Path, engine: str | None = None, batch_size: int | None = None, trust: Iterable[str] = ()
+) -> nn.Module | Session:
+    """Opens what a run saved: the module, or a session of an engine.
+
+    Args:
+        directory: a folder of ``variants/`` in a run, or one that ``Session.save`` wrote.
+        engine: ``inductor``, ``openvino``, ...: gives a session compiled for `batch_size`. None gives the plain module,
+            unless the folder was written by ``Session.save``, which remembers its engine and that engine's options.
+        batch_size: of the session; None is the batch size the folder remembers.
+        trust: top-level packages besides optkit whose classes may be called to rebuild the model.
+
+    Raises:
+        UserError: no variant there, an unknown engine, or one that cannot run this variant.
+    """
+    folder = Path(directory)
+    artifact = open_artifact(folder)
+    saved = read_session(folder)
+    name = engine or (saved.engine if saved else None)
+    if name is None:
+        return artifact.module((*TRUSTED, *trust))
+    if name not in ENGINES:
+        raise UserError(f"no engine '{name}'", key="engine", value=name, fix=did_you_mean(name, ENGINES))
+    same = saved is not None and saved.engine == name
+    chosen: Engine = ENGINES[name](**saved.options) if saved is not None and same else ENGINES[name]()
+    if reason := chosen.unavailable() or chosen.unsupported(artifact.variant.traits):
+        raise UserError(reason, key="engine", value=name)
+    example = saved.example if saved is not None else tuple(spec.zeros() for spec in artifact.inputs)
+    if batch_size is not None:
+        example = tuple(torch.zeros((batch_size, *x.shape[1:]), dtype=x.dtype) for x in example)
+    if saved is not None and same and isinstance(chosen, Opens):
+        return chosen.open(folder, artifact.variant, replace(saved, example=example))
+    return chosen.compile(artifact.module((*TRUSTED, *trust)), artifact.variant, example)

@@ -1,0 +1,152 @@
+"""The ONNX Runtime engine: its CPU kernels, in fp32 or int8."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.engine import not_made_for
+from optkit.core.errors import StageError
+from optkit.core.macs import count_macs
+from optkit.core.variant import Variant
+from optkit.engines.deployed import arrays, check_shapes, tensor
+from optkit.engines.onnx_file import missing, to_onnx
+from optkit.engines.saved import Saved, save_session
+
+MODEL = "model.onnx"
+KERNELS = {
+    "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "QGemm",
+}  # fmt: skip
+
+
+@dataclass
+class ONNXRuntime:
+    """ONNX Runtime on the CPU, on the session's threads."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def unavailable(self) -> str | None:
+        return missing("onnxruntime")
+
+    def unsupported(self, traits: frozenset[str]) -> str | None:
+        return not_made_for(self.name, traits)
+
+    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> ONNXRuntimeSession:
+        """Compiles for any batch size that the model leaves free, on torch's number of threads.
+
+        Raises:
+            StageError: ONNX or ONNX Runtime lacks an operator of this module; the message names it.
+        """
+        started = time.perf_counter()
+        file = to_onnx(module, example, turn_weights=True)
+        runtime = _runtime(file)
+        seconds = time.perf_counter() - started
+        share = min(1.0, _int8_macs(file, example) / max(count_macs(module, example), 1))
+        facts = {"int8_share": share, "precision": "fp32", "compile_s": round(seconds, 3)}
+        return ONNXRuntimeSession(module, variant, self, file, runtime, example, facts)
+
+    def open(self, folder: Path, variant: Variant, saved: Saved) -> ONNXRuntimeSession:
+        """Opens what a session saved, without torch's export."""
+        started = time.perf_counter()
+        file = (folder / MODEL).read_bytes()
+        runtime = _runtime(file)
+        facts = saved.facts | {"compile_s": round(time.perf_counter() - started, 3)}
+        return ONNXRuntimeSession(folder, variant, self, file, runtime, saved.example, facts)
+
+
+@dataclass
+class ONNXRuntimeSession:
+    """A file that ONNX Runtime has optimized; takes the shapes it was compiled with."""
+
+    source: nn.Module | Path
+    variant: Variant
+    engine: ONNXRuntime
+    file: bytes
+    runtime: Any
+    example: tuple[Tensor, ...]
+    engine_facts: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.names = [put.name for put in self.runtime.get_inputs()]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        check_shapes(inputs, self.example)
+        return tensor(self.runtime.run(None, dict(zip(self.names, arrays(inputs), strict=True)))[0])
+
+    def facts(self) -> dict[str, Any]:
+        return dict(self.engine_facts)
+
+    def save(self, directory: Path) -> None:
+        """Writes the variant and the ONNX file, whose batch size stays free."""
+        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
+        save_session(directory, self.variant, self.source, saved)
+        (directory / MODEL).write_bytes(self.file)
+
+
+def _runtime(file: bytes, profile: Path | None = None) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # between calls its threads would spin, at the cost of whatever runs next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    try:
+        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except _failures() as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StageError(f"ONNX Runtime cannot run this model: {reason}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (state.Fail, state.InvalidGraph, state.NotImplemented, state.InvalidArgument, state.RuntimeException)
+
+
+def _int8_macs(file: bytes, example: tuple[Tensor, ...]) -> int:
+    """MACs of the int8 kernels in one call, from the profile of what ran."""
+    with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+        runtime = _runtime(file, Path(folder) / "profile")
+        runtime.run(None, dict(zip([put.name for put in runtime.get_inputs()], arrays(example), strict=True)))
+        events = json.loads(Path(runtime.end_profiling()).read_text())
+    windows = _windows(file)
+    kernels = [event for event in events if event.get("args", {}).get("op_name") in KERNELS]
+    return sum(_macs(event["name"], event["args"], windows) for event in kernels)
+
+
+def _macs(name: str, kernel: dict[str, Any], windows: dict[str, int]) -> int:
+    """MACs of one kernel: outputs, times the products that each sums up."""
+    first, out = (next(iter(kernel[put][0].values())) for put in ("input_type_shape", "output_type_shape"))
+    if "Conv" not in kernel["op_name"]:
+        return math.prod(out) * first[-1]
+    # a kernel is named after the convolution that it was made from
+    origin = max((node for node in windows if name.startswith(f"{node}_")), key=len)
+    return math.prod(out) * windows[origin]
+
+
+def _windows(file: bytes) -> dict[str, int]:
+    """How many products each convolution of a file sums up for one output; the profile does not show weights."""
+    import onnx
+
+    graph = onnx.load_from_string(file).graph
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    return {
+        n.name: math.prod(weights[sources.get(n.input[1], n.input[1])][1:])
+        for n in convolutions
+        if n.input[1] in sources
+    }

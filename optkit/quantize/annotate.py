@@ -1,0 +1,146 @@
+"""Annotation: which edges of a graph carry int8, worked out from what an engine fuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+aten = torch.ops.aten
+Edge = tuple[Node, Node]
+
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding}
+LINEAR = {aten.linear.default}
+PRODUCTS = {aten.matmul.default, aten.bmm.default}
+ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+SOFTMAX = {aten.softmax.int, aten._softmax.default}
+CONCATENATIONS = {aten.cat.default}
+# give the values that they take, in another order or fewer of them
+LAYOUT = {
+    aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
+    aten.expand.default, aten.contiguous.default, aten.clone.default, aten.dropout.default, aten.max_pool2d.default,
+    aten.max_pool1d.default, aten.unflatten.int, aten._unsafe_view.default,
+}  # fmt: skip
+
+
+def is_float(node: object) -> bool:
+    """Whether a node gives an fp32 tensor."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+def calls(graph: GraphModule, targets: Iterable[object]) -> list[Node]:
+    """The calls of these operators, in order."""
+    wanted = set(targets)
+    return [n for n in graph.graph.nodes if n.op == "call_function" and n.target in wanted]
+
+
+def weighted(graph: GraphModule) -> list[Node]:
+    """Convolutions and linears whose weight is a parameter."""
+    found = calls(graph, CONVOLUTIONS | LINEAR)
+    return [n for n in found if n.args[1].op == "get_attr" and is_float(n.args[0])]
+
+
+def comes_from(node: object, targets: set[object]) -> bool:
+    """Whether a tensor is what one of these operators gave, but for its layout."""
+    while isinstance(node, Node) and node.target in LAYOUT:
+        node = node.args[0]
+    return isinstance(node, Node) and node.target in targets
+
+
+def moved_up(edges: Iterable[Edge]) -> list[Edge]:
+    """Edges moved over operators that only move values, as far as all that reads those values is int8 as well.
+
+    The producer then writes int8, and what lies between moves a quarter of the bytes.
+    """
+    found = dict.fromkeys(edges)
+    moving = True
+    while moving:
+        moving = False
+        for source, _ in list(found):
+            below = [(source, user) for user in source.users]
+            # linears gain nothing from it: engines look for the quantization right before them
+            if not all(edge in found and edge[1].target not in LINEAR for edge in below):
+                continue
+            if source.target in LAYOUT and is_float(source.args[0]):
+                above = [(source.args[0], source)]
+            elif source.target in CONCATENATIONS and all(is_float(n) and n.op != "get_attr" for n in source.args[0]):
+                above = [(n, source) for n in source.args[0]]
+            else:
+                continue
+            for edge in below:
+                del found[edge]
+            found |= dict.fromkeys(above)
+            moving = True
+            break
+    return list(found)
+
+
+def products(graph: GraphModule) -> list[Node]:
+    """Products of two activations, of which none is a softmax."""
+    return [
+        n
+        for n in calls(graph, PRODUCTS)
+        if all(is_float(x) and x.op != "get_attr" and not comes_from(x, SOFTMAX) for x in n.args[:2])
+    ]
+
+
+class EdgeQuantizer(Quantizer):
+    """Weights of convolutions and linears to int8, and the activations on chosen edges to uint8.
+
+    Args:
+        edges: gives the edges of a graph that carry int8.
+        activation: gives the quantization of the activation on an edge.
+    """
+
+    def __init__(
+        self, edges: Callable[[GraphModule], Iterable[Edge]], activation: Callable[[Edge], QuantizationSpec]
+    ) -> None:
+        super().__init__()
+        self.edges, self.activation = edges, activation
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        inputs: dict[Node, dict[Node, object]] = {}
+        first: dict[Node, Edge] = {}
+        for source, user in self.edges(model):
+            shares = first.get(_group(source, user, first))
+            spec = SharedQuantizationSpec(shares) if shares else self.activation((source, user))
+            first.setdefault(source, (source, user))
+            inputs.setdefault(user, {})[source] = spec
+        for node in weighted(model):
+            if node in inputs or node.args[0] in first:
+                inputs.setdefault(node, {})[node.args[1]] = weight_spec()
+        for node, specs in inputs.items():
+            node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+        return model
+
+    def validate(self, model: GraphModule) -> None: ...
+
+
+def _group(source: Node, user: Node, first: dict[Node, Edge]) -> Node:
+    """With which tensor an edge shares its scale: its own, or that of another input of one concatenation."""
+    if user.target in CONCATENATIONS and source not in first:
+        return next((n for n in user.args[0] if n in first), source)
+    return source
+
+
+def weight_spec(scheme: torch.qscheme = torch.per_channel_symmetric, lowest: int = -127) -> QuantizationSpec:
+    """int8 with a scale for each output channel."""
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=lowest,
+        quant_max=127,
+        qscheme=scheme,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=2**-24),
+    )

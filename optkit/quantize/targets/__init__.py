@@ -1,0 +1,37 @@
+"""What each engine's int8 kernels want of a graph, one file for each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
+
+# symmetric -> how an activation is quantized
+Activation = Callable[[bool], QuantizationSpec]
+
+
+class Target(Protocol):
+    """A file of this folder."""
+
+    def rewrite(self, program: ExportedProgram) -> GraphModule:
+        """The graph to annotate."""
+        ...
+
+    def quantizer(self, activation: Activation) -> Quantizer:
+        """What annotates it."""
+        ...
+
+    # whether activations with the zero point in the middle become signed
+    SIGNED: bool
+
+
+def target(name: str) -> Target:
+    """The target of this name, ``inductor``, ``onnxruntime`` or ``openvino``."""
+    return import_module(f"optkit.quantize.targets.{name}")  # type: ignore[return-value]
+
+
+__all__ = ["Activation", "Target", "target"]

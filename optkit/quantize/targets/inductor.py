@@ -1,0 +1,41 @@
+"""What inductor fuses around int8 on x86: torchao's own annotator knows it."""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantizer import Quantizer
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+from optkit.quantize.annotate import weight_spec
+from optkit.quantize.targets import Activation
+
+SIGNED = False
+
+
+def rewrite(program: ExportedProgram) -> GraphModule:
+    """The graph, every call of a shared module told apart."""
+    graph = program.module()
+    assert isinstance(graph, GraphModule)
+    name_calls_apart(graph)
+    return graph
+
+
+def name_calls_apart(graph: GraphModule) -> None:
+    """Gives every call of a shared module, such as the one ReLU of a torchvision block, its own source name.
+
+    The annotator groups nodes by the module path they came from, and takes two calls of one ReLU for one partition
+    with two outputs ("Input partition has more than one output node"). The stack's keys tell the calls apart.
+    """
+    for node in graph.graph.nodes:
+        if stack := node.meta.get("nn_module_stack"):
+            call = list(stack)[-1]
+            node.meta["nn_module_stack"] = stack | {call: (call, stack[call][1])}
+
+
+def quantizer(activation: Activation) -> Quantizer:
+    """Torchao's, with our observers."""
+    spec = activation(False)
+    scheme = x86.QuantizationConfig(spec, spec, weight_spec(torch.per_channel_symmetric, -128), None, False)
+    return x86.X86InductorQuantizer().set_global(scheme)

@@ -1,0 +1,73 @@
+"""What ONNX Runtime's CPU kernels fuse around int8.
+
+A convolution becomes an int8 kernel only between int8 tensors, so what it gives is quantized too, after the activation
+that is fused into it, and so are both terms and the result of a residual sum. Linears and the products of queries
+and keys may give float. Activations are uint8 with any zero point, which the kernels pad with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import Quantizer
+
+from optkit.quantize.annotate import (
+    ADDITIONS,
+    CONVOLUTIONS,
+    Edge,
+    EdgeQuantizer,
+    aten,
+    calls,
+    is_float,
+    moved_up,
+    products,
+    weighted,
+)
+from optkit.quantize.attention import explicit_attention
+from optkit.quantize.targets import Activation
+
+SIGNED = False
+# fused into a convolution by its range: what is below zero is cut by a zero point of 0
+CLAMPS = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default}
+POOLS = {aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim}
+
+
+def rewrite(program: ExportedProgram) -> GraphModule:
+    """The graph, its attention as two products."""
+    return explicit_attention(program)
+
+
+def quantizer(activation: Activation) -> Quantizer:
+    """Annotates `edges`."""
+    return EdgeQuantizer(edges, lambda edge: activation(False))
+
+
+def edges(graph: GraphModule) -> Iterable[Edge]:
+    """The edges that carry int8."""
+    found = [(node.args[0], node) for node in weighted(graph)]
+    found += [(term, node) for node in products(graph) for term in node.args[:2]]
+    sums = residuals(graph)
+    found += [(term, node) for node in sums for term in node.args[:2]]
+    convolutions = [node for node in weighted(graph) if node.target in CONVOLUTIONS]
+    for node in [*convolutions, *sums]:
+        last = _clamped(node)
+        found += [(last, user) for user in last.users if user.op != "output"]
+    return moved_up(found)
+
+
+def residuals(graph: GraphModule) -> list[Node]:
+    """Sums of two activations, one of them a convolution's output."""
+    found = []
+    for node in calls(graph, ADDITIONS):
+        terms = [x for x in node.args[:2] if is_float(x) and x.op != "get_attr"]
+        if len(terms) == 2 and any(x.target in CONVOLUTIONS for x in terms):
+            found.append(node)
+    return found
+
+
+def _clamped(node: Node) -> Node:
+    """The node, or the clamp that alone reads it."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target in CLAMPS else node
