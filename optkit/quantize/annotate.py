@@ -118,8 +118,7 @@ class EdgeQuantizer(Quantizer):
             first.setdefault(source, (source, user))
             inputs.setdefault(user, {})[source] = spec
         for node in weighted(model):
-            if node in inputs or node.args[0] in first:
-                inputs.setdefault(node, {})[node.args[1]] = weight_spec()
+            inputs.setdefault(node, {})[node.args[1]] = weight_spec()
         for node, specs in inputs.items():
             node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
         return model

@@ -1,0 +1,142 @@
+"""OpenVINO and ONNX Runtime: float and int8, saved and opened again without torch's module."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from optkit.core.errors import StageError, UserError
+from optkit.engines import ENGINES, OpenVINO, compile, load
+from optkit.models import ResNetCIFAR, SmallCNN
+from optkit.quantize import quantize_static
+
+DEPLOYED = ("onnxruntime", "openvino")
+
+
+class Attention(nn.Module):
+    """Tokens to logits through one self-attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.qkv, self.out, self.head = nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 3)
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, tokens, mask):
+        x = self.embed(tokens)
+        q, k, v = (y.unflatten(-1, (4, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :].bool())
+        return self.head(self.norm(x + self.out(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+def images(count):
+    return (torch.randn(count, 3, 16, 16),)
+
+
+def texts(count):
+    mask = torch.ones(count, 12, dtype=torch.long)
+    mask[0, 7:] = 0
+    return (torch.randint(0, 50, (count, 12)), mask)
+
+
+MODELS = {
+    "residual": (lambda: ResNetCIFAR(8, 10, 3), images),
+    "pooled": (lambda: SmallCNN(10, 3, [16, 32]), images),
+    "attention": (Attention, texts),
+}
+
+
+@pytest.fixture(scope="module", params=[(m, e) for m in MODELS for e in DEPLOYED], ids="-".join)
+def case(request):
+    """A model, inputs, its int8 graph for an engine, and that engine's session of it."""
+    torch.manual_seed(0)
+    name, engine = request.param
+    build, inputs = MODELS[name]
+    model = build().eval()
+    found = quantize_static(model, inputs(2), [inputs(16) for _ in range(3)], target=engine)
+    x = inputs(4)
+    return engine, model, x, found, compile(found.module, x, engine=engine)
+
+
+def noise(actual, expected):
+    return float((actual - expected).pow(2).sum() / expected.pow(2).sum())
+
+
+def test_float_answers_are_the_modules(case):
+    engine, model, x, _, _ = case
+    session = compile(model, x, engine=engine)
+    with torch.no_grad():
+        torch.testing.assert_close(session(*x), model(*x), atol=1e-4, rtol=1e-3)
+    assert session.facts()["int8_share"] == 0
+
+
+def test_convolutions_and_linears_run_in_int8_kernels(case):
+    _, model, x, found, session = case
+    attention = any(isinstance(m, nn.Embedding) for m in model.modules())
+    # the product of scores and values stays in float
+    assert session.facts()["int8_share"] > (0.9 if attention else 0.999)
+    with torch.no_grad():
+        assert noise(session(*x), model(*x)) < 0.02
+        assert noise(session(*x), found.module(*x)) < 0.02
+
+
+def test_a_saved_session_gives_the_same_answers_where_there_is_no_optkit(case, tmp_path):
+    engine, _, x, _, session = case
+    session.save(tmp_path)
+    expected = session(*x)
+    again = load(tmp_path)
+    assert type(again) is type(session)
+    assert torch.equal(again(*x), expected)
+    again.save(tmp_path / "copy")
+    assert torch.equal(load(tmp_path / "copy")(*x), expected)
+    assert load(tmp_path, batch_size=7)(*(torch.cat([v, v])[:7] for v in x)).shape[0] == 7
+    torch.save((x, expected), tmp_path / "io.pt")
+    run = {
+        "openvino": "m = ov.Core().compile_model(r'model.xml', 'CPU'); y = m([v.numpy() for v in x])[0]",
+        "onnxruntime": "s = ort.InferenceSession('model.onnx'); y = s.run(None, {i.name: v.numpy() for i, v in "
+        "zip(s.get_inputs(), x)})[0]",
+    }[engine]
+    code = (
+        "import sys, torch; import openvino as ov, onnxruntime as ort\n"
+        f"x, expected = torch.load('io.pt'); {run}\n"
+        "assert not any(n.startswith('optkit') for n in sys.modules)\n"
+        "assert (torch.from_numpy(y.copy()) - expected).abs().max() <= 0.02 * expected.abs().max()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_shape_is_refused(case):
+    _, _, x, _, session = case
+    with pytest.raises(StageError, match="compiled for inputs"):
+        session(*(v[:1] for v in x))
+
+
+def test_an_int8_graph_is_refused_by_the_engines_it_is_not_made_for(case):
+    engine, _, x, found, _ = case
+    for other in set(ENGINES) - {engine}:
+        with pytest.raises(UserError, match=f"annotated for {engine}|in fp32"):
+            compile(found.module, x, engine=other)
+
+
+def test_bf16_is_close_to_the_module_and_is_not_fp32():
+    engine = OpenVINO(precision="bf16")
+    if reason := engine.unavailable():
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    model, x = SmallCNN(10, 3, [16, 32]).eval(), images(4)
+    session = compile(model, x, engine=engine)
+    assert session.facts()["precision"] == "bf16"
+    with torch.no_grad():
+        assert 0 < noise(session(*x), model(*x)) < 0.01
+
+
+def test_what_cannot_be_written_as_onnx_names_the_operator():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.i1e(x).flatten(1)
+
+    with pytest.raises(StageError, match="i1e"):
+        compile(Odd(), images(2), engine="onnxruntime")
