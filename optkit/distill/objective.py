@@ -14,6 +14,7 @@ from optkit.core.targets import parameters
 from optkit.core.task import Batch, Task
 from optkit.distill.bridges import bridges_for
 from optkit.distill.pairs import Pairs, layer_pairs
+from optkit.distill.recorded import RecordedLogits
 from optkit.distill.taps import Attention, Tapped, Taps, tapping
 from optkit.distill.terms import ATTENTION, FEATURES, LOGITS, RELATIONS, Term
 
@@ -33,6 +34,7 @@ class DistillationObjective:
         alpha: weight of the teacher against the labels; 1 uses the teacher alone.
         label_smoothing: of the task's own loss.
         seed: of the first weights of projections.
+        recorded: the teacher's logits as recorded; None runs the teacher on every batch.
 
     Attributes:
         own: the projections from the student's features to the teacher's, trained with the student.
@@ -52,8 +54,9 @@ class DistillationObjective:
         alpha: float,
         label_smoothing: float = 0.0,
         seed: int = 0,
+        recorded: RecordedLogits | None = None,
     ):
-        self.task, self.teacher, self.terms = task, teacher, terms
+        self.task, self.teacher, self.terms, self.recorded = task, teacher, terms, recorded
         self.alpha, self.label_smoothing = alpha, label_smoothing
         self.pairs: dict[str, Pairs] = {}
         self._mask_at = _place_of_mask(task)
@@ -77,8 +80,7 @@ class DistillationObjective:
         self._open.close()
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
-        with torch.no_grad(), self._theirs.watching():
-            target = self.task.forward(self.teacher, batch).float()
+        target = self._target(batch)
         with self._ours.watching():
             logits = self.task.forward(module, batch).float()
         ours, theirs = self._ours.pop(), self._theirs.pop()
@@ -96,6 +98,16 @@ class DistillationObjective:
                 loss = loss + (1 - self.alpha) * self.task.loss(logits, batch, self.label_smoothing)
         return loss
 
+    def batches_seed(self, epoch: int) -> int | None:
+        """With recorded logits, every epoch is one of the recorded passes."""
+        return None if self.recorded is None else self.recorded.begin(epoch)
+
+    def _target(self, batch: Batch) -> Tensor:
+        if self.recorded is not None:
+            return self.recorded(batch)
+        with self._theirs.watching():
+            return run_teacher(self.task, self.teacher, batch)
+
     def facts(self) -> dict[str, Any]:
         """Account of what is compared with what, and of what projections that takes; JSON-able."""
         projections = {
@@ -112,7 +124,7 @@ class DistillationObjective:
         seen, logits = [], []
         for model, taps in ((student, self._ours), (teacher, self._theirs)):
             with tapping(model, taps.paths, taps.attention) as probe, torch.no_grad():
-                logits.append(model(*example))
+                logits.append(_answers(model, example))
                 seen.append(probe.pop())
             for path in taps.paths:
                 if path not in seen[-1]:
@@ -144,6 +156,13 @@ class DistillationObjective:
                 both = zip(ours[s].attention, theirs[t].attention, strict=True)
                 values += [of_one(term, a, b, mask) for a, b in both]
         return torch.stack(values).mean()
+
+
+def run_teacher(task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
+    """A teacher's logits on a batch ``(N, num_classes)``, in inference mode."""
+    with torch.inference_mode():
+        logits = task.forward(teacher, batch).float()
+    return logits.clone()  # what was made in inference mode cannot be kept for a backward pass
 
 
 def _of_logits(term: Term, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -221,6 +240,15 @@ def _check_heads(term: Term, where: str, ours: Attention, theirs: Attention) -> 
         if any(width % heads for width in widths) or a.shape[2] != b.shape[2]:
             message = f"{where}: {name} of widths {widths} over {a.shape[2]} and {b.shape[2]} tokens, {heads} heads"
             raise UserError(message, key="losses.relations.heads", value=heads, fix="a divisor of both widths")
+
+
+def _answers(model: nn.Module, example: tuple[Tensor, ...]) -> Tensor:
+    try:
+        return model(*example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = f"{type(model).__name__} does not take this task's inputs: {reason}"
+        raise UserError(message, key="teacher", fix="pick a teacher of this task") from error
 
 
 def _pairs(student: nn.Module, teacher: nn.Module, example: tuple, term: Term) -> Pairs:

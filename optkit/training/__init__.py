@@ -1,12 +1,13 @@
 """The one training loop, its objectives and callbacks."""
 
 from optkit.training.callbacks import Callback, KeepZeros
-from optkit.training.objectives import Objective, OwnParameters, TaskLoss
+from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters, TaskLoss
 from optkit.training.stages import Train, Training, check_training, fit_stage
 from optkit.training.trainer import FitReport, Trainer
 
 __all__ = [
     "Callback",
+    "ChoosesBatches",
     "FitReport",
     "KeepZeros",
     "Objective",

@@ -30,6 +30,15 @@ class OwnParameters(Protocol):
     own: nn.Module
 
 
+@runtime_checkable
+class ChoosesBatches(Protocol):
+    """An objective that has a say in which batches an epoch sees."""
+
+    def batches_seed(self, epoch: int) -> int | None:
+        """Called as an epoch begins, counted from 0: the seed of its batches, or None for the trainer's own."""
+        ...
+
+
 @dataclass(frozen=True)
 class TaskLoss:
     """The task's own loss against the labels."""

@@ -21,7 +21,7 @@ from optkit.core.progress import track
 from optkit.core.task import Batch, Task
 from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import load_state, save_state
-from optkit.training.objectives import Objective, OwnParameters
+from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters
 from optkit.training.schedules import SCHEDULES, build_optimizer, build_schedule, check_optimizer
 
 if TYPE_CHECKING:
@@ -196,12 +196,10 @@ class _Fit:
         """Trains to the end, yielding after every step."""
         yield from range(self.step)
         while self.step < self.total and not self._out_of_patience():
+            batches = self._batches()
             # everything random in an epoch follows from the seed and its number, so a resumed run draws the same
             torch.manual_seed(self.seed * 10_007 + self.epoch)
             losses: list[Tensor] = []
-            batches = self.task.batches(
-                "train", self.config.batch_size, training=True, seed=self.seed + 7919 * self.epoch
-            )
             for batch in batches:
                 if self.step >= self.total:
                     break
@@ -213,6 +211,12 @@ class _Fit:
                     self._update_ema()
                 yield self.step
             self._finish_epoch(losses, self.resumed_s + time.perf_counter() - started)
+
+    def _batches(self) -> Iterator[Batch]:
+        chooses = isinstance(self.objective, ChoosesBatches)
+        chosen = self.objective.batches_seed(self.epoch) if chooses else None  # type: ignore[attr-defined]
+        seed = self.seed + 7919 * self.epoch if chosen is None else chosen
+        return self.task.batches("train", self.config.batch_size, training=True, seed=seed)
 
     def _one_step(self, accelerator: Accelerator, optimizer: Any, batch: Batch) -> Tensor:
         with accelerator.autocast():

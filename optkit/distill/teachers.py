@@ -1,0 +1,88 @@
+"""Teachers: the baseline, a variant of another run, any model, or several of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.artifact import open_artifact
+from optkit.core.errors import UserError
+from optkit.core.targets import TARGET
+
+BASELINE = "baseline"
+BuildModel = Callable[[dict[str, Any]], nn.Module]
+
+
+class Ensemble(nn.Module):
+    """Several models as one: the mean of their logits."""
+
+    def __init__(self, members: list[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits ``(N, num_classes)``."""
+        logits = [member(*inputs) for member in self.members]
+        if len({x.shape for x in logits}) > 1:
+            classes = ", ".join(str(x.shape[-1]) for x in logits)
+            raise UserError(f"the teachers have {classes} classes", key="teacher", fix="pick teachers of one task")
+        return torch.stack(logits).mean(0)
+
+
+def check_teacher(spec: Any) -> None:
+    """Raises UserError unless ``spec`` names a teacher: see `load_teacher`."""
+    if isinstance(spec, list):
+        if len(spec) < 2:
+            raise UserError(f"{len(spec)} in the list", key="teacher", value=spec, fix="list two or more, or give one")
+        for one in spec:
+            check_teacher(one)
+    elif isinstance(spec, dict):
+        if TARGET not in spec:
+            raise UserError("a model spec without _target_", key="teacher", fix="such as optkit.models.ResNetCIFAR")
+    elif isinstance(spec, str) and spec != BASELINE:
+        _variant_module(spec)
+    elif spec is not None and spec != BASELINE:
+        fix = "baseline, a variant's folder, a model spec, or a list of these"
+        raise UserError(f"{spec!r} is no teacher", key="teacher", value=spec, fix=fix)
+
+
+def load_teacher(spec: Any, baseline: Callable[[], nn.Module], build_model: BuildModel) -> nn.Module:
+    """A teacher in evaluation mode, without gradients.
+
+    Args:
+        spec: None or ``baseline``; the folder of a variant (``runs/RUN/variants/2-recover``); a model spec; or a list
+            of these, whose logits are averaged.
+        baseline: gives the recipe's baseline.
+        build_model: builds a model spec.
+    """
+    if isinstance(spec, list):
+        teacher: nn.Module = Ensemble([load_teacher(one, baseline, build_model) for one in spec])
+    elif isinstance(spec, dict):
+        teacher = build_model(spec)
+    elif spec is None or spec == BASELINE:
+        teacher = baseline()
+    else:
+        teacher = _variant_module(spec)()
+    return teacher.eval().requires_grad_(False)
+
+
+def teacher_name(spec: Any) -> Any:
+    """What the record calls a teacher."""
+    if isinstance(spec, list):
+        return [teacher_name(one) for one in spec]
+    if isinstance(spec, dict):
+        return spec[TARGET]
+    return BASELINE if spec is None or spec == BASELINE else open_artifact(Path(spec)).variant.id
+
+
+def _variant_module(folder: str) -> Callable[[], nn.Module]:
+    """Gives the module of a variant in floating point, whose description is read and checked now."""
+    artifact = open_artifact(Path(folder).expanduser())
+    if "float" not in artifact.variant.traits:
+        found = ", ".join(sorted(artifact.variant.traits))
+        raise UserError(f"the variant is {found}, not float", key="teacher", value=folder, fix="take one before int8")
+    return artifact.module

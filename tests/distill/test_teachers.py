@@ -1,0 +1,151 @@
+"""Where a teacher comes from, and what is recorded of it."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from optkit.core.artifact import save_artifact
+from optkit.core.cache import cache_dir
+from optkit.core.errors import UserError
+from optkit.core.task import SealedTask
+from optkit.core.variant import Variant
+from optkit.distill import Distillation
+from optkit.distill.recorded import STEP
+from optkit.distill.teachers import load_teacher
+from optkit.models import ModelSpec
+from optkit.tasks import Digits
+from optkit.training import Trainer
+
+SPEC = ModelSpec("optkit.models.SmallCNN", {"num_classes": 10, "in_channels": 1, "widths": [8]})
+NODE = {"_target_": SPEC.target, **SPEC.params}
+TRAINER = Trainer(epochs=4, batch_size=64, lr=0.01, precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    path = tmp_path / "variants" / "1-teacher"
+    path.mkdir(parents=True)
+    model = SPEC.build(5).eval()
+    save_artifact(path, Variant("abc", None, frozenset({"float"}), SPEC.skeleton(model)), model, digits.example(2))
+    return path
+
+
+@pytest.fixture
+def augmented():
+    return Digits(image_size=8, crop=1, limit=200)
+
+
+def _apply(stage, context, tmp_path, name, task=None, seed=0, max_steps=None):
+    ctx = context(max_steps=max_steps)
+    (tmp_path / name).mkdir()
+    object.__setattr__(ctx, "workdir", tmp_path / name)
+    object.__setattr__(ctx, "seed", seed)
+    object.__setattr__(ctx, "baseline", lambda: SPEC.build(3).eval())
+    object.__setattr__(ctx, "build_model", lambda node: SPEC.build(4).eval())
+    if task is not None:
+        object.__setattr__(ctx, "task", SealedTask(task))
+    return stage.apply(SPEC.build(1).eval(), ctx)
+
+
+def test_teachers_of_all_kinds_give_the_logits_that_they_should(folder, digits):
+    x = digits.example(4)
+    baseline, built = (lambda: SPEC.build(3).eval()), (lambda node: SPEC.build(4).eval())
+    with torch.no_grad():
+        expected = [SPEC.build(seed).eval()(*x) for seed in (3, 5, 4)]
+        specs = [None, str(folder), NODE]
+        for spec, logits in zip(specs, expected, strict=True):
+            assert torch.equal(load_teacher(spec, baseline, built)(*x), logits)
+        several = load_teacher(["baseline", str(folder), NODE], baseline, built)
+        torch.testing.assert_close(several(*x), sum(expected) / 3)
+    assert not any(p.requires_grad for p in several.parameters())
+
+
+@pytest.mark.parametrize("kind", ["folder", "several"])
+def test_the_stage_takes_them(folder, context, tmp_path, kind):
+    stage = Distillation(teacher=str(folder) if kind == "folder" else [str(folder), None], trainer=TRAINER)
+    facts = _apply(stage, context, tmp_path, "one", max_steps=2).facts
+    assert facts["teacher"] == ("abc" if kind == "folder" else ["abc", "baseline"])
+
+
+def _files():
+    return sorted(cache_dir().glob("teacher_logits/*/logits.safetensors"))
+
+
+def test_recorded_logits_are_the_teachers_on_the_very_batches(context, tmp_path, augmented):
+    outcome = _apply(Distillation(cached_views=2, trainer=TRAINER), context, tmp_path, "one", augmented)
+    assert outcome.facts["cached"] == {"views": 2, "computed": 2}
+    assert len(_files()) == 2
+    for path in _files():
+        view = int(path.parent.name.rpartition("-")[2])
+        kept = load_file(path)["logits"]
+        for batch in augmented.batches("train", 64, training=True, seed=STEP * view):
+            with torch.no_grad():
+                torch.testing.assert_close(kept[batch.index], SPEC.build(3).eval()(*batch.inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_a_recorded_teacher_trains_as_one_that_is_run(context, tmp_path, augmented, monkeypatch):
+    recorded = _apply(Distillation(cached_views=2, trainer=TRAINER), context, tmp_path, "one", augmented, seed=1)
+    from optkit.distill import DistillationObjective
+
+    monkeypatch.setattr(DistillationObjective, "batches_seed", lambda self, epoch: STEP * ((1 + epoch) % 2))
+    run = _apply(Distillation(trainer=TRAINER), context, tmp_path, "two", augmented, seed=1)
+    for name, tensor in run.module.state_dict().items():
+        torch.testing.assert_close(tensor, recorded.module.state_dict()[name], atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_recorded_is_used_again_and_only_for_the_same_teacher_and_data(context, tmp_path, augmented):
+    stage = Distillation(cached_views=1, trainer=TRAINER)
+    computed = []
+    for name, options in (
+        ("first", {}),
+        ("again", {}),
+        ("another seed", {"seed": 7}),
+        ("other data", {"task": Digits(image_size=8, crop=1, limit=150)}),
+    ):
+        facts = _apply(stage, context, tmp_path, name, **({"task": augmented} | options)).facts
+        computed.append(facts["cached"]["computed"])
+    assert computed == [1, 0, 0, 1]
+    other = Distillation(cached_views=1, teacher=NODE, trainer=TRAINER)
+    assert _apply(other, context, tmp_path, "other teacher", augmented).facts["cached"]["computed"] == 1
+
+
+def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
+    stage = Distillation(cached_views=1, trainer=TRAINER)
+    _apply(stage, context, tmp_path, "one", augmented)
+    (path,) = _files()
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not a teacher's logits.*delete the folder"):
+        _apply(stage, context, tmp_path, "two", augmented)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": "no/such/folder"}, "no variant at no/such/folder"),
+        ({"teacher": {"depth": 8}}, "teacher: a model spec without _target_"),
+        ({"teacher": ["baseline"]}, "teacher: 1 in the list"),
+        ({"teacher": 3}, "teacher: 3 is no teacher"),
+        ({"teacher": [None, None], "losses": {"hint": 1}}, "teacher: only logits are averaged, and hint compares"),
+        ({"cached_views": 0}, "cached_views: 0 is not a whole number"),
+        ({"cached_views": 2, "losses": {"kd": 1, "rkd": 1}}, "cached_views: only logits are recorded, and rkd"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        Distillation(**options)
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_any_work(digits):
+    student = SPEC.build(0).eval()
+    for node, message in (
+        (NODE | {"num_classes": 7}, "the teacher has 7 classes, the student 10"),
+        (NODE | {"in_channels": 3}, "SmallCNN does not take this task's inputs"),
+        ({"_target_": "optkit.models.ResNetCIFAR", "dept": 8}, "teacher.dept"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Distillation(teacher=node).check(student, SealedTask(digits))
