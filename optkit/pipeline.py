@@ -144,9 +144,22 @@ class _Fold:
             self.num_made += step.stage is not None
         self.made[step.id] = artifact
         if step.number >= 0:
-            _link(artifact.folder, self.folder / "variants" / step.folder)
-        if missing:
-            self._measure(step, artifact, bench)
+            folder = self.folder / "variants" / step.folder
+            _link(artifact.folder, folder)
+            if missing:
+                self._measure(step, artifact, bench, self._export(artifact, folder))
+
+    def _export(self, artifact: Artifact, folder: Path) -> dict[str, Any]:
+        """Puts what ``from_pretrained`` loads beside a Hugging Face model whose own config can express it; says so."""
+        from optkit.models.pretrained import is_huggingface, save_pretrained
+
+        module = artifact.module(self.plan.trusted)
+        if not is_huggingface(module):
+            return {}
+        if "float" not in artifact.variant.traits:
+            return {"from_pretrained": False, "from_pretrained_reason": "its weights are quantized"}
+        reason = save_pretrained(module, self.recipe.task.example(2), folder / "huggingface")
+        return {"from_pretrained": reason is None} | ({"from_pretrained_reason": reason} if reason else {})
 
     def _make(self, step: PlannedStep) -> Artifact:
         """Applies a stage to its parent and puts the result into the store."""
@@ -192,7 +205,7 @@ class _Fold:
             self.recipe.seed, "teacher"
         )
 
-    def _measure(self, step: PlannedStep, artifact: Artifact, bench: Bench) -> None:
+    def _measure(self, step: PlannedStep, artifact: Artifact, bench: Bench, facts: dict[str, Any]) -> None:
         baseline = self.made[self.plan.baseline.id]
         is_baseline = step.id == self.plan.baseline.id
         measurements = bench.measure(artifact, baseline, is_baseline, lambda text: log.info("%s: %s", step.name, text))
@@ -212,7 +225,7 @@ class _Fold:
             stage=step.name,
             technique=step.stage.technique if step.stage else MODEL,
             params=variant.steps[-1].params if variant.steps else {},
-            facts=variant.facts | ({"not_run_on": skipped} if skipped else {}),
+            facts=variant.facts | facts | ({"not_run_on": skipped} if skipped else {}),
             measurements=measurements,
             cost=self._preparation() if is_baseline else variant.cost,
             environment=environment(self.threads),

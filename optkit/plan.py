@@ -20,7 +20,7 @@ from optkit.core.stage import Choosy, Stage
 from optkit.core.targets import TARGET
 from optkit.core.task import SealedTask, Task
 from optkit.core.variant import variant_id
-from optkit.measure import Measure
+from optkit.measure import Measure, tasks_to_measure
 from optkit.models import ModelSpec
 from optkit.models.spec import weights_digest
 from optkit.prune.controls import CONTROLS, Numbered, control_chain
@@ -201,7 +201,8 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     start = variant_id(
         MODEL, first_weights, recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE)
     )
-    _check_fit(model, recipe.task)
+    for task in tasks_to_measure(recipe.task, recipe.measure):
+        _check_fit(model, task)
     _check_stages(model, recipe)
     steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
     own = _numbered(recipe, recipe.chain, first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,19 @@ class Task(Protocol):
 
     def metric(self, correct: Any) -> float:
         """The task's metric over which examples were right."""
+        ...
+
+
+@runtime_checkable
+class OfAnyLength(Protocol):
+    """A task of texts, which are padded and cut to a length."""
+
+    def at_length(self, length: int) -> Task:
+        """The same task at another length in tokens."""
+        ...
+
+    def encode(self, start: int, count: int) -> tuple[Tensor, ...]:
+        """Model inputs of train texts from place ``start`` on, tokenized now and padded to the length."""
         ...
 
 

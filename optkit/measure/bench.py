@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from torch import nn
@@ -17,11 +18,12 @@ from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.records import Measurement
 from optkit.core.statistics import median
-from optkit.core.task import Task
+from optkit.core.task import OfAnyLength, Task
 from optkit.measure.accuracy import measure_accuracy
 from optkit.measure.latency import Series, interleaved
 from optkit.measure.memory import measure_memory
-from optkit.measure.static import measure_static
+from optkit.measure.static import measure_macs, measure_static
+from optkit.measure.tokenization import measure_tokenization
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,15 @@ class Measure:
 
     Attributes:
         batch_sizes: each is compiled, evaluated and timed on its own.
+        sequence_lengths: of texts, in tokens, to which they are padded and cut: each is compiled, evaluated and timed
+            on its own; None is the task's.
         seconds: of timing for each variant and batch size, shared by all engines and the baseline.
         memory: whether to open each variant in a fresh process, at the largest batch size, for its peak memory.
         split: what accuracy is measured on.
     """
 
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
+    sequence_lengths: list[int] | None = None
     seconds: float = 5.0
     memory: bool = True
     split: str = "test"
@@ -46,6 +51,9 @@ class Measure:
         if not self.batch_sizes or any(not isinstance(b, int) or b < 1 for b in self.batch_sizes):
             message = f"{self.batch_sizes} are not batch sizes of at least 1"
             raise UserError(message, key="batch_sizes", value=self.batch_sizes, fix="for example [1,32]")
+        lengths = self.sequence_lengths
+        if lengths is not None and (not lengths or any(not isinstance(n, int) or n < 1 for n in lengths)):
+            raise UserError(f"{lengths} are not lengths in tokens", key="sequence_lengths", fix="for example [64,128]")
         if not 0 < self.seconds <= 3600:
             raise UserError(f"{self.seconds} is out of range", key="seconds", value=self.seconds, fix="0 to 3600")
         if self.split not in ("test", "validation"):
@@ -75,83 +83,109 @@ class Bench:
         trusted: tuple[str, ...],
         seed: int,
     ):
-        self.task, self.engines, self.config, self.reference = task, engines, config, reference
+        self.tasks = tasks_to_measure(task, config)
+        self.engines, self.config, self.reference = engines, config, reference
         self.threads, self.trusted, self.seed = threads, trusted, seed
-        self._baseline: dict[tuple[str, int], Session] = {}
+        self._baseline: dict[tuple[str, int, str], Session] = {}
+        self._tokenization: list[Measurement] | None = None
 
     def measure(
         self, artifact: Artifact, baseline: Artifact, is_baseline: bool, say: Callable[[str], None]
     ) -> list[Measurement]:
         """All measurements of one variant."""
         module = artifact.module(self.trusted)
-        found = measure_static(artifact, module, self.task.example(2))
+        found = measure_static(artifact, module, self.tasks[-1].example(2))
+        found += [measure_macs(module, t.example(2), t.conditions()) for t in self.tasks]
+        found += self._of_tokenization()
         running = {n: e for n, e in self.engines.items() if e.unsupported(artifact.variant.traits) is None}
-        for batch_size in self.config.batch_sizes:
-            say(f"measuring at batch size {batch_size} on {', '.join(running)}")
+        for task, batch_size in product(self.tasks, self.config.batch_sizes):
+            length = "".join(f", {n} tokens" for n in task.conditions().values())
+            say(f"measuring at batch size {batch_size}{length} on {', '.join(running)}")
             sessions = {
-                name: self._baseline_session(baseline, name, batch_size)
+                name: self._baseline_session(baseline, name, task, batch_size)
                 if is_baseline
-                else engine.compile(module, artifact.variant, self.task.example(batch_size))
+                else engine.compile(module, artifact.variant, task.example(batch_size))
                 for name, engine in running.items()
             }
-            found += self._accuracy(sessions, batch_size)
-            found += self._latency(sessions, baseline, is_baseline, batch_size)
-            if self.config.memory and batch_size == max(self.config.batch_sizes):
-                found += self._memory(sessions, batch_size)
+            found += self._accuracy(sessions, task, batch_size)
+            found += self._latency(sessions, baseline, is_baseline, task, batch_size)
+            if self.config.memory and task is self.tasks[-1] and batch_size == max(self.config.batch_sizes):
+                found += self._memory(sessions, task, batch_size)
         # compiled code holds the weights: what this variant compiled goes with it
         gc.collect()
         return found
 
-    def _conditions(self, engine: str, batch_size: int) -> dict:
-        return {"engine": engine, "batch_size": batch_size, "threads": self.threads} | self.task.conditions()
+    def _conditions(self, engine: str, task: Task, batch_size: int) -> dict:
+        return {"engine": engine, "batch_size": batch_size, "threads": self.threads} | task.conditions()
 
-    def _baseline_session(self, baseline: Artifact, engine: str, batch_size: int) -> Session:
-        key = (engine, batch_size)
+    def _of_tokenization(self) -> list[Measurement]:
+        """It is a matter of the task: measured once, and in every record."""
+        if self._tokenization is None:
+            cases = product(self.tasks, self.config.batch_sizes)
+            self._tokenization = [m for t, b in cases for m in measure_tokenization(t, b, self.threads)]
+        return self._tokenization
+
+    def _baseline_session(self, baseline: Artifact, engine: str, task: Task, batch_size: int) -> Session:
+        key = (engine, batch_size, str(task.conditions()))
         if key not in self._baseline:
             chosen = self.engines.get(engine, self.reference)
             module: nn.Module = baseline.module(self.trusted)
-            self._baseline[key] = chosen.compile(module, baseline.variant, self.task.example(batch_size))
+            self._baseline[key] = chosen.compile(module, baseline.variant, task.example(batch_size))
         return self._baseline[key]
 
-    def _accuracy(self, sessions: dict[str, Session], batch_size: int) -> list[Measurement]:
+    def _accuracy(self, sessions: dict[str, Session], task: Task, batch_size: int) -> list[Measurement]:
         found = []
         for name, session in sessions.items():
-            conditions = self._conditions(name, batch_size)
+            conditions = self._conditions(name, task, batch_size)
             facts = session.facts()
-            found.append(measure_accuracy(session, self.task, self.config.split, batch_size, conditions))
+            found.append(measure_accuracy(session, task, self.config.split, batch_size, conditions))
             found.append(Measurement("int8_share", facts["int8_share"], conditions=conditions))
             found.append(Measurement("compile", facts["compile_s"], unit="s", conditions=conditions))
         return found
 
     def _latency(
-        self, sessions: dict[str, Session], baseline: Artifact, is_baseline: bool, batch_size: int
+        self, sessions: dict[str, Session], baseline: Artifact, is_baseline: bool, task: Task, batch_size: int
     ) -> list[Measurement]:
         """One interleaved series for each session, and for the baseline eager and on the same engines."""
         timed: dict[tuple[str, str], Session] = {("variant", name): s for name, s in sessions.items()}
         compared = [self.reference.name] if is_baseline else [self.reference.name, *sessions]
         for name in compared:
             if not (is_baseline and name in sessions):
-                timed[("baseline", name)] = self._baseline_session(baseline, name, batch_size)
+                timed[("baseline", name)] = self._baseline_session(baseline, name, task, batch_size)
         keys = {f"{of}/{name}": (of, name) for of, name in timed}
         by_key = {label: timed[key] for label, key in keys.items()}
-        series = interleaved(by_key, self.task.example(batch_size), self.config.seconds, self.seed)
+        series = interleaved(by_key, task.example(batch_size), self.config.seconds, self.seed)
         together = uuid.uuid4().hex[:12]
-        conditions = {keys[label]: self._conditions(keys[label][1], batch_size) for label in keys}
+        conditions = {keys[label]: self._conditions(keys[label][1], task, batch_size) for label in keys}
         return [
             _latency_measurement(series[label], conditions[key] | {"of": key[0], "interleaved": together})
             for label, key in keys.items()
         ]
 
-    def _memory(self, sessions: dict[str, Session], batch_size: int) -> list[Measurement]:
+    def _memory(self, sessions: dict[str, Session], task: Task, batch_size: int) -> list[Measurement]:
         """Side by side: memory, unlike time, is not disturbed by a neighbour."""
-        inputs = self.task.example(batch_size)
+        inputs = task.example(batch_size)
 
         def one(name: str) -> Measurement:
-            conditions = self._conditions(name, batch_size)
+            conditions = self._conditions(name, task, batch_size)
             return measure_memory(sessions[name], inputs, self.threads, self.trusted, conditions)
 
         with ThreadPoolExecutor(max_workers=min(len(sessions), 2)) as pool:
             return list(pool.map(one, sessions))
+
+
+def tasks_to_measure(task: Task, config: Measure) -> list[Task]:
+    """The task at each of the sequence lengths, shortest first; the task itself if none is named.
+
+    Raises:
+        UserError: lengths for examples that have none.
+    """
+    if config.sequence_lengths is None:
+        return [task]
+    if not isinstance(task, OfAnyLength):
+        fix = "leave it out: measure.sequence_lengths=null"
+        raise UserError("these examples have no length in tokens", key="measure.sequence_lengths", fix=fix)
+    return [task.at_length(n) for n in sorted(config.sequence_lengths)]
 
 
 def _latency_measurement(series: Series, conditions: dict) -> Measurement:

@@ -110,7 +110,15 @@ def huggingface(
             _check_room(found, vocab_size, max_length, growing=isinstance(config, Mapping))
             if getattr(found, "pad_token_id", None) is None:
                 found.pad_token_id = pad_token_id
-        return wrapper(_build(pretrained, found, of_images)).eval()
+        model = _build(pretrained, found, of_images)
+        if not of_images and (missing := _missing_places(model, max_length)):
+            if not isinstance(config, Mapping):
+                fits = max_length - missing
+                message, fix = f"the model takes {fits} tokens at most", f"task.max_length={fits}"
+                raise UserError(message, key="task.max_length", value=max_length, fix=fix)
+            found.max_position_embeddings += missing
+            model = _build(pretrained, found, of_images)
+        return wrapper(model).eval()
 
 
 def _config_of(given: Mapping[str, Any], of_task: Mapping[str, Any]) -> Any:
@@ -157,6 +165,18 @@ def _check_room(config: Any, vocab_size: int | None, max_length: int | None, gro
     if vocab_size is not None and known is not None and known < vocab_size:
         message = f"the tokenizer has {vocab_size} tokens, the model knows {known}"
         raise UserError(message, key="task.tokenizer", fix="give the model's own: task.tokenizer=ID or DIR")
+
+
+def _missing_places(model: Any, max_length: int | None) -> int:
+    """How many more places the longest text needs in a model that counts them from its padding's on (RoBERTa)."""
+    places = getattr(model.config, "max_position_embeddings", None)
+    reserved = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and "position" in name and module.num_embeddings == places
+        if module.padding_idx is not None
+    ]
+    return max(0, (max_length or 0) + max(reserved) - places) if reserved else 0
 
 
 def _build(pretrained: str | None, config: Any, of_images: bool) -> nn.Module:

@@ -17,7 +17,7 @@ REFERENCE = "eager"
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """One row for each variant, engine and batch size, in the order of run, batch size, step and engine.
+    """One row for each variant, engine, batch size and length of texts, ordered by run, length, size, step and engine.
 
     ``speedup`` and ``accuracy_delta`` are against the run's baseline on eager fp32 at the same batch size and threads,
     ``speedup_same_engine`` against the baseline on the same engine, ``accuracy_delta_parent`` against the variant that
@@ -32,12 +32,16 @@ def rows(records: Iterable[Record]) -> list[Row]:
         if accuracy.name == "accuracy"
     ]
     order = {run: place for place, run in enumerate(dict.fromkeys(r.run for r in kept))}
-    return sorted(found, key=lambda r: (order[r["run"]], r["batch_size"], r["step"], r["engine"]))
+    return sorted(
+        found, key=lambda r: (order[r["run"]], r["sequence_length"] or 0, r["batch_size"], r["step"], r["engine"])
+    )
 
 
 def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
     engine, batch_size = accuracy.conditions["engine"], accuracy.conditions["batch_size"]
-    here = {"engine": engine, "batch_size": batch_size}
+    # at which length, if the examples are texts
+    length = {k: v for k, v in accuracy.conditions.items() if k == "sequence_length"}
+    here = {"engine": engine, "batch_size": batch_size} | length
     latency = record.find("latency", of="variant", **here)
     baseline = by_variant.get((record.run, record.baseline))
     parent = by_variant.get((record.run, record.parent or ""))
@@ -60,7 +64,7 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "accuracy": accuracy.value,
         "accuracy_ci": accuracy.ci,
     }
-    row |= _delta("accuracy_delta", accuracy, baseline, {"engine": REFERENCE, "batch_size": batch_size})
+    row |= _delta("accuracy_delta", accuracy, baseline, here | {"engine": REFERENCE})
     row |= _delta("accuracy_delta_parent", accuracy, parent, here)
     row |= _latency(record, latency, batch_size)
     row |= _speedup("speedup", record, latency, REFERENCE)
@@ -69,7 +73,8 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "peak_memory_mb": _value(record.find("peak_memory", **here)),
         "size_mb": _value(record.find("size")),
         "params": _value(record.find("params")),
-        "macs": _value(record.find("macs")),
+        "macs": _value(record.find("macs", **length) or record.find("macs")),
+        "tokenize_ms": _value(record.find("tokenization", batch_size=batch_size, **length)),
         "int8_share": _value(record.find("int8_share", **here)),
         "sparsity": _value(record.find("sparsity")),
         "roofline": _value(record.find("roofline", **here)),

@@ -61,6 +61,7 @@ COLUMNS: tuple[Column, ...] = (
     ("MACs M", _number("macs", 1, 1e-6), 118),
     ("int8 %", lambda r: _percent(r["int8_share"]), 165),
     ("peak MB", _number("peak_memory_mb", 0), 165),
+    ("tokenize ms", _number("tokenize_ms", 3), 165),
     ("stage s", _number("stage_cost_s", 1), 128),
 )
 NOTE = (
@@ -72,7 +73,7 @@ NOTE = (
 def _columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that these rows have: tokens an example are a matter of texts."""
     of_texts = any(row.get("sequence_length") for row in rows)
-    return [c for c in COLUMNS if of_texts or c[0] != "tokens"]
+    return [c for c in COLUMNS if of_texts or c[0] not in ("tokens", "tokenize ms")]
 
 
 def table(rows: Sequence[Row], width: int) -> Table:
@@ -82,9 +83,13 @@ def table(rows: Sequence[Row], width: int) -> Table:
     for header, _, _ in shown:
         result.add_column(header, justify="left" if header in ("stage", "engine") else "right", no_wrap=width >= 80)
     for place, row in enumerate(rows):
-        last = place + 1 == len(rows) or rows[place + 1]["batch_size"] != row["batch_size"]
+        last = place + 1 == len(rows) or _setting(rows[place + 1]) != _setting(row)
         result.add_row(*(cell(row) for _, cell, _ in shown), end_section=last)
     return result
+
+
+def _setting(row: Row) -> tuple[Any, Any]:
+    return row.get("sequence_length"), row["batch_size"]
 
 
 def markdown(rows: Sequence[Row]) -> str:

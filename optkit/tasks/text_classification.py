@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -82,6 +82,22 @@ class TextClassification(Classification[TextSplit]):
 
     def conditions(self) -> dict[str, Any]:
         return {"sequence_length": self.max_length}
+
+    def at_length(self, length: int) -> Self:
+        """The same task, with the same tokenizer, at another length in tokens."""
+        if length == self.max_length:
+            return self
+        other = replace(self, max_length=length)
+        other.__dict__.update(_read=self._read, _tokenizer=self._tokenizer)
+        return other
+
+    def encode(self, start: int, count: int) -> tuple[Tensor, ...]:
+        texts = self._read[0]["train"]
+        places = [(start + n) % len(texts) for n in range(count)]
+        columns = [[column[place] for place in places] for column in texts.columns]
+        options = {"truncation": True, "max_length": self.max_length, "padding": "max_length", "return_tensors": "pt"}
+        found = self._tokenizer.hf(*columns, **options)
+        return tuple(found[name] for name in self.model_defaults()["inputs"])
 
     def facts(self) -> dict[str, Any]:
         truncated = {name: round(float(self._split(name).truncated.mean()), 6) for name in SPLITS}

@@ -87,6 +87,10 @@ class TextFiles(SplitFiles, TextClassification):
                 fix = did_you_mean(str(unknown[0]), classes)
                 message = f"{split} has the label {unknown[0]!r}, which is none of the classes"
                 raise UserError(message, key="task.label_column", value=self.label_column, fix=fix)
+            broken = next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
+            if broken is not None:
+                message = f"{split} has the label {broken!r}, which is no class number"
+                raise UserError(message, key="task.label_column", value=self.label_column, fix="name another column")
             found[split] = np.asarray([number[v] if isinstance(v, str) else int(v) for v in values], dtype=np.int64)
         return found
 
@@ -98,6 +102,13 @@ class TextFiles(SplitFiles, TextClassification):
                 message = f"{split}: row {wrong} of '{name}' is no text: {column[wrong]!r}"
                 raise UserError(message, key="task.text_columns", value=name)
         return Texts(tuple(columns), labels)
+
+    def facts(self) -> dict[str, Any]:
+        empty = {
+            name: sum(not any(map(str.strip, row)) for row in zip(*t.columns, strict=True))
+            for name, t in self._read[0].items()
+        }
+        return super().facts() | {"empty_texts": empty}
 
 
 def _unlabelled(labels: Sequence[Any]) -> bool:

@@ -13,6 +13,8 @@ SMALL = [
     "measure.batch_sizes=[8]",
     "threads=1",
 ]
+TEXTS = ["quickstart_text"]
+ATTENTION = [*TEXTS, "vit_tiny_digits"]
 DATA = {
     "resnet20_cifar10": [
         "task._target_=optkit.tasks.ImageFolder", "~task.dataset", "~task.image_column", "~task.label_column",
@@ -30,7 +32,9 @@ def test_a_recipe_runs(name, optkit_command, tmp_path, image_folder):
     rows = json.loads(next((tmp_path / "runs").glob(f"{name}-*/report.json")).read_text())
     last = [r for r in rows if r["step"] == max(r["step"] for r in rows)]
     assert [r["engine"] for r in last] == ["inductor"]
-    assert last[0]["int8_share"] > 0.95
+    # dynamic int8 leaves the products of attention in float
+    assert last[0]["int8_share"] > (0.6 if name in ATTENTION else 0.95)
     assert last[0]["macs"] == pytest.approx(rows[0]["macs"] / 2, rel=0.06)
     assert last[0]["peak_memory_mb"] > 50
-    assert last[0]["size_mb"] < rows[0]["size_mb"] / 2
+    assert last[0]["size_mb"] < rows[0]["size_mb"] / (1.2 if name in ATTENTION else 2)
+    assert (rows[0]["tokenize_ms"] is not None) == (name in TEXTS)

@@ -133,3 +133,15 @@ def test_texts_longer_than_the_model_takes_are_refused(folder):
     with pytest.raises(UserError, match="takes 512 tokens at most.*task.max_length=512"):
         huggingface(str(folder), **TEXTS | {"max_length": 600})
     assert huggingface(config=SMALL, **TEXTS | {"max_length": 600}).model.config.max_position_embeddings == 600
+
+
+def test_a_model_that_counts_places_from_its_padding_on_has_fewer(tmp_path):
+    sizes = {"model_type": "roberta", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = huggingface(config=sizes | {"max_position_embeddings": 20}, **TEXTS | {"max_length": 20})
+    ids = torch.randint(1, 50, (2, 20))
+    with torch.no_grad():
+        assert model(ids, torch.ones_like(ids)).shape == (2, 3)
+    assert model.model.config.max_position_embeddings == 21
+    model.model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="takes 20 tokens at most.*task.max_length=20"):
+        huggingface(str(tmp_path), **TEXTS | {"max_length": 21})

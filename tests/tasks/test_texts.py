@@ -109,6 +109,26 @@ def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
     assert (task.size("train"), task.size("validation"), task.size("test")) == (18, 2, 10)
 
 
+def test_empty_texts_are_kept_and_counted(tmp_path):
+    test = [{"sentence": text, "label": 0} for text in ("", "  ", "a film")]
+    task = _task(_folder(tmp_path, test=test))
+    assert task.facts()["empty_texts"] == {"train": 0, "validation": 0, "test": 2}
+    assert next(task.batches("test", 3)).inputs[1].sum(1).tolist()[0] == 2  # its marks alone
+
+
+def test_the_same_task_at_another_length(tmp_path):
+    task = _task(_folder(tmp_path))
+    short = task.at_length(8)
+    assert task.at_length(16) is task
+    assert [x.shape for x in short.example(3)] == [(3, 8)] * 2
+    assert short.conditions() == {"sequence_length": 8}
+    assert short._tokenizer is task._tokenizer
+    assert [x.shape for x in short.encode(0, 4)] == [(4, 8)] * 2
+    texts = _rows(20)
+    decoded = [task._tokenizer.hf.decode(ids, skip_special_tokens=True).strip() for ids in task.encode(0, 2)[0]]
+    assert set(decoded) <= {row["sentence"] for row in texts}
+
+
 @pytest.mark.parametrize(
     ("splits", "options", "message"),
     [
@@ -116,6 +136,7 @@ def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
         ({}, {"label_column": "labels"}, "did you mean 'label'"),
         ({}, {"classes_from": ["a"]}, "label 1.*classes_from"),
         ({}, {"text_columns": ["label"]}, "row 0 of 'label' is no text"),
+        ({"test": [{"sentence": "x", "label": 0.5}]}, {}, "test has the label 0.5, which is no class number"),
         ({}, {"text_columns": []}, "not a list of one or two columns"),
         ({}, {"tokenizer": "some/id"}, "no tokenizer at 'some/id'.*task.tokenizer=DIR"),
         ({}, {"max_length": 4}, "max_length"),
