@@ -58,11 +58,9 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     del model
     fresh = CutPlan.from_json(plan.to_json()).apply(make()).eval()
     fresh.load_state_dict(pruned.state_dict())
-    outputs = tensors_of(call(pruned, inputs))
-    with torch.no_grad():
-        again = tensors_of(call(fresh, inputs))
+    outputs, again = tensors_of(call(pruned, inputs)), tensors_of(call(fresh, inputs))
     row["replays"] = type(fresh) is type(pruned) and all(map(torch.equal, again, outputs))
-    del fresh
+    del fresh, again
     torch.autograd.backward([t.float().sum() for t in outputs if t.requires_grad])
     row["trains"] = all(t.isfinite().all() for t in outputs) and any(p.grad is not None for p in pruned.parameters())
     if deep:

@@ -91,13 +91,24 @@ class Selector:
         round_to: kept sizes are multiples of this wherever the layer's size allows.
         seed: breaks ties.
         floor: share of each layer's units that always stays.
+        floor_of: units by the group's name that the floor is a share of, where there were more before earlier cuts.
     """
 
-    def __init__(self, units: Units, scores: np.ndarray, scope: str, round_to: int, seed: int, floor: float = FLOOR):
+    def __init__(
+        self,
+        units: Units,
+        scores: np.ndarray,
+        scope: str,
+        round_to: int,
+        seed: int,
+        floor: float = FLOOR,
+        floor_of: Mapping[str, int] | None = None,
+    ):
         self.units, self.scope = units, scope
         self._sizes = np.bincount(units.group, minlength=len(units.names))
         self._step = np.array([round_to // math.gcd(round_to, int(w)) for w in units.width], np.int64)
-        self._floor = np.maximum(1, np.ceil(floor * self._sizes)).astype(np.int64)
+        whole = [(floor_of or {}).get(name, size) for name, size in zip(units.names, self._sizes, strict=True)]
+        self._floor = np.minimum(self._sizes, np.maximum(1, np.ceil(floor * np.array(whole)))).astype(np.int64)
         if round_to > 1:
             self._floor = np.minimum(self._sizes, -(-self._floor // self._step) * self._step)
         held = [slot.units[slot.units >= 0] for slot in units.slots]

@@ -35,7 +35,7 @@ class StructuredPruning(InSteps):
         scope: rank all layers together (global), each by itself (local), or cut where the loss on validation suffers
             least for what is saved (sensitivity).
         round_to: keep multiples of so many channels; None is 8 for latency and 1 otherwise.
-        floor: share of each layer's channels that always stays.
+        floor: share of each layer's channels that always stays, in steps of those before the first.
         protect: name patterns of layers whose channels stay.
         batches: how many train batches of 64 a data-driven criterion sees.
         sensitivity_examples: on how many validation examples the sensitivity is measured.
@@ -76,11 +76,14 @@ class StructuredPruning(InSteps):
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
         if not earlier:
             pruned, table = self._cut(module, ctx, amount)
-            return Outcome(pruned.model, {"cut": pruned.plan.facts} | table, surgery=pruned.plan.to_dict())
+            facts = {"cut": pruned.plan.facts} | table
+            if self.steps > 1:  # the floor is a share of these
+                facts["units"] = {layer["name"]: layer["units"] for layer in pruned.plan.layers}
+            return Outcome(pruned.model, facts, surgery=pruned.plan.to_dict())
         so_far = earlier[-1]["cut"] | {"amount": amount}
         left = _left(so_far, self.budget)
         try:
-            pruned, table = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING))
+            pruned, table = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING), earlier[0].get("units"))
         except TooSmallError:  # the steps before took this one's share, as channels go whole
             return Outcome(module, {"cut": so_far})
         facts = pruned.plan.facts
@@ -90,7 +93,9 @@ class StructuredPruning(InSteps):
             after["latency_ratio_ci"] = [left * end for end in facts["latency_ratio_ci"]]
         return Outcome(pruned.model, {"cut": so_far | after} | table, surgery=pruned.plan.to_dict())
 
-    def _cut(self, module: nn.Module, ctx: Context, amount: float) -> tuple[Pruned, Facts]:
+    def _cut(
+        self, module: nn.Module, ctx: Context, amount: float, floor_of: dict[str, int] | None = None
+    ) -> tuple[Pruned, Facts]:
         """The cut, and the table that it went by as a fact, if it went by one."""
         table = self.measure_sensitivity(module, ctx.task, ctx.seed) if self.scope == SENSITIVITY else None
         pruned = prune_structured(
@@ -101,6 +106,7 @@ class StructuredPruning(InSteps):
             scope=self.scope,
             round_to=self.round_to,
             floor=self.floor,
+            floor_of=floor_of,
             engine=self.engine,
             threads=self.threads,
             sensitivity=table,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ def prune_structured(
     scope: str = "global",
     round_to: int | None = None,
     floor: float = FLOOR,
+    floor_of: Mapping[str, int] | None = None,
     protect: Sequence[str] = (),
     engine: str | None = None,
     threads: int | None = None,
@@ -77,6 +78,8 @@ def prune_structured(
         round_to: keep sizes at multiples of this where the layer allows; None is 8 for latency (kernels are slower
             between) and 1 otherwise.
         floor: share of each layer's channels that always stays, in (0, 1).
+        floor_of: for a model that was cut before: how many units each group of ``plan.layers`` had, by its name;
+            the floor is a share of that.
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
         engine: where latency counts, ``"eager"`` (None) or another of ``optkit.engines.ENGINES``; for latency only.
         threads: torch threads while timing, None for as many as are set; for latency only.
@@ -114,7 +117,7 @@ def prune_structured(
             scores = order_by_harm(sensitivity, analysis.units, scores, cost)
         elif scope == "global" and budget != "params":
             scores = weigh_by_use(scores, *(analysis.meters[name].each(scores.size) for name in ("params", "macs")))
-        selector = Selector(analysis.units, scores, scope, round_to, seed, floor)
+        selector = Selector(analysis.units, scores, scope, round_to, seed, floor, floor_of)
         found = clock.search(selector) if clock else _cut(analysis, selector, amount, budget)
     plan, pruned, removed = found
     plan.frozen = why_frozen(analysis.trace, analysis.resolved)

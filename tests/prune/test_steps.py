@@ -94,6 +94,14 @@ def test_a_step_smaller_than_a_channel_is_left_to_the_next(context):
     rebuilt.load_state_dict(outcome.module.state_dict())
 
 
+def test_the_floor_counts_from_the_model_before_the_first_step(context):
+    stage = StructuredPruning(0.65, budget="params", floor=0.5, steps=2, training=Recorded())
+    outcome = stage.apply(_model(), context(max_steps=1))
+    first, second = ({layer["name"]: layer for layer in cut["layers"]} for cut in outcome.surgery["steps"])
+    assert all(2 * second[name]["kept"] >= layer["units"] for name, layer in first.items())
+    assert any(layer["kept"] < layer["units"] for layer in second.values())
+
+
 def test_between_shortens_all_trainings_but_the_last(mlp, context):
     training = Recorded()
     ctx = context(max_steps=None)
