@@ -67,6 +67,46 @@ def _run_job(cfg: Any) -> None:
 @cli.command(context_settings=PASS_THROUGH | {"allow_interspersed_args": True})
 @click.argument("recipe")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--orders", is_flag=True, help="Also the other orders that the stages allow.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Train and measure everything so many times.")
+@click.option("--engine", default="best", show_default=True, help="Whose figures count; best: each variant's fastest.")
+@click.option("--subsets", type=click.Choice(("auto", "all", "leave-one-out")), default="auto", show_default=True)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def ablate(
+    recipe: str, arguments: tuple[str, ...], orders: bool, seeds: int, engine: str, subsets: str, debug: bool
+) -> None:
+    """Run every subset of RECIPE's stages, and say what each technique brings: Shapley values, interactions, order.
+
+    \b
+    ARGUMENTS are overrides, as for run. What chains begin with alike is
+    made once; an interrupted study is continued by the same command.
+    """
+    _show_tracebacks(debug)
+    _log_to_stderr(debug)
+    from optkit.config import launch
+
+    command = " ".join(["optkit", *sys.argv[1:]])
+
+    def job(cfg: Any) -> None:
+        from optkit.config import to_recipe
+
+        built = to_recipe(cfg)
+        from optkit.report.ablation import ablation_markdown
+        from optkit.study.ablation import ablate as ablate_recipe
+
+        options = {"orders": orders, "seeds": seeds, "engine": engine, "subsets": subsets}
+        done = ablate_recipe(built, command=command, **options)
+        text = ablation_markdown(done.result)
+        (done.folder / "ablation.md").write_text(text)
+        click.echo(text)
+        click.echo(f"study folder: {done.folder}")
+
+    launch(recipe, arguments, job)
+
+
+@cli.command(context_settings=PASS_THROUGH | {"allow_interspersed_args": True})
+@click.argument("recipe")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--metric", type=click.Choice(("loss", "accuracy")), default="loss", show_default=True)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, debug: bool) -> None:

@@ -1,0 +1,178 @@
+"""Ablation: every subset of a chain's stages made and measured, so that each technique is charged for itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any
+
+from optkit.core import ledger
+from optkit.core.cache import write_json
+from optkit.core.checks import check_choice, check_count
+from optkit.core.errors import PlanError, UserError, did_you_mean
+from optkit.core.variant import variant_id
+from optkit.pipeline import Run, run
+from optkit.plan import MODEL, Recipe, baseline_place, check_chain, make_plan, traits_after
+from optkit.study.game import Subset
+from optkit.study.result import BEST, Measured, summarize
+
+log = logging.getLogger(__name__)
+ALL, LEAVE_ONE_OUT, AUTO = "all", "leave-one-out", "auto"
+SUBSETS = (AUTO, ALL, LEAVE_ONE_OUT)
+MOST_TECHNIQUES = 5
+MOST_CHAINS = 130
+RESULT = "ablation.json"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A finished study: its folder, and what `RESULT` in it holds."""
+
+    folder: Path
+    result: dict[str, Any]
+
+
+def ablate(
+    recipe: Recipe,
+    *,
+    orders: bool = False,
+    seeds: int = 1,
+    engine: str = BEST,
+    subsets: str = AUTO,
+    command: str = "",
+) -> Ablation:
+    """Runs the subsets of a recipe's chain, or what is left of them, and says what each technique brings.
+
+    All chains of a seed are one run: what they begin with is made and measured once. The study folder holds a run
+    folder for each seed.
+
+    Args:
+        recipe: its stages after the baseline are the techniques.
+        orders: also the other orders of the whole chain that the stages' traits allow.
+        seeds: of so many, from the recipe's on, everything is trained and measured.
+        engine: whose figures count, or ``best``: the fastest for each variant.
+        subsets: ``all``, ``leave-one-out``, or ``auto``: all for up to 5 techniques.
+        command: what was typed, for the result.
+
+    Raises:
+        UserError: a mistake found before any work.
+    """
+    check_count("seeds", seeds)
+    check_choice("subsets", subsets, SUBSETS)
+    check_chain(recipe)
+    if engine != BEST and engine not in recipe.engines:
+        fix = did_you_mean(engine, [BEST, *recipe.engines])
+        raise UserError(f"no engine '{engine}' in this recipe", key="--engine", value=engine, fix=fix)
+    opening = recipe.chain[: baseline_place(recipe)]
+    techniques = recipe.chain[len(opening) :]
+    if not techniques:
+        raise PlanError("no stage comes after the baseline", key="chain", fix="add a technique, or set baseline=model")
+    # a subset's own opening trainings must not become part of its baseline
+    recipe = replace(recipe, baseline=opening[-1] if opening else MODEL, controls=[])
+    wanted = _subsets(techniques, subsets) + (_orders(techniques) if orders else [])
+    chains, skipped = _possible(recipe, opening, wanted, engine)
+    by_seed = [replace(recipe, seed=recipe.seed + n, fresh=False) for n in range(seeds)]
+    folder = _folder(recipe, by_seed, chains)
+    store = folder / "store" if recipe.fresh else Path(recipe.store or f"{recipe.out}/store")
+    runs: list[Run] = []
+    for one in by_seed:
+        log.info("seed %d: %d chains of %s", one.seed, len(chains), ", ".join(techniques))
+        inner = replace(one, name=f"seed-{one.seed}", out=str(folder), store=str(store))
+        runs.append(run(inner, [[*opening, *chain] for chain in chains]))
+    for done in runs:
+        skipped |= {chain: reason for chain, reason in done.failed.items() if chain not in skipped}
+    records = [ledger.read(done.folder) for done in runs]
+    measured = Measured(records, techniques, engine)
+    counters = {
+        "seeds": seeds,
+        "chains": len(chains),
+        "stages_in_all_chains": seeds * sum(len(opening) + len(chain) for chain in chains),
+        "distinct_stages": sum(len(make_plan(one, [[*opening, *c] for c in chains]).steps) - 1 for one in by_seed),
+        "made_now": sum(done.made for done in runs),
+        "already_there": sum(max(done.reused - 1, 0) for done in runs),
+    }
+    result = {
+        "format": 1,
+        "recipe": recipe.name,
+        "command": command,
+        "baseline": opening[-1] if opening else MODEL,
+        "techniques": techniques,
+        "seeds": [one.seed for one in by_seed],
+        "subsets": LEAVE_ONE_OUT if _leaves_one_out(techniques, subsets) else ALL,
+        "engine": engine,
+        "runs": [str(done.folder.relative_to(folder)) for done in runs],
+        "counters": counters,
+        "skipped": [{"chain": list(chain), "reason": reason} for chain, reason in skipped.items()],
+        "environment": records[0][0].environment,
+        "batches": summarize(measured),
+    }
+    (folder / "recipe.yaml").write_text(recipe.text)
+    write_json(folder / RESULT, result, key="out")
+    return Ablation(folder, result)
+
+
+def _leaves_one_out(techniques: Sequence[str], subsets: str) -> bool:
+    return subsets == LEAVE_ONE_OUT or (subsets == AUTO and len(techniques) > MOST_TECHNIQUES)
+
+
+def _subsets(techniques: Sequence[str], subsets: str) -> list[tuple[str, ...]]:
+    """Chains of techniques in the recipe's order, smaller ones first."""
+    if not _leaves_one_out(techniques, subsets):
+        chosen = [c for n in range(len(techniques) + 1) for c in combinations(techniques, n)]
+        if len(chosen) > MOST_CHAINS:
+            message = f"{len(techniques)} techniques have {len(chosen)} subsets"
+            raise UserError(
+                message, key="--subsets", value=subsets, fix=f"--subsets {LEAVE_ONE_OUT} takes {len(techniques) + 2}"
+            )
+        return chosen
+    chosen = [(), *combinations(techniques, len(techniques) - 1), tuple(techniques)]
+    log.warning(
+        "%d techniques: %d chains that leave one out, of %d subsets", len(techniques), len(chosen), 2 ** len(techniques)
+    )
+    return list(dict.fromkeys(chosen))
+
+
+def _orders(techniques: Sequence[str]) -> list[tuple[str, ...]]:
+    if len(techniques) > MOST_TECHNIQUES:
+        message = f"{len(techniques)} techniques have too many orders"
+        raise UserError(message, key="--orders", fix=f"at most {MOST_TECHNIQUES} techniques")
+    return [order for order in permutations(techniques) if order != tuple(techniques)]
+
+
+def _possible(
+    recipe: Recipe, opening: Sequence[str], wanted: Sequence[tuple[str, ...]], engine: str
+) -> tuple[list[tuple[str, ...]], dict[tuple[str, ...], str]]:
+    """The chains that can work, and why the others cannot. Orders that traits forbid are no loss, but are named."""
+    possible, skipped = [], {}
+    engines = recipe.engines if engine == BEST else {engine: recipe.engines[engine]}
+    for chain in wanted:
+        try:
+            traits = traits_after(recipe, [*opening, *chain])
+        except PlanError as error:
+            skipped[chain] = error.message
+            continue
+        reasons = {name: e.unsupported(traits) for name, e in engines.items()}
+        if all(reasons.values()):
+            skipped[chain] = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        else:
+            possible.append(chain)
+    if tuple(recipe.chain[len(opening) :]) in skipped:
+        raise UserError(skipped[tuple(recipe.chain[len(opening) :])], key="--engine", value=engine, fix="pick another")
+    return possible, skipped
+
+
+def _folder(recipe: Recipe, by_seed: Sequence[Recipe], chains: Sequence[Subset | tuple[str, ...]]) -> Path:
+    """The study's folder: the same recipe, seeds and chains find it again; with ``fresh`` one that is not there yet."""
+    plans = [make_plan(one).run for one in by_seed]
+    name = f"ablate-{recipe.name}-{variant_id(plans, [list(c) for c in chains])[:8]}"
+    folder, number = Path(recipe.out) / name, 2
+    while recipe.fresh and folder.exists():
+        folder, number = Path(recipe.out) / f"{name}-{number}", number + 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", key="out", fix="set out=DIR") from error
+    return folder

@@ -1,0 +1,255 @@
+"""What the ledgers of an ablation say: effects of techniques, their interactions, and the effect of order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optkit.core.records import Record, unpack_bits
+from optkit.core.statistics import Estimate, proportion, ratio_of_medians
+from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
+from optkit.study.game import interaction_weights, leave_one_out_weights, num_orders, shapley_weights
+
+BEST = "best"
+REFERENCE = "eager"
+COUNTED = ("size", "params", "nonzeros", "macs")
+NOT_REPEATED = ("peak_memory", "energy")
+Chain = tuple[str, ...]
+# chains and their weights in a sum that is an effect
+Contrast = Mapping[Chain, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The records of a study.
+
+    Attributes:
+        records: of each seed.
+        techniques: in the recipe's order.
+        engine: whose figures count; `BEST` takes the fastest for each variant.
+    """
+
+    records: Sequence[Sequence[Record]]
+    techniques: Sequence[str]
+    engine: str
+
+    @cached_property
+    def by_chain(self) -> dict[Chain, list[Record]]:
+        """The records of each chain that every seed has, by seed."""
+        of_seeds = [{tuple(r.chain): r for r in records if r.control is None} for records in self.records]
+        return {
+            chain: [found[chain] for found in of_seeds] for chain in of_seeds[0] if all(chain in f for f in of_seeds)
+        }
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        found = {m.conditions["batch_size"] for m in self.by_chain[()][0].measurements if m.name == "accuracy"}
+        return sorted(found)
+
+
+class Batch:
+    """The figures of every chain at one batch size, each on its engine."""
+
+    def __init__(self, measured: Measured, batch_size: int):
+        self.batch_size, self.records = batch_size, {}
+        self.engine: dict[Chain, str] = {}
+        for chain, records in measured.by_chain.items():
+            chosen = _engine(records, batch_size, measured.engine)
+            if chosen is not None:
+                self.engine[chain], self.records[chain] = chosen, records
+        self.correct = {chain: self._correct(chain) for chain in self.records}
+        self.costs = {"latency": {chain: self._latency(chain) for chain in self.records}}
+        for name in (*COUNTED, *NOT_REPEATED):
+            found = {chain: self._figure(chain, name) for chain in self.records}
+            if all(costs is not None for costs in found.values()):
+                self.costs[name] = {chain: costs for chain, costs in found.items() if costs is not None}
+
+    def effect(self, contrast: Contrast) -> dict[str, Any]:
+        """A contrast of chains in accuracy (a difference) and in each cost (a factor), as JSON."""
+        found = {"accuracy": _json(accuracy_effect(contrast, self.correct))}
+        return found | {name: _json(cost_effect(contrast, costs)) for name, costs in self.costs.items()}
+
+    def _correct(self, chain: Chain) -> NDArray[np.bool_]:
+        here = {"engine": self.engine[chain], "batch_size": self.batch_size}
+        found = [record.find("accuracy", **here) for record in self.records[chain]]
+        return np.stack([unpack_bits(m.raw) for m in found if m is not None])
+
+    def _latency(self, chain: Chain) -> LogCosts:
+        """Latency over that of the baseline on its engine, from rounds that both were timed in."""
+        found = []
+        for record, base in zip(self.records[chain], self.records[()], strict=True):
+            if record is base:
+                found.append((0.0, 0.0))
+                continue
+            direct = _ratio(record, self.engine[chain], self.engine[()], self.batch_size)
+            if direct is not None:
+                found.append(direct)
+                continue
+            # the baseline's engine was not in these rounds; eager was, here and beside the baseline
+            ours = _ratio(record, self.engine[chain], REFERENCE, self.batch_size)
+            theirs = _ratio(base, self.engine[()], REFERENCE, self.batch_size)
+            assert ours is not None
+            assert theirs is not None
+            found.append((ours[0] - theirs[0], math.hypot(ours[1], theirs[1])))
+        values, errors = np.array(found).T
+        return LogCosts(values, errors)
+
+    def _figure(self, chain: Chain, name: str) -> LogCosts | None:
+        values = []
+        for record, base in zip(self.records[chain], self.records[()], strict=True):
+            ours, theirs = (_value(r, name, self.engine[c], self.batch_size) for r, c in ((record, chain), (base, ())))
+            if not ours or not theirs:
+                return None
+            values.append(math.log(ours / theirs))
+        error = math.nan if name in NOT_REPEATED and chain else 0.0
+        return LogCosts(np.array(values), np.full(len(values), error))
+
+
+def summarize(measured: Measured) -> list[dict[str, Any]]:
+    """One entry for each batch size: variants, total, attribution, interactions and orders."""
+    return [_summary(Batch(measured, size), measured.techniques) for size in measured.batch_sizes]
+
+
+def _summary(batch: Batch, techniques: Sequence[str]) -> dict[str, Any]:
+    whole = tuple(techniques)
+    place = {name: n for n, name in enumerate(techniques)}
+    in_order = {frozenset(c): c for c in batch.records if list(c) == sorted(c, key=place.__getitem__)}
+
+    def chains(weights: Mapping[frozenset[str], float]) -> Contrast:
+        return {in_order[subset]: weight for subset, weight in weights.items()}
+
+    found: dict[str, Any] = {
+        "batch_size": batch.batch_size,
+        "variants": [_variant(batch, chain) for chain in sorted(batch.records, key=lambda c: (len(c), c))],
+    }
+    if whole not in batch.records:
+        return found | {"total": None, "attribution": _refused("the whole chain has no figures"), "interactions": []}
+    return found | {
+        "total": batch.effect({whole: 1.0, (): -1.0}),
+        "attribution": _attribution(batch, techniques, in_order, chains),
+        "interactions": [
+            {"techniques": list(pair), **batch.effect(chains(weights))}
+            for pair, weights in interaction_weights(techniques, in_order).items()
+        ],
+        "orders": _orders(batch, whole),
+        "order_pairs": _order_pairs(batch, whole),
+    }
+
+
+def _attribution(
+    batch: Batch, techniques: Sequence[str], in_order: Mapping[frozenset[str], Chain], chains: Callable[..., Contrast]
+) -> dict[str, Any]:
+    possible = math.factorial(len(techniques))
+    weights = shapley_weights(techniques, in_order)
+    if weights is None:
+        left_out = leave_one_out_weights(techniques, in_order)
+        reason = "too few subsets were measured for Shapley values: these are the whole chain less the chain without it"
+        return _refused(reason, left_out, batch, chains)
+    averaged = num_orders(techniques, in_order)
+    reason = (
+        None if averaged == possible else f"averaged over the {averaged} of {possible} orders of joining that can run"
+    )
+    return {
+        "method": "shapley",
+        "sums_to_total": True,
+        "orders_averaged": averaged,
+        "orders_possible": possible,
+        "reason": reason,
+        "effects": [{"technique": t, **batch.effect(chains(w))} for t, w in weights.items()],
+    }
+
+
+def _refused(reason: str, weights: Any = None, batch: Batch | None = None, chains: Any = None) -> dict[str, Any]:
+    effects = [{"technique": t, **batch.effect(chains(w))} for t, w in (weights or {}).items()] if batch else []
+    return {
+        "method": "leave_one_out",
+        "sums_to_total": False,
+        "orders_averaged": 0,
+        "orders_possible": None,
+        "reason": reason,
+        "effects": effects,
+    }
+
+
+def _orders(batch: Batch, whole: Chain) -> list[dict[str, Any]]:
+    """Every order of the whole chain that was run, against the recipe's own."""
+    others = [c for c in batch.records if c != whole and sorted(c) == sorted(whole)]
+    return [{"chain": list(c), "engine": batch.engine[c], **batch.effect({c: 1.0, whole: -1.0})} for c in others]
+
+
+def _order_pairs(batch: Batch, whole: Chain) -> list[dict[str, Any]]:
+    """For two techniques, orders in which the recipe's first comes later against the rest: what turning them does."""
+    orders = [c for c in batch.records if sorted(c) == sorted(whole)]
+    found = []
+    for first, second in combinations(whole, 2):
+        turned = [c for c in orders if c.index(second) < c.index(first)]
+        kept = [c for c in orders if c not in turned]
+        if turned and kept:
+            contrast = dict.fromkeys(turned, 1 / len(turned)) | dict.fromkeys(kept, -1 / len(kept))
+            found.append({"first": second, "then": first, **batch.effect(contrast)})
+    return found
+
+
+def _variant(batch: Batch, chain: Chain) -> dict[str, Any]:
+    correct = batch.correct[chain]
+    one = len(correct) == 1
+    accuracy = proportion(int(correct.sum()), correct.size) if one else accuracy_effect({chain: 1.0}, batch.correct)
+    against = batch.effect({chain: 1.0, (): -1.0}) if chain else None
+    return {
+        "chain": list(chain),
+        "engine": batch.engine[chain],
+        "accuracy": _json(accuracy),
+        "variants": [record.variant for record in batch.records[chain]],
+        "against_baseline": against,
+    }
+
+
+def _engine(records: Sequence[Record], batch_size: int, wanted: str) -> str | None:
+    """The engine whose figures count for a chain, the same for all seeds; None if it runs on none that counts."""
+    shared = [
+        m.conditions["engine"]
+        for m in records[0].measurements
+        if m.name == "accuracy" and m.conditions["batch_size"] == batch_size
+    ]
+    if wanted != BEST:
+        return wanted if wanted in shared else None
+    ratios = {}
+    for engine in shared:
+        found = [_ratio(record, engine, REFERENCE, batch_size) for record in records]
+        if all(r is not None for r in found):
+            ratios[engine] = float(np.mean([r[0] for r in found if r is not None]))
+    return min(ratios, key=ratios.__getitem__) if ratios else None
+
+
+def _ratio(record: Record, engine: str, base: str, batch_size: int) -> tuple[float, float] | None:
+    """Logarithm of a variant's latency over the baseline's on an engine, and its error; None if not timed together."""
+    ours = record.find("latency", of="variant", engine=engine, batch_size=batch_size)
+    if ours is None:
+        return None
+    together = {"interleaved": ours.conditions["interleaved"], "engine": base}
+    theirs = record.find("latency", of="baseline", **together)
+    if theirs is None and record.variant == record.baseline:
+        theirs = record.find("latency", of="variant", **together)
+    if theirs is None:
+        return None
+    if theirs is ours:
+        return 0.0, 0.0
+    found = ratio_of_medians(np.asarray(ours.raw), np.asarray(theirs.raw))
+    return math.log(found.value), (math.log(found.high) - math.log(found.low)) / (2 * 1.96)
+
+
+def _value(record: Record, name: str, engine: str, batch_size: int) -> float | int | None:
+    found = record.find(name, engine=engine, batch_size=batch_size) or record.find(name, engine=None)
+    return found.value if found else None
+
+
+def _json(estimate: Estimate) -> dict[str, Any]:
+    known = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    return {"value": estimate.value, "ci": estimate.ci if known else None}

@@ -1,0 +1,155 @@
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+
+from optkit.core.cache import read_json
+from optkit.core.errors import StageError, UserError
+from optkit.core.stage import Outcome
+from optkit.engines import Eager
+from optkit.measure import Measure
+from optkit.plan import Recipe
+from optkit.prune import MagnitudePruning
+from optkit.report.ablation import ablation_markdown
+from optkit.study.ablation import RESULT, ablate
+from optkit.training import Train, Trainer
+
+FLOAT = frozenset({"float"})
+
+
+def _train(epochs):
+    return Train(Trainer(epochs=epochs, batch_size=64, optimizer="adamw", lr=0.02, schedule="cosine"))
+
+
+@dataclass
+class Halved:
+    """Halves the last bias; says which traits it has, and fails if it must."""
+
+    fails_alone: bool = False
+    needs: frozenset[str] = FLOAT
+
+    technique: ClassVar[str] = "halve"
+    adds: ClassVar[frozenset[str]] = frozenset()
+    drops: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, module, ctx):
+        if self.fails_alone and "sparse" not in ctx.variant.traits:
+            raise StageError("only after masks")
+        list(module.parameters())[-1].data.mul_(0.5)
+        return Outcome(module)
+
+
+@pytest.fixture
+def recipe(digits, tmp_path):
+    return Recipe(
+        name="small",
+        model={"_target_": "optkit.models.MLP", "widths": [16], "num_classes": None, "input_shape": None},
+        task=digits,
+        chain=["train", "mask", "tune", "halve"],
+        stages={"train": _train(4), "mask": MagnitudePruning(0.7), "tune": _train(1), "halve": Halved()},
+        engines={"eager": Eager()},
+        reference=Eager(),
+        measure=Measure(batch_sizes=[16], seconds=0.01, memory=False),
+        threads=1,
+        out=str(tmp_path / "runs"),
+        text="name: small\n",
+    )
+
+
+def test_eight_subsets_train_no_stage_twice_and_their_values_sum_to_the_total(recipe, monkeypatch):
+    trained = []
+    real = Train.apply
+    monkeypatch.setattr(Train, "apply", lambda self, m, ctx: trained.append(ctx.workdir) or real(self, m, ctx))
+    done = ablate(recipe)
+    counters = done.result["counters"]
+    assert counters["chains"] == 8
+    # train once, and mask, tune and halve each after every subset of those before it
+    assert counters["distinct_stages"] == counters["made_now"] == 1 + 1 + 2 + 4
+    assert counters["stages_in_all_chains"] == 8 + 12
+    assert len(trained) == len(set(trained)) == 1 + 2
+    (batch,) = done.result["batches"]
+    effects = batch["attribution"]["effects"]
+    assert [e["technique"] for e in effects] == ["mask", "tune", "halve"]
+    total = batch["total"]
+    assert sum(e["accuracy"]["value"] for e in effects) == pytest.approx(total["accuracy"]["value"])
+    for cost in ("latency", "size", "nonzeros"):
+        if cost in total:
+            assert math.prod(e[cost]["value"] for e in effects) == pytest.approx(total[cost]["value"])
+    whole = next(v for v in batch["variants"] if len(v["chain"]) == 3)
+    first = next(v for v in batch["variants"] if not v["chain"])
+    assert whole["accuracy"]["value"] - first["accuracy"]["value"] == pytest.approx(total["accuracy"]["value"])
+    assert read_json(done.folder / RESULT) == done.result
+    assert "Shapley values" in ablation_markdown(done.result)
+
+
+def test_an_interrupted_study_is_continued(recipe, monkeypatch):
+    real = Halved.apply
+    calls = []
+
+    def third_is_killed(self, module, ctx):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, module, ctx)
+
+    monkeypatch.setattr(Halved, "apply", third_is_killed)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(recipe)
+    again = ablate(recipe)
+    counters = again.result["counters"]
+    assert 0 < counters["made_now"] < counters["distinct_stages"]
+    assert counters["made_now"] + counters["already_there"] == counters["distinct_stages"]
+    assert len(calls) == 5
+    once_more = ablate(recipe)
+    assert once_more.folder == again.folder
+    assert once_more.result["counters"]["made_now"] == 0
+    assert once_more.result["batches"] == again.result["batches"]
+
+
+def test_seeds_widen_what_is_claimed_and_orders_are_compared(recipe):
+    short = replace(recipe, chain=["train", "mask", "halve"])
+    done = ablate(short, orders=True, seeds=2)
+    (batch,) = done.result["batches"]
+    assert done.result["seeds"] == [0, 1]
+    assert [o["chain"] for o in batch["orders"]] == [["halve", "mask"]]
+    assert [(p["first"], p["then"]) for p in batch["order_pairs"]] == [("halve", "mask")]
+    assert all(len(v["variants"]) == 2 for v in batch["variants"])
+
+
+def test_subsets_that_cannot_work_are_named_and_orders_avoid_them(recipe):
+    stages = recipe.stages | {"halve": Halved(needs=frozenset({"sparse"}))}
+    done = ablate(replace(recipe, chain=["train", "mask", "halve"], stages=stages))
+    (skipped,) = done.result["skipped"]
+    assert skipped["chain"] == ["halve"]
+    assert "sparse" in skipped["reason"]
+    attribution = done.result["batches"][0]["attribution"]
+    assert (attribution["orders_averaged"], attribution["orders_possible"]) == (1, 2)
+    assert "1 of 2" in attribution["reason"]
+
+
+def test_a_subset_that_fails_at_work_is_named_and_the_rest_goes_on(recipe):
+    stages = recipe.stages | {"halve": Halved(fails_alone=True)}
+    done = ablate(replace(recipe, chain=["train", "mask", "halve"], stages=stages))
+    (skipped,) = done.result["skipped"]
+    assert skipped["chain"] == ["halve"]
+    assert "only after masks" in skipped["reason"]
+
+
+def test_leaving_one_out_is_said_to_be_that(recipe):
+    done = ablate(recipe, subsets="leave-one-out")
+    attribution = done.result["batches"][0]["attribution"]
+    assert done.result["counters"]["chains"] == 5
+    assert (attribution["method"], attribution["sums_to_total"]) == ("leave_one_out", False)
+    assert len(attribution["effects"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"engine": "inductr"}, "no engine 'inductr'"), ({"seeds": 0}, "seeds"), ({"subsets": "some"}, "subsets")],
+)
+def test_a_study_that_cannot_be_is_refused(recipe, options, message):
+    with pytest.raises(UserError, match=message):
+        ablate(recipe, **options)
+    with pytest.raises(UserError, match="no stage comes after the baseline"):
+        ablate(replace(recipe, chain=["train"]))
