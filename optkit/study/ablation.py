@@ -94,6 +94,7 @@ def ablate(
         "made_now": sum(done.made for done in runs),
         "already_there": sum(max(done.reused - 1, 0) for done in runs),
     }
+    leaves_one_out = _leaves_one_out(techniques, subsets)
     result = {
         "format": 1,
         "recipe": recipe.name,
@@ -101,13 +102,13 @@ def ablate(
         "baseline": opening[-1] if opening else MODEL,
         "techniques": techniques,
         "seeds": [one.seed for one in by_seed],
-        "subsets": LEAVE_ONE_OUT if _leaves_one_out(techniques, subsets) else ALL,
+        "subsets": LEAVE_ONE_OUT if leaves_one_out else ALL,
         "engine": engine,
         "runs": [str(done.folder.relative_to(folder)) for done in runs],
         "counters": counters,
         "skipped": [{"chain": list(chain), "reason": reason} for chain, reason in skipped.items()],
         "environment": records[0][0].environment,
-        "batches": summarize(measured),
+        "batches": summarize(measured, shapley=not leaves_one_out),
     }
     (folder / "recipe.yaml").write_text(recipe.text)
     write_json(folder / RESULT, result, key="out")

@@ -112,12 +112,17 @@ class Batch:
         return LogCosts(np.array(values), np.full(len(values), error))
 
 
-def summarize(measured: Measured) -> list[dict[str, Any]]:
-    """One entry for each batch size: variants, total, attribution, interactions and orders."""
-    return [_summary(Batch(measured, size), measured.techniques) for size in measured.batch_sizes]
+def summarize(measured: Measured, shapley: bool) -> list[dict[str, Any]]:
+    """One entry for each batch size: variants, total, attribution, interactions and orders.
+
+    Args:
+        measured: the records.
+        shapley: whether all subsets were to be measured; else each technique is charged by leaving it out.
+    """
+    return [_summary(Batch(measured, size), measured.techniques, shapley) for size in measured.batch_sizes]
 
 
-def _summary(batch: Batch, techniques: Sequence[str]) -> dict[str, Any]:
+def _summary(batch: Batch, techniques: Sequence[str], shapley: bool) -> dict[str, Any]:
     whole = tuple(techniques)
     place = {name: n for n, name in enumerate(techniques)}
     in_order = {frozenset(c): c for c in batch.records if list(c) == sorted(c, key=place.__getitem__)}
@@ -133,7 +138,7 @@ def _summary(batch: Batch, techniques: Sequence[str]) -> dict[str, Any]:
         return found | {"total": None, "attribution": _refused("the whole chain has no figures"), "interactions": []}
     return found | {
         "total": batch.effect({whole: 1.0, (): -1.0}),
-        "attribution": _attribution(batch, techniques, in_order, chains),
+        "attribution": _attribution(batch, techniques, in_order, chains, shapley),
         "interactions": [
             {"techniques": list(pair), **batch.effect(chains(weights))}
             for pair, weights in interaction_weights(techniques, in_order).items()
@@ -144,13 +149,17 @@ def _summary(batch: Batch, techniques: Sequence[str]) -> dict[str, Any]:
 
 
 def _attribution(
-    batch: Batch, techniques: Sequence[str], in_order: Mapping[frozenset[str], Chain], chains: Callable[..., Contrast]
+    batch: Batch,
+    techniques: Sequence[str],
+    in_order: Mapping[frozenset[str], Chain],
+    chains: Callable[..., Contrast],
+    shapley: bool,
 ) -> dict[str, Any]:
     possible = math.factorial(len(techniques))
-    weights = shapley_weights(techniques, in_order)
+    weights = shapley_weights(techniques, in_order) if shapley else None
     if weights is None:
         left_out = leave_one_out_weights(techniques, in_order)
-        reason = "too few subsets were measured for Shapley values: these are the whole chain less the chain without it"
+        reason = "too few subsets for Shapley values: these are the whole chain less the chain without it"
         return _refused(reason, left_out, batch, chains)
     averaged = num_orders(techniques, in_order)
     reason = (

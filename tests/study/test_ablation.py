@@ -27,9 +27,9 @@ class Halved:
     """Halves the last bias; says which traits it has, and fails if it must."""
 
     fails_alone: bool = False
-    needs: frozenset[str] = FLOAT
 
     technique: ClassVar[str] = "halve"
+    needs: ClassVar[frozenset[str]] = FLOAT
     adds: ClassVar[frozenset[str]] = frozenset()
     drops: ClassVar[frozenset[str]] = frozenset()
 
@@ -38,6 +38,12 @@ class Halved:
             raise StageError("only after masks")
         list(module.parameters())[-1].data.mul_(0.5)
         return Outcome(module)
+
+
+class HalvedSparse(Halved):
+    """One that needs masks, and says so."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"sparse"})
 
 
 @pytest.fixture
@@ -118,7 +124,7 @@ def test_seeds_widen_what_is_claimed_and_orders_are_compared(recipe):
 
 
 def test_subsets_that_cannot_work_are_named_and_orders_avoid_them(recipe):
-    stages = recipe.stages | {"halve": Halved(needs=frozenset({"sparse"}))}
+    stages = recipe.stages | {"halve": HalvedSparse()}
     done = ablate(replace(recipe, chain=["train", "mask", "halve"], stages=stages))
     (skipped,) = done.result["skipped"]
     assert skipped["chain"] == ["halve"]
