@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from optkit import engines
 from optkit.core.errors import StageError, UserError
-from optkit.engines import ENGINES, OpenVINO, compile, load
+from optkit.engines import ENGINES, OpenVINO, load
 from optkit.models import ResNetCIFAR, SmallCNN
 from optkit.quantize import quantize_static
 
@@ -57,7 +58,7 @@ def case(request):
     model = build().eval()
     found = quantize_static(model, inputs(2), [inputs(16) for _ in range(3)], target=engine)
     x = inputs(4)
-    return engine, model, x, found, compile(found.module, x, engine=engine)
+    return engine, model, x, found, engines.compile(found.module, x, engine=engine)
 
 
 def noise(actual, expected):
@@ -66,7 +67,7 @@ def noise(actual, expected):
 
 def test_float_answers_are_the_modules(case):
     engine, model, x, _, _ = case
-    session = compile(model, x, engine=engine)
+    session = engines.compile(model, x, engine=engine)
     with torch.no_grad():
         torch.testing.assert_close(session(*x), model(*x), atol=1e-4, rtol=1e-3)
     assert session.facts()["int8_share"] == 0
@@ -118,7 +119,7 @@ def test_an_int8_graph_is_refused_by_the_engines_it_is_not_made_for(case):
     engine, _, x, found, _ = case
     for other in set(ENGINES) - {engine}:
         with pytest.raises(UserError, match=f"annotated for {engine}|in fp32"):
-            compile(found.module, x, engine=other)
+            engines.compile(found.module, x, engine=other)
 
 
 def test_bf16_is_close_to_the_module_and_is_not_fp32():
@@ -127,7 +128,7 @@ def test_bf16_is_close_to_the_module_and_is_not_fp32():
         pytest.skip(reason)
     torch.manual_seed(0)
     model, x = SmallCNN(10, 3, [16, 32]).eval(), images(4)
-    session = compile(model, x, engine=engine)
+    session = engines.compile(model, x, engine=engine)
     assert session.facts()["precision"] == "bf16"
     with torch.no_grad():
         assert 0 < noise(session(*x), model(*x)) < 0.01
@@ -139,4 +140,4 @@ def test_what_cannot_be_written_as_onnx_names_the_operator():
             return torch.special.i1e(x).flatten(1)
 
     with pytest.raises(StageError, match="i1e"):
-        compile(Odd(), images(2), engine="onnxruntime")
+        engines.compile(Odd(), images(2), engine="onnxruntime")
