@@ -28,6 +28,7 @@ from optkit.core.store import StageStore
 from optkit.core.task import SealedTask
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
+from optkit.measure.peaks import peaks
 from optkit.models import ModelSpec
 from optkit.plan import MODEL, OTHER, OWN, START, PlannedStep, Recipe, make_plan, params_of, target_of
 
@@ -228,7 +229,7 @@ class _Fold:
             facts=variant.facts | facts | ({"not_run_on": skipped} if skipped else {}),
             measurements=measurements,
             cost=self._preparation() if is_baseline else variant.cost,
-            environment=environment(self.threads),
+            environment=environment(self.threads) | {"peaks": peaks(self.threads)},
             data=self.recipe.task.facts(),
             chain=list(step.chain),
             control=step.control,

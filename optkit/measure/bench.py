@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from optkit.core.artifact import Artifact
+from optkit.core.checks import check_count
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.records import Measurement
 from optkit.core.statistics import median
 from optkit.core.task import OfAnyLength, Task
 from optkit.measure.accuracy import measure_accuracy
+from optkit.measure.disturbance import disturbed
+from optkit.measure.energy import energy_counters, measure_energy
 from optkit.measure.latency import Series, interleaved
 from optkit.measure.memory import measure_memory
 from optkit.measure.static import measure_macs, measure_static
@@ -37,6 +40,7 @@ class Measure:
         sequence_lengths: of texts, in tokens, to which they are padded and cut: each is compiled, evaluated and timed
             on its own; None is the task's.
         seconds: of timing for each variant and batch size, shared by all engines and the baseline.
+        retries: how often a latency is timed again while other work disturbs the machine; then it is marked.
         memory: whether to open each variant in a fresh process, at the largest batch size, for its peak memory.
         split: what accuracy is measured on.
     """
@@ -44,6 +48,7 @@ class Measure:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
     sequence_lengths: list[int] | None = None
     seconds: float = 5.0
+    retries: int = 1
     memory: bool = True
     split: str = "test"
 
@@ -54,6 +59,7 @@ class Measure:
         lengths = self.sequence_lengths
         if lengths is not None and (not lengths or any(not isinstance(n, int) or n < 1 for n in lengths)):
             raise UserError(f"{lengths} are not lengths in tokens", key="sequence_lengths", fix="for example [64,128]")
+        check_count("retries", self.retries, 0)
         if not 0 < self.seconds <= 3600:
             raise UserError(f"{self.seconds} is out of range", key="seconds", value=self.seconds, fix="0 to 3600")
         if self.split not in ("test", "validation"):
@@ -88,6 +94,7 @@ class Bench:
         self.threads, self.trusted, self.seed = threads, trusted, seed
         self._baseline: dict[tuple[str, int, str], Session] = {}
         self._tokenization: list[Measurement] | None = None
+        self.counters = energy_counters()
 
     def measure(
         self, artifact: Artifact, baseline: Artifact, is_baseline: bool, say: Callable[[str], None]
@@ -140,6 +147,11 @@ class Bench:
             facts = session.facts()
             found.append(measure_accuracy(session, task, self.config.split, batch_size, conditions))
             found.append(Measurement("int8_share", facts["int8_share"], conditions=conditions))
+            found.append(Measurement("precision", None, conditions=conditions | {"is": facts.get("precision", "fp32")}))
+            inputs = task.example(batch_size)
+            found.append(Measurement("bytes_in", sum(map(_bytes, inputs)), unit="B", conditions=conditions))
+            found.append(Measurement("bytes_out", _bytes(session(*inputs)), unit="B", conditions=conditions))
+            found.append(measure_energy(session, inputs, conditions, self.counters))
             found.append(Measurement("compile", facts["compile_s"], unit="s", conditions=conditions))
         return found
 
@@ -154,7 +166,8 @@ class Bench:
                 timed[("baseline", name)] = self._baseline_session(baseline, name, task, batch_size)
         keys = {f"{of}/{name}": (of, name) for of, name in timed}
         by_key = {label: timed[key] for label, key in keys.items()}
-        series = interleaved(by_key, task.example(batch_size), self.config.seconds, self.seed)
+        inputs = task.example(batch_size)
+        series = interleaved(by_key, inputs, self.config.seconds, self.seed, self.config.retries)
         together = uuid.uuid4().hex[:12]
         conditions = {keys[label]: self._conditions(keys[label][1], task, batch_size) for label in keys}
         return [
@@ -188,7 +201,12 @@ def tasks_to_measure(task: Task, config: Measure) -> list[Task]:
     return [task.at_length(n) for n in sorted(config.sequence_lengths)]
 
 
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
 def _latency_measurement(series: Series, conditions: dict) -> Measurement:
+    state = {"other_load": series.others, "tries": series.tries, "disturbed": disturbed(series.others)}
     interval = median(series.samples)
     raw: Sequence[Sequence[float]] = np.round(series.samples, 6).tolist()
-    return Measurement("latency", interval.value, "ms", interval.ci, series.samples.size, conditions, raw)
+    return Measurement("latency", interval.value, "ms", interval.ci, series.samples.size, conditions | state, raw)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from optkit.core.engine import Session
 from optkit.core.progress import track
+from optkit.measure.disturbance import Mark, disturbed
 
+log = logging.getLogger(__name__)
 CALLS = 5
 MIN_ROUNDS, MAX_ROUNDS = 20, 400
 STEADY = 0.05
@@ -21,13 +24,21 @@ STEADY = 0.05
 
 @dataclass(frozen=True)
 class Series:
-    """Latencies of one session, ms, ``(rounds, calls)``: calls of a round follow each other, rounds are interleaved."""
+    """Latencies of one session, ms, ``(rounds, calls)``: calls of a round follow each other, rounds are interleaved.
+
+    Attributes:
+        samples: the latencies.
+        others: cores that other work on the machine kept busy meanwhile; None if that is not known.
+        tries: how often the series was timed; disturbed ones are timed again, and the least disturbed is kept.
+    """
 
     samples: NDArray[np.float64]
+    others: float | None = None
+    tries: int = 1
 
 
 def interleaved(
-    sessions: Mapping[str, Session], inputs: tuple[Tensor, ...], seconds: float, seed: int
+    sessions: Mapping[str, Session], inputs: tuple[Tensor, ...], seconds: float, seed: int, retries: int = 0
 ) -> dict[str, Series]:
     """Times sessions in rounds. In each round every session, in random order, is called once untimed and then timed.
 
@@ -37,11 +48,32 @@ def interleaved(
         sessions: by name; all take ``inputs``.
         seconds: time to spend on timing, warm-up apart; at least 20 rounds are made whatever it takes.
         seed: of the order in which sessions take their turns.
+        retries: how often to time again while other work disturbs the machine.
     """
-    names = list(sessions)
-    for name in names:
-        _warm_up(sessions[name], inputs)
+    for session in sessions.values():
+        _warm_up(session, inputs)
     rounds = _rounds(sessions, inputs, seconds)
+    best: tuple[float, dict[str, NDArray[np.float64]], float | None] | None = None
+    tries = 0
+    while tries <= retries:
+        before = Mark.now()
+        samples = _timed(sessions, inputs, rounds, seed + tries)
+        others = Mark.now().others_since(before)
+        tries += 1
+        if best is None or (others or 0.0) < best[0]:
+            best = (others or 0.0, samples, others)
+        if not disturbed(others):
+            break
+        log.info("latency: other work keeps %.1f cores busy%s", others, "; timed again" if tries <= retries else "")
+    assert best is not None
+    return {name: Series(times, best[2], tries) for name, times in best[1].items()}
+
+
+def _timed(
+    sessions: Mapping[str, Session], inputs: tuple[Tensor, ...], rounds: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Latencies by session, ``(rounds, calls)``."""
+    names = list(sessions)
     samples = {name: np.empty((rounds, CALLS)) for name in names}
     random = np.random.default_rng(seed)
     collecting = gc.isenabled()
@@ -53,7 +85,7 @@ def interleaved(
     finally:
         if collecting:
             gc.enable()
-    return {name: Series(times) for name, times in samples.items()}
+    return samples
 
 
 def _warm_up(session: Session, inputs: tuple[Tensor, ...]) -> None:

@@ -14,6 +14,7 @@ from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
 
 Row = dict[str, Any]
 REFERENCE = "eager"
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -77,11 +78,47 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "tokenize_ms": _value(record.find("tokenization", batch_size=batch_size, **length)),
         "int8_share": _value(record.find("int8_share", **here)),
         "sparsity": _value(record.find("sparsity")),
-        "roofline": _value(record.find("roofline", **here)),
+        "nonzeros": _value(record.find("nonzeros")),
+        "bytes_in": _value(record.find("bytes_in", **here)),
+        "bytes_out": _value(record.find("bytes_out", **here)),
+        "energy_j": _value(record.find("energy", **here)),
+        **_roofline(record, latency, here),
         "compile_s": _value(record.find("compile", **here)),
         "stage_cost_s": record.cost.wall_s,
         "stage_device_s": record.cost.device_s,
     }
+
+
+def _roofline(record: Record, latency: Measurement | None, here: dict[str, Any]) -> Row:
+    """Achieved operations a second over this machine's measured peak for the precisions in use, and what bounds them.
+
+    The peak of a mixture takes for each precision the time that its share of the MACs needs. Bytes moved are modelled
+    (see ``optkit.measure.traffic``): a number takes the bytes of its operators' precision.
+    """
+    names = ("mac_shares", "bytes_moved_modelled", "arithmetic_intensity_modelled", "achieved_gops", "peak_gops")
+    empty: Row = dict.fromkeys((*names, "roofline", "bound"))
+    precision, share = record.find("precision", **here), _value(record.find("int8_share", **here))
+    macs, peaks = _value(record.find("macs")), record.environment.get("peaks")
+    if precision is None or share is None or not macs:
+        return empty
+    rest = precision.conditions["is"]
+    shares = {name: value for name, value in ((rest, 1 - share), ("int8", share)) if value > 0}
+    found = empty | {"mac_shares": shares}
+    operations = 2 * macs * here["batch_size"]
+    each, once = (_value(record.find("numbers_moved_modelled", per=per)) for per in ("example", "batch"))
+    if each is not None and once is not None:
+        width = sum(BYTES.get(name, 4) * value for name, value in shares.items())
+        found["bytes_moved_modelled"] = moved = width * (each * here["batch_size"] + once)
+        found["arithmetic_intensity_modelled"] = operations / moved
+    if latency is None or latency.value is None or not peaks or not all(name in peaks for name in shares):
+        return found
+    peak = 1 / sum(value / peaks[name] for name, value in shares.items())
+    achieved = operations / latency.value / 1e6
+    found |= {"achieved_gops": achieved, "peak_gops": peak, "roofline": achieved / peak}
+    if found["arithmetic_intensity_modelled"] is not None:
+        reachable = found["arithmetic_intensity_modelled"] * peaks["memory_gb_s"]
+        found["bound"] = "memory" if reachable < peak else "compute"
+    return found
 
 
 def _value(measurement: Measurement | None) -> float | int | None:

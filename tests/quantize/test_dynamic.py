@@ -7,7 +7,7 @@ from torch import nn
 from optkit.core.errors import UserError
 from optkit.core.variant import Variant
 from optkit.engines import Eager, Inductor
-from optkit.measure.static import measure_static
+from optkit.measure.static import measure_macs, measure_static
 from optkit.models import huggingface
 from optkit.quantize import quantize_dynamic, replay_dynamic
 
@@ -100,7 +100,8 @@ def test_parameters_and_macs_are_those_of_the_float_model(model, quantized):
         size_bytes = 0
 
     def figures(module):
-        return {m.name: m.value for m in measure_static(File(), module, tokens(2, 16))}
+        static = {m.name: m.value for m in measure_static(File(), module, tokens(2, 16))}
+        return static | {"macs": measure_macs(module, tokens(2, 16), {}).value}
 
     ours, theirs = figures(quantized.module), figures(model)
     assert ours["macs"] == theirs["macs"]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import altair
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from optkit.core.ledger import Ledger
+from optkit.core.records import Measurement
 from optkit.report import read_rows, render, rows
 from optkit.report.plot import on_front, save_tradeoff, steady_latency, tradeoff
 from optkit.report.tables import COLUMNS, markdown, table
@@ -149,3 +151,23 @@ def test_a_row_of_texts_says_how_many_tokens():
     assert found[0]["sequence_length"] == 64
     assert "tokens" in markdown(found)
     assert "tokens" not in markdown(rows([make_record()]))
+
+
+def test_the_roofline_is_counted_by_hand():
+    record = make_record(batch_size=8, series={("variant", "eager"): np.full((30, 5), 2.0)})
+    here = {"engine": "eager", "batch_size": 8, "threads": 2}
+    more = [
+        Measurement("precision", None, conditions=here | {"is": "fp32"}),
+        Measurement("int8_share", 0.5, conditions=here),
+        Measurement("numbers_moved_modelled", 10, conditions={"per": "example"}),
+        Measurement("numbers_moved_modelled", 20, conditions={"per": "batch"}),
+    ]
+    peaks = {"fp32": 1.0, "int8": 4.0, "memory_gb_s": 0.1}
+    (row,) = rows([replace(record, measurements=record.measurements + more, environment={"peaks": peaks})])
+    # 100 MACs an example, 8 of them in 2 ms; half at 1, half at 4 GOP/s
+    assert row["achieved_gops"] == pytest.approx(1600 / 2e-3 / 1e9)
+    assert row["peak_gops"] == pytest.approx(1.6)
+    assert row["roofline"] == pytest.approx(row["achieved_gops"] / 1.6)
+    assert row["bytes_moved_modelled"] == pytest.approx(100 * 2.5)
+    # 6.4 operations a byte at 0.1 GB/s: 0.64 GOP/s, less than the 1.6 that the processor could
+    assert row["bound"] == "memory"

@@ -1,0 +1,73 @@
+"""Energy a request, where the machine lets itself be read: RAPL counters of processors, NVML's of GPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from optkit.core.engine import Session
+from optkit.core.records import Measurement
+
+RAPL = Path("/sys/class/powercap")
+SECONDS = 1.0
+# name to a function that gives joules since some moment, and joules after which that starts again (0: never)
+Counters = dict[str, tuple[Callable[[], float], float]]
+
+
+def energy_counters(root: Path = RAPL) -> Counters:
+    """What can be read here: a RAPL package or an NVML device each; empty where nothing can."""
+    found: Counters = {}
+    for package in sorted(root.glob("intel-rapl:?")):
+        try:
+            name = (package / "name").read_text().strip()
+            wraps = int((package / "max_energy_range_uj").read_text()) / 1e6
+            _joules(package)
+        except (OSError, ValueError):
+            continue  # not for this user to read
+        found[f"rapl {name}"] = (lambda package=package: _joules(package), wraps)
+    return found | _nvml()
+
+
+def _joules(package: Path) -> float:
+    return int((package / "energy_uj").read_text()) / 1e6
+
+
+def _nvml() -> Counters:
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+        for handle in handles:
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError:
+        return {}
+    read = pynvml.nvmlDeviceGetTotalEnergyConsumption  # millijoules
+    return {f"nvml {n}": (lambda handle=handle: read(handle) / 1e3, 0.0) for n, handle in enumerate(handles)}
+
+
+def measure_energy(
+    session: Session, inputs: tuple[Tensor, ...], conditions: dict, counters: Counters, seconds: float = SECONDS
+) -> Measurement:
+    """Joules a request while a session serves for a second, idle power of the counted parts included.
+
+    Without counters the value is None.
+    """
+    if not counters:
+        return Measurement("energy", None, unit="J", conditions=conditions)
+    session(*inputs)
+    before = {name: read() for name, (read, _) in counters.items()}
+    calls, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        session(*inputs)
+        calls += 1
+    used = 0.0
+    for name, (read, wraps) in counters.items():
+        difference = read() - before[name]
+        used += difference + wraps if difference < 0 else difference
+    return Measurement("energy", used / calls, "J", n=calls, conditions=conditions | {"counters": sorted(counters)})

@@ -1,0 +1,82 @@
+"""This machine's own peaks: matrix products at each precision and memory bandwidth, measured once and kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from optkit.core.cache import cache_dir, read_json, write_json
+from optkit.core.environment import cpu
+from optkit.core.variant import variant_id
+
+SIZE = 2048
+SECONDS = 0.5
+COPIED = 1 << 27
+
+
+def peaks(threads: int) -> dict[str, float]:
+    """The peaks at so many torch threads: ``fp32``, ``bf16`` and ``int8`` in 1e9 operations a second, ``memory_gb_s``.
+
+    The best of repeated products of 2048 square matrices, and of copies of 128 MB: what this machine reaches at all,
+    not what it reaches on average. Kept in the cache by processor, threads and torch; delete it there to measure again.
+    A precision without kernels here has no entry.
+    """
+    key = variant_id(cpu(), threads, torch.__version__)
+    path = cache_dir() / "peaks" / f"{key}.json"
+    found = read_json(path)
+    if found is None:
+        found = measure_peaks(threads)
+        write_json(path, found, key="OPTKIT_CACHE")
+    return found
+
+
+def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copied: int = COPIED) -> dict[str, float]:
+    """The same, measured now, ``seconds`` for each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = {}
+    try:
+        for name, product in _products(size).items():
+            try:
+                found[name] = 2 * size**3 / _best(product, seconds) / 1e9
+            except (RuntimeError, NotImplementedError, AttributeError):
+                continue  # no kernels of this precision here
+        source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
+        found["memory_gb_s"] = 2 * copied / _best(lambda: target.copy_(source), seconds) / 1e9
+    finally:
+        torch.set_num_threads(before)
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def _products(size: int) -> dict[str, Callable[[], object]]:
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    left_16, right_16 = left.bfloat16(), right.bfloat16()
+
+    def int8() -> Callable[[], object]:
+        rows = torch.randint(0, 127, (size, size), dtype=torch.uint8)
+        weight = torch.randint(-127, 127, (size, size), dtype=torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(weight, [size, size])
+        scales, zeros = torch.ones(size), torch.zeros(size, dtype=torch.long)
+        options = (None, 1.0, 0, torch.float32, "none", [], "")
+        return lambda: torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, packed, scales, zeros, *options)
+
+    made: list[Callable[[], object]] = []
+
+    def run_int8() -> object:
+        if not made:
+            made.append(int8())
+        return made[0]()
+
+    return {"fp32": lambda: left @ right, "bf16": lambda: left_16 @ right_16, "int8": run_int8}
+
+
+def _best(call: Callable[[], object], seconds: float) -> float:
+    call()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from optkit.measure import latency
+from optkit.measure.disturbance import Mark, disturbed
+from optkit.measure.energy import energy_counters, measure_energy
+from optkit.measure.peaks import measure_peaks, peaks
+from optkit.measure.traffic import count_traffic
+
+
+def test_traffic_of_two_layers_is_counted_by_hand():
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3, bias=False)).eval()
+    each, once = count_traffic(model, ((torch.zeros(2, 6),), (torch.zeros(5, 6),)))
+    # 6 in and 4 out, 4 in and 3 out; both matrices and one bias
+    assert each == 6 + 4 + 4 + 3
+    assert once == 6 * 4 + 4 + 4 * 3
+
+
+def test_peaks_are_measured_once_and_kept(monkeypatch):
+    found = measure_peaks(1, size=64, seconds=0.01, copied=1 << 16)
+    assert {"fp32", "memory_gb_s"} <= set(found)
+    assert all(value > 0 for value in found.values())
+    calls = []
+    monkeypatch.setattr("optkit.measure.peaks.measure_peaks", lambda threads: calls.append(threads) or {"fp32": 1.5})
+    monkeypatch.setattr("optkit.measure.peaks.cpu", lambda: {"name": "a processor of this test alone"})
+    assert peaks(3) == peaks(3) == {"fp32": 1.5}
+    assert calls == [3]
+
+
+def _stat(tmp_path, user, idle, steal=0):
+    file = tmp_path / "stat"
+    file.write_text(f"cpu {user} 0 0 {idle} 0 0 0 {steal} 0 0\ncpu0 1 2 3\n")
+    return file
+
+
+def test_other_load_is_the_machines_less_our_own(tmp_path):
+    before = Mark(10.0, 1.0, Mark.now(_stat(tmp_path, 1000, 0)).machine)
+    # 20 s of machine time in 10 s: 9 of them ours, the rest another's or stolen
+    after = Mark(20.0, 10.0, Mark.now(_stat(tmp_path, 2500, 0, steal=500)).machine)
+    assert after.others_since(before) == pytest.approx(1.1)
+    assert disturbed(1.1)
+    assert not disturbed(0.05)
+
+
+def test_without_the_kernels_clocks_nothing_is_called_disturbed(tmp_path):
+    before, after = Mark(0.0, 0.0, None), Mark.now(tmp_path / "none")
+    assert after.others_since(before) is None
+    assert not disturbed(None)
+
+
+def test_a_disturbed_series_is_timed_again_and_the_calmest_is_kept(monkeypatch):
+    loads = iter([0.9, 0.4, 0.6])
+    monkeypatch.setattr(Mark, "others_since", lambda self, earlier: next(loads))
+    found = latency.interleaved({"a": lambda x: x}, (torch.zeros(1),), seconds=0.001, seed=0, retries=2)["a"]
+    assert (found.others, found.tries) == (0.4, 3)
+    loads = iter([0.01])
+    found = latency.interleaved({"a": lambda x: x}, (torch.zeros(1),), seconds=0.001, seed=0, retries=2)["a"]
+    assert (found.others, found.tries) == (0.01, 1)
+
+
+def test_energy_is_what_the_counters_gained_a_request():
+    joules = iter([10.0, 4.0])
+    counters = {"rapl package-0": (lambda: next(joules), 100.0)}
+    found = measure_energy(lambda x: x, (torch.zeros(1),), {}, counters, seconds=0.01)
+    # the counter started again at 100
+    assert found.value == pytest.approx(94.0 / found.n)
+    assert found.conditions["counters"] == ["rapl package-0"]
+    assert measure_energy(lambda x: x, (torch.zeros(1),), {}, {}).value is None
+
+
+def test_rapl_counters_are_read_in_joules(tmp_path):
+    package = tmp_path / "intel-rapl:0"
+    package.mkdir()
+    for name, text in (("name", "package-0"), ("energy_uj", "2500000"), ("max_energy_range_uj", "262143328850")):
+        (package / name).write_text(text)
+    read, wraps = energy_counters(tmp_path)["rapl package-0"]
+    assert read() == pytest.approx(2.5)
+    assert wraps == pytest.approx(np.float64(262143.32885))
