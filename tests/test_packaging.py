@@ -36,6 +36,11 @@ def test_the_wheel_holds_recipes_and_conf(wheel):
         assert files <= names
 
 
+def test_the_wheel_holds_what_the_report_page_is_made_of(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"optkit/report/page/{name}" for name in ("page.html.j2", "page.css", "page.js")} <= names
+
+
 def test_a_recipe_runs_from_the_wheel_outside_the_repository(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,10 @@ def render_page(folders: Sequence[Path]) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-    from vl_convert import javascript_bundle
 
     runs = open_runs(folders)
     made = sections(runs)
-    scripts = [_inline(javascript_bundle("window.vegaEmbed = vegaEmbed;")), _inline((HERE / "page.js").read_text())]
+    scripts = [_inline(_vega()), _inline((HERE / "page.js").read_text())]
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -52,6 +52,14 @@ def render_page(folders: Sequence[Path]) -> str:
         script=Markup(scripts[1]),
         script_hashes=Markup(" ".join(map(_hash, scripts))),
     )
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, the versions that Altair draws for."""
+    from vl_convert import javascript_bundle
+
+    return javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _charts(made: Sequence[Section]) -> dict[str, Any]:

@@ -14,7 +14,7 @@
     }
     if (Array.isArray(node)) return node.map(themed);
     if (node === null || typeof node !== "object") return node;
-    return Object.fromEntries(Object.entries(node).map(([key, value]) => [key, key === "datasets" ? value : themed(value)]));
+    return Object.fromEntries(Object.entries(node).map(([key, value]) => [key, key === "data" ? value : themed(value)]));
   };
 
   const config = () => ({

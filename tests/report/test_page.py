@@ -1,0 +1,216 @@
+import base64
+import hashlib
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from optkit.core.errors import UserError
+from optkit.report import rows
+from optkit.report.page import render_page
+from optkit.report.page.costs import break_evens
+from optkit.report.page.steps import changes
+from optkit.report.page.verdict import verdict
+from optkit.report.page.words import count, seconds, signed
+from tests.report.runs import HOSTILE, answers, chain, hostile, sensitivity, series, write_run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_run(tmp_path / "run", chain())
+
+
+class Page(HTMLParser):
+    """Elements, and the text of the scripts and of everything else."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.scripts, self.texts, self._in = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self._in = tag
+        if tag == "script":
+            self.scripts.append((dict(attributes).get("type"), ""))
+
+    def handle_endtag(self, tag):
+        self._in = ""
+
+    def handle_data(self, data):
+        if self._in == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
+        elif self._in != "style":
+            self.texts.append(data)
+
+
+def test_the_verdict_is_the_fastest_that_keeps_its_accuracy():
+    found = verdict(rows(chain()))
+    assert (found.row["stage"], found.row["engine"]) == ("quantize", "inductor")
+    assert found.row["speedup"] == pytest.approx(4.0, rel=0.02)
+    assert found.sentence.startswith("“quantize” on inductor at batch 8 is ")
+    assert "-" not in found.sentence
+    # the pruned one is faster than the baseline, but 40 points worse
+    assert all(choice.row is None or choice.row["stage"] != "prune" for choice in found.choices)
+
+
+def test_a_measured_loss_is_offered_apart():
+    records = chain()
+    records[3] = replace(records[3], measurements=_with_answers(records[3], 915))
+    found = verdict(rows(records))
+    assert found.row["stage"] == "recover"
+    assert any("For a measured change" in r and "“quantize”" in r for r in found.remarks)
+    by_tolerance = {c.tolerance: c.row and c.row["stage"] for c in found.choices}
+    assert by_tolerance[0.005] == "train"
+    assert by_tolerance[0.05] == "quantize"
+
+
+def _with_answers(record, right):
+    other = make_like(record, right)
+    swapped = {str(m.conditions): m for m in other.measurements if m.name == "accuracy"}
+    return [swapped.get(str(m.conditions), m) if m.name == "accuracy" else m for m in record.measurements]
+
+
+def make_like(record, right):
+    from tests.conftest import make_record
+
+    return make_record(variant=record.variant, correct=answers(right), series=series({"inductor": 1.0}), batch_size=8)
+
+
+def test_without_a_technique_that_pays_the_verdict_says_so():
+    start, pruned, *_ = chain()
+    assert verdict(rows([start, pruned])).sentence.startswith("No technique pays")
+    alone = [m for m in start.measurements if m.conditions.get("engine") != "inductor"]
+    assert "nothing to compare" in verdict(rows([replace(start, measurements=alone)])).sentence
+    slow = [m for m in pruned.measurements if m.conditions.get("engine") != "inductor"]
+    both = [replace(start, measurements=alone), replace(pruned, measurements=slow)]
+    assert verdict(rows(both)).sentence.startswith("Nothing here is measurably faster")
+
+
+def test_the_steps_multiply_to_the_whole():
+    steps = changes(rows(chain()), "inductor", 8)
+    assert [s.name for s in steps] == ["train, eager", "inductor engine", "1 prune", "2 recover", "3 quantize"]
+    assert math.prod(s.ratio for s in steps) == pytest.approx(steps[-1].row["speedup"])
+    assert steps[2].ratio == pytest.approx(1.5, rel=0.02)
+    assert steps[2].ratio_ci[0] < steps[2].ratio < steps[2].ratio_ci[1]
+    assert steps[3].ratio_ci[0] <= 1 <= steps[3].ratio_ci[1] or abs(steps[3].ratio - 1) < 0.01
+    assert sum(s.delta for s in steps) == pytest.approx(steps[-1].row["accuracy"] - steps[0].row["accuracy"])
+    assert steps[2].delta == pytest.approx(-0.4)
+
+
+def test_break_even_is_the_stages_time_over_what_each_example_saves():
+    found = {(b.row["stage"], b.row["engine"]): b for b in break_evens(rows(chain()))}
+    last = found["quantize", "inductor"]
+    assert last.cost_s == 2 + 4 + 6
+    assert last.saved_s == pytest.approx((2.0 - 1.0) / 8 / 1e3, rel=0.03)
+    assert last.examples == pytest.approx(12 / last.saved_s)
+    assert last.low <= last.examples <= last.high
+
+
+def test_what_saves_nothing_never_pays():
+    start, pruned, *_ = chain()
+    times = series({"eager": 8.0, "inductor": 4.0})
+    from tests.conftest import make_record
+
+    slower = make_record(
+        variant="v1", parent="v0", step=1, stage="slow", batch_size=8, series=times, correct=answers(950)
+    )
+    found = break_evens(rows([start, slower]))
+    assert all(math.isinf(b.examples) for b in found)
+    assert pruned.stage == "prune"
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(folder):
+    text = render_page([folder])
+    page = Page(text)
+    assert len(text) < 6e6
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "img", "iframe", "object", "embed")
+        assert "src" not in attributes
+        assert attributes.get("href", "#").startswith("#")
+        assert not any(name.startswith("on") for name in attributes)
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and a.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+    for kind, script in page.scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert kind == "application/json" or f"'sha256-{digest}'" in policy
+    assert "unsafe-eval" not in policy
+
+
+def test_every_chart_has_a_name_a_summary_and_its_table(folder):
+    sensitivity().save(folder / "sensitivity.json")
+    text = render_page([folder])
+    charts = re.findall(r'class="chart" id="([^"]+)" role="img" aria-label="([^"]+)"', text)
+    specs = json.loads(next(script for kind, script in Page(text).scripts if kind == "application/json"))
+    assert [key for key, _ in charts] == list(specs)
+    assert {key.split("-")[0] for key in specs} == {"techniques", "trade", "engines", "layers", "costs"}
+    assert all(len(summary) > 30 for _, summary in charts)
+    assert text.count("<figure") == len(charts) == text.count("The figures as a table")
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert "1.50" in text  # of the sensitivity
+
+
+def test_names_are_data(tmp_path):
+    folder = write_run(tmp_path / "run", hostile(chain()), recipe=f"name: {HOSTILE}\n")
+    page = Page(render_page([folder]))
+    assert [kind for kind, _ in page.scripts] == ["application/json", None, None]
+    assert not any(tag == "img" for tag, _ in page.elements)
+    shown = "".join(page.texts)
+    assert HOSTILE in shown
+    assert "49" not in shown.replace("{{7*7}}", "").split("Verdict")[0]
+
+
+def test_several_runs_stand_side_by_side(tmp_path):
+    one, other = write_run(tmp_path / "a/run", chain()), write_run(tmp_path / "b/run", chain())
+    text = render_page([one, other])
+    assert "Side by side" in text
+    assert "a/run" in text
+    assert "b/run" in text
+    assert "Read with care" not in text
+    specs = json.loads(next(script for kind, script in Page(text).scripts if kind == "application/json"))
+    runs = {v["run"] for v in specs["trade-off-0-0"]["data"]["values"]}
+    assert runs == {"a/run", "b/run"}
+
+
+def test_runs_of_different_machines_are_named_and_kept_apart(tmp_path):
+    other = [replace(r, environment=r.environment | {"cpu": {"name": "Another", "cores": 4}}) for r in chain()]
+    text = render_page([write_run(tmp_path / "a", chain()), write_run(tmp_path / "b", other)])
+    assert "The runs differ in processor: A Processor, 2 cores; Another, 4 cores." in text
+    specs = json.loads(next(script for kind, script in Page(text).scripts if kind == "application/json"))
+    for key in ("trade-off-0-0", "trade-off-0-1"):
+        assert len({v["run"] for v in specs[key]["data"]["values"]}) == 1
+
+
+def test_an_empty_ledger_is_refused(tmp_path):
+    (tmp_path / "ledger.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no variant yet"):
+        render_page([tmp_path])
+
+
+def test_the_command_writes_a_file(optkit_command, folder, tmp_path):
+    done = optkit_command("report", folder, "--format", "html")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder}/report.html\n"
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    done = optkit_command("report", folder, "--format", "json", "--output", tmp_path / "r.json")
+    assert done.stdout == f"{tmp_path}/r.json\n"
+    assert len(json.loads((tmp_path / "r.json").read_text())) == 7
+    done = optkit_command("report", folder, "--format", "md", "--output", tmp_path / "nowhere/r.md")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cannot write" in done.stderr
+    done = optkit_command("report", tmp_path / "typo", "--format", "html")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: no ledger at {tmp_path}/typo (give a run folder, which holds a ledger.jsonl)\n",
+    )
+
+
+def test_words():
+    assert [signed(v) for v in (-0.004, 0.0004, -0.0004, 0.01)] == ["\N{MINUS SIGN}0.4", "0.0", "0.0", "+1.0"]
+    assert [count(v) for v in (12345, 2.5e6, 3e9, math.inf)] == ["12,345", "2.5 million", "3 billion", "never"]
+    assert [seconds(v) for v in (0.25, 20, 600, 36000)] == ["0.25 s", "20 s", "10 min", "10.0 h"]
