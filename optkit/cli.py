@@ -48,9 +48,9 @@ def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> N
 
 def _run_job(cfg: Any) -> None:
     """One composed recipe: run it, then print its table."""
-    from optkit.config import to_recipe
+    from optkit.config import to_recipe, to_tracker
 
-    recipe = to_recipe(cfg)
+    recipe, tracker = to_recipe(cfg), to_tracker(cfg)
     from optkit.pipeline import run as run_recipe
 
     finished = run_recipe(recipe)
@@ -62,6 +62,10 @@ def _run_job(cfg: Any) -> None:
     write_report(finished.folder)
     _print_report([finished.folder], "table")
     click.echo(f"run folder: {finished.folder}")
+    if tracker is not None:
+        from optkit.report.trackers import send
+
+        send(finished.folder, tracker)
 
 
 @cli.command(context_settings=PASS_THROUGH | {"allow_interspersed_args": True})
@@ -164,6 +168,25 @@ def report(runs: tuple[str, ...], format_: str, output: Path | None, debug: bool
     from optkit.report import save_report
 
     click.echo(save_report(folders, format_, output))
+
+
+@cli.command()
+@click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def diff(first: Path, second: Path, format_: str, debug: bool) -> None:
+    """Compare two RUN folders: their recipes, and each variant with its namesake."""
+    _show_tracebacks(debug)
+    import json
+
+    from optkit.report.diff import diff_runs, print_diff
+
+    found = diff_runs(first, second)
+    if format_ == "json":
+        click.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        print_diff(found)
 
 
 def _print_report(runs: list[Path], format_: str) -> None:

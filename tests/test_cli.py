@@ -42,7 +42,7 @@ def test_help_starts_without_torch():
 
 def test_help_names_every_command(optkit_command):
     text = optkit_command("--help").stdout
-    for command in ("run", "report", "sensitivity", "recipes", "stages", "doctor"):
+    for command in ("run", "report", "diff", "sensitivity", "recipes", "stages", "doctor"):
         assert f"\n  {command} " in text
 
 

@@ -1,0 +1,208 @@
+"""Two runs compared: what their recipes differ in, and every variant against its namesake."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optkit.core import ledger
+from optkit.core.records import Measurement, Record, unpack_bits
+from optkit.core.statistics import paired_difference
+from optkit.report.recipes import flat_recipe
+from optkit.report.rows import Row, rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Place = tuple[str, str, int, int, int | None]
+NOTE = (
+    "Ratios say how many times as fast the second run is; they are of two sessions, not interleaved, so a machine that "
+    "drifted between them moves the latency ratio. The ratio of speedups takes each against its own baseline."
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A variant of the first run and its namesake in the second, on the same engine at the same batch size and threads.
+
+    Attributes:
+        accuracy: of both.
+        accuracy_delta: the second's less the first's; its interval and p-value are None where the answers cannot be
+            paired.
+        latency_ratio: the first's median latency over the second's; None on different machines.
+        speedup_ratio: the second's speedup over the first's, each against its own baseline; its interval takes the two
+            as independent.
+    """
+
+    stage: str
+    engine: str
+    batch_size: int
+    threads: int
+    sequence_length: int | None
+    accuracy: tuple[float, float]
+    accuracy_delta: float
+    accuracy_delta_ci: list[float] | None
+    accuracy_delta_p: float | None
+    latency_p50_ms: tuple[float | None, float | None]
+    latency_ratio: float | None
+    speedup: tuple[float | None, float | None]
+    speedup_ratio: float | None
+    speedup_ratio_ci: list[float] | None
+    size_mb: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What `diff_runs` found; rows without a namesake are named in `only_first` and `only_second`."""
+
+    runs: tuple[str, str]
+    overrides: list[dict[str, Any]]
+    warnings: list[str]
+    pairs: list[Pair]
+    only_first: list[str]
+    only_second: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def diff_runs(first: Path, second: Path) -> Difference:
+    """Compares two run folders.
+
+    Raises:
+        UserError: a path that holds no ledger.
+    """
+    records = [ledger.unique(ledger.read(path)) for path in (first, second)]
+    recipes = [flat_recipe(path) for path in (first, second)]
+    found = [{_place(row): row for row in rows(each)} for each in records]
+    differing, paired = _conditions(*records)
+    pairs = [
+        _pair(found[0][place], found[1][place], records, paired, comparable="machine" not in differing)
+        for place in found[0]
+        if place in found[1]
+    ]
+    only = [[_words(place) for place in ours if place not in theirs] for ours, theirs in (found, found[::-1])]
+    warnings = [f"{what} differs: {a}; {b}" for what, (a, b) in differing.items()]
+    if "machine" in differing:
+        warnings.append("latencies of different machines are not compared")
+    if not pairs:
+        warnings.append("no variant of one has a namesake in the other on the same engine, batch size and threads")
+    keys = sorted(set(recipes[0]) | set(recipes[1]))
+    overrides = [
+        {"key": key, "first": recipes[0].get(key), "second": recipes[1].get(key)}
+        for key in keys
+        if recipes[0].get(key) != recipes[1].get(key)
+    ]
+    return Difference((str(first), str(second)), overrides, warnings, pairs, *only)
+
+
+def _place(row: Row) -> Place:
+    stage = row["stage"] if row["step"] > 0 else "baseline"
+    return stage, row["engine"], row["batch_size"], row["threads"], row.get("sequence_length")
+
+
+def _words(place: Place) -> str:
+    stage, engine, batch_size, threads, tokens = place
+    return f"{stage} on {engine}, batch {batch_size}, {threads} threads" + (f", {tokens} tokens" if tokens else "")
+
+
+def _conditions(first: Sequence[Record], second: Sequence[Record]) -> tuple[dict[str, tuple[str, str]], bool]:
+    """What was not the same for both, and whether their answers are to the same examples."""
+    described = []
+    for records in (first, second):
+        last = records[-1] if records else None
+        environment = last.environment if last else {}
+        cpu, packages = environment.get("cpu", {}), environment.get("packages", {})
+        described.append(
+            {"machine": f"{cpu.get('name', 'unknown')}, {cpu.get('cores', '?')} cores"}
+            | {"data": str(last.data.get("fingerprint", "unknown"))[:12] if last else "unknown"}
+            | {name: str(packages.get(name)) for name in ("optkit", "torch", "torchao", "onnxruntime", "openvino")}
+        )
+    differing = {k: (described[0][k], described[1][k]) for k in described[0] if described[0][k] != described[1][k]}
+    return differing, "data" not in differing
+
+
+def _pair(a: Row, b: Row, records: Sequence[Sequence[Record]], paired: bool, *, comparable: bool) -> Pair:
+    answers = [_answers(of, row) for of, row in zip(records, (a, b), strict=True)]
+    delta, ci, p_value = b["accuracy"] - a["accuracy"], None, None
+    if paired and a["split"] == b["split"] and answers[0].n == answers[1].n:
+        test = paired_difference(unpack_bits(answers[1].raw), unpack_bits(answers[0].raw))
+        delta, ci, p_value = test.delta.value, test.delta.ci, test.p_value
+    both = comparable and a["latency_p50_ms"] is not None and b["latency_p50_ms"] is not None
+    ratio, ratio_ci = _speedup_ratio(a, b) if comparable else (None, None)
+    return Pair(
+        stage=_place(a)[0], engine=a["engine"], batch_size=a["batch_size"], threads=a["threads"],
+        sequence_length=a.get("sequence_length"), accuracy=(a["accuracy"], b["accuracy"]), accuracy_delta=delta,
+        accuracy_delta_ci=ci, accuracy_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
+        latency_ratio=a["latency_p50_ms"] / b["latency_p50_ms"] if both else None, speedup=(a["speedup"], b["speedup"]),
+        speedup_ratio=ratio, speedup_ratio_ci=ratio_ci, size_mb=(a["size_mb"], b["size_mb"]),
+    )  # fmt: skip
+
+
+def _answers(records: Sequence[Record], row: Row) -> Measurement:
+    wanted = {"engine": row["engine"], "batch_size": row["batch_size"], "threads": row["threads"]}
+    return next(
+        m
+        for record in records
+        if (record.variant, record.step) == (row["variant"], row["step"])
+        for m in record.measurements
+        if m.name == "accuracy" and all(m.conditions.get(k) == v for k, v in wanted.items())
+    )
+
+
+def _speedup_ratio(a: Row, b: Row) -> tuple[float | None, list[float] | None]:
+    if a["speedup"] is None or b["speedup"] is None:
+        return None, None
+    (a_low, a_high), (b_low, b_high) = a["speedup_ci"], b["speedup_ci"]
+    ratio = b["speedup"] / a["speedup"]
+    below = math.hypot(math.log(b["speedup"] / b_low), math.log(a_high / a["speedup"]))
+    above = math.hypot(math.log(b_high / b["speedup"]), math.log(a["speedup"] / a_low))
+    return ratio, [ratio * math.exp(-below), ratio * math.exp(above)]
+
+
+def table(difference: Difference) -> Table:
+    """The pairs as a rich table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=None, header_style="bold", pad_edge=False, caption=NOTE, caption_justify="left")
+    headers = ("stage", "engine", "batch", "accuracy %", "change, points", "latency ratio", "ratio of speedups")
+    for header in headers:
+        result.add_column(header, justify="left" if header in ("stage", "engine") else "right")
+    for pair in difference.pairs:
+        cells = (
+            pair.stage, pair.engine, str(pair.batch_size),
+            " > ".join(f"{100 * a:.1f}" for a in pair.accuracy),
+            f"{100 * pair.accuracy_delta:+.1f}" + _bounds(pair.accuracy_delta_ci, 100, "+.1f"),
+            "-" if pair.latency_ratio is None else f"{pair.latency_ratio:.2f}",
+            "-" if pair.speedup_ratio is None
+            else f"{pair.speedup_ratio:.2f}" + _bounds(pair.speedup_ratio_ci, 1, ".2f"),
+        )  # fmt: skip
+        result.add_row(*(Text(cell) for cell in cells))
+    return result
+
+
+def _bounds(ci: Sequence[float] | None, scale: float, spec: str) -> str:
+    return "" if ci is None else f" [{scale * ci[0]:{spec}}, {scale * ci[1]:{spec}}]"
+
+
+def print_diff(difference: Difference) -> None:
+    """Overrides, warnings and the table on standard output."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for place, run in zip(("first", "second"), difference.runs, strict=True):
+        console.print(f"{place}: {run}")
+    for override in difference.overrides:
+        console.print(f"  {override['key']}: {override['first']} > {override['second']}")
+    for warning in difference.warnings:
+        console.print(f"warning: {warning}")
+    if difference.pairs:
+        console.print(table(difference))
+    for run, only in zip(difference.runs, (difference.only_first, difference.only_second), strict=True):
+        if only:
+            console.print(f"only in {run}: {'; '.join(only)}")

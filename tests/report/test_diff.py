@@ -1,0 +1,80 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from optkit.core.statistics import paired_difference
+from optkit.report.diff import diff_runs
+from tests.report.runs import answers, chain, series, write_run
+
+RECIPE = "name: r\nout: {out}\nstages:\n  prune: {{amount: {amount}}}\nchain: [train, prune]\n"
+
+
+def _faster(records):
+    """The same run with a last variant that is twice as fast and 20 answers worse."""
+    from tests.conftest import make_record
+
+    last = make_record(
+        variant="other", parent="v2", step=3, stage="quantize", batch_size=8, correct=answers(927),
+        series=series({"inductor": 0.5}, 4.0, 9),
+    )  # fmt: skip
+    return [*records[:3], replace(records[3], variant="other", measurements=last.measurements)]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    first = write_run(tmp_path / "a", chain(), RECIPE.format(out="x", amount=0.5))
+    second = write_run(tmp_path / "b", _faster(chain()), RECIPE.format(out="y", amount=0.7))
+    return first, second
+
+
+def test_namesakes_are_compared_on_the_same_examples(folders):
+    found = diff_runs(*folders)
+    assert found.overrides == [{"key": "stages.prune.amount", "first": 0.5, "second": 0.7}]
+    assert found.warnings == []
+    by = {(p.stage, p.engine): p for p in found.pairs}
+    assert len(by) == len(found.pairs) == 7
+    same = by["prune", "eager"]
+    assert (same.accuracy_delta, same.latency_ratio, same.speedup_ratio) == (0.0, 1.0, 1.0)
+    last = by["quantize", "inductor"]
+    expected = paired_difference(answers(927), answers(947))
+    assert last.accuracy_delta == pytest.approx(-0.02)
+    assert (last.accuracy_delta_ci, last.accuracy_delta_p) == (expected.delta.ci, expected.p_value)
+    assert last.latency_ratio == pytest.approx(2, rel=0.02)
+    assert last.speedup_ratio == pytest.approx(2, rel=0.03)
+    assert last.speedup_ratio_ci[0] < last.speedup_ratio < last.speedup_ratio_ci[1]
+
+
+def test_other_machines_and_other_data_are_named_and_not_compared(tmp_path):
+    others = [
+        replace(r, environment={"cpu": {"name": "Another", "cores": 8}, "packages": {}}, data={"fingerprint": "f1"})
+        for r in chain()
+    ]
+    found = diff_runs(write_run(tmp_path / "a", chain()), write_run(tmp_path / "b", others))
+    assert "machine differs: A Processor, 2 cores; Another, 8 cores" in found.warnings
+    assert "data differs: f0; f1" in found.warnings
+    assert "torch differs: 2.14.1; None" in found.warnings
+    for pair in found.pairs:
+        assert pair.latency_ratio is None
+        assert pair.speedup_ratio is None
+        assert pair.accuracy_delta_ci is None
+
+
+def test_rows_of_other_batch_sizes_are_not_mixed(tmp_path):
+    found = diff_runs(write_run(tmp_path / "a", chain(8)), write_run(tmp_path / "b", chain(1)))
+    assert found.pairs == []
+    assert "quantize on inductor, batch 8, 2 threads" in found.only_first
+    assert "quantize on inductor, batch 1, 2 threads" in found.only_second
+    assert any("no variant of one has a namesake" in w for w in found.warnings)
+
+
+def test_the_command(optkit_command, folders, tmp_path):
+    shown = optkit_command("diff", *folders)
+    assert shown.returncode == 0, shown.stderr
+    assert "stages.prune.amount: 0.5 > 0.7" in shown.stdout
+    assert "not interleaved" in " ".join(shown.stdout.split())
+    found = json.loads(optkit_command("diff", *folders, "--format", "json").stdout)
+    assert found == json.loads(json.dumps(diff_runs(*folders).to_json()))
+    missing = optkit_command("diff", folders[0], tmp_path / "typo")
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert "no ledger at" in missing.stderr
