@@ -64,9 +64,11 @@ def save_report(runs: Sequence[Path], format_: str, output: Path | None = None) 
 def write_report(folder: Path) -> None:
     """Writes ``report.md``, ``report.json``, ``tradeoff.svg`` and ``tradeoff.png`` into a run folder.
 
-    A stage that measured sensitivities has them drawn, as ``sensitivity-STEP-STAGE.svg``.
+    Every variant gets a model card; a stage that measured sensitivities has them drawn, as
+    ``sensitivity-STEP-STAGE.svg``.
     """
     from optkit.prune import Sensitivity
+    from optkit.report.card import write_cards
     from optkit.report.heatmap import save_heatmap
     from optkit.report.plot import save_tradeoff
     from optkit.report.tables import markdown
@@ -76,6 +78,7 @@ def write_report(folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
     for name in ("tradeoff.svg", "tradeoff.png"):
         save_tradeoff(found, folder / name)
+    write_cards(folder)
     for record in ledger.read(folder):
         if "sensitivity" in record.facts:
             table = Sensitivity.from_dict(record.facts["sensitivity"])
