@@ -29,7 +29,7 @@ from optkit.core.task import MODEL_DEFAULTS
 log = logging.getLogger(__name__)
 KEYS = {
     "name", "seed", "threads", "out", "store", "fresh", "baseline", "chain", "controls",
-    "model", "task", "stages", "engines", "measure", "debug",
+    "model", "task", "stages", "engines", "measure", "debug", "tracker",
 }  # fmt: skip
 FLAGS_WITH_VALUE = {
     "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
@@ -235,6 +235,16 @@ def to_recipe(cfg: DictConfig) -> Any:
     return recipe
 
 
+def to_tracker(cfg: DictConfig) -> Any:
+    """The experiment tracker that a composed config asks for, built; None for none.
+
+    Raises:
+        UserError: one that is not installed, or a value it does not take.
+    """
+    node = _plain(cfg).get("tracker")
+    return build(node, "tracker") if node else None
+
+
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     """The config resolved to plain dicts and lists, its paths made absolute."""
     try:
@@ -261,7 +271,7 @@ def _check_top(node: Mapping[str, Any]) -> None:
     for key in node:
         if key not in KEYS:
             raise UserError("unknown key", key=key, fix=did_you_mean(key, KEYS))
-    for key in sorted(KEYS - {"store", "threads", "debug"}):
+    for key in sorted(KEYS - {"store", "threads", "debug", "tracker"}):
         if node.get(key) is None:
             hint = f"set {key}" if key in ("name", "chain") else "put 'optkit' first in the recipe's defaults"
             raise UserError("missing", key=key, fix=hint)

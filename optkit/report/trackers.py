@@ -1,0 +1,220 @@
+"""Finished runs sent to an experiment tracker, through accelerate's trackers, computed from the ledger."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from optkit.core import ledger
+from optkit.core.errors import UserError
+from optkit.core.records import Record
+from optkit.report.recipes import flat, flat_recipe
+from optkit.report.rows import Row, rows
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+SENT = "tracked.json"  # what of a run has been sent where, so that no figure is sent twice
+FILES = ("ledger.jsonl", "recipe.yaml", "report.md", "report.json", "report.html", "tradeoff.svg")
+OF_ROW = (
+    "accuracy", "accuracy_delta", "speedup", "speedup_same_engine", "latency_p50_ms", "latency_p99_ms", "throughput",
+    "peak_memory_mb", "int8_share", "roofline",
+)  # fmt: skip
+OF_VARIANT = ("size_mb", "params", "macs", "sparsity", "stage_cost_s", "stage_device_s")
+
+
+class Tracker(Protocol):
+    """Where runs are sent; a dataclass whose fields are its config."""
+
+    def open(self, run: str, variant: str | None) -> GeneralTracker:
+        """A started tracker for a run, or for one variant of the run that is open."""
+        ...
+
+    def attach(self, tracker: GeneralTracker, file: Path) -> None:
+        """Sends a file."""
+        ...
+
+
+@dataclass
+class MLflow:
+    """MLflow: a run, with a nested run for each variant.
+
+    Attributes:
+        uri: of the store; a SQLite file by default, or ``http://...`` of a server.
+        experiment: under which runs are filed.
+        artifacts: folder for the files of a store without a server; None is the store's own choice.
+    """
+
+    uri: str = "sqlite:///runs/mlflow.db"
+    experiment: str = "optkit"
+    artifacts: str | None = "runs/mlflow"
+
+    def __post_init__(self) -> None:
+        _need("mlflow", "pip install 'optkit[mlflow]'")
+
+    def open(self, run: str, variant: str | None) -> GeneralTracker:
+        import mlflow
+        from accelerate.tracking import MLflowTracker
+
+        mlflow.set_tracking_uri(self.uri)
+        home = None if self.artifacts is None else Path(self.artifacts).absolute().as_uri()
+        tracker = MLflowTracker(
+            self.experiment, home, nested_run=variant is not None, run_name=variant or run, tags={"optkit.run": run}
+        )
+        tracker.start()
+        return tracker
+
+    def attach(self, tracker: GeneralTracker, file: Path) -> None:
+        tracker.log_artifact(str(file))
+
+
+@dataclass
+class TensorBoard:
+    """TensorBoard: a folder for each run, and one within it for each variant; a text file is shown as text.
+
+    Attributes:
+        folder: where event files go.
+    """
+
+    folder: str = "runs/tensorboard"
+
+    def __post_init__(self) -> None:
+        _need("tensorboard", "pip install 'optkit[tensorboard]'")
+
+    def open(self, run: str, variant: str | None) -> GeneralTracker:
+        from accelerate.tracking import TensorBoardTracker
+
+        tracker = TensorBoardTracker(run if variant is None else f"{run}/{variant}", self.folder)
+        tracker.start()
+        return tracker
+
+    def attach(self, tracker: GeneralTracker, file: Path) -> None:
+        if file.suffix == ".md":
+            tracker.log({file.stem: file.read_text(encoding="utf-8")})
+
+
+@dataclass
+class WandB:
+    """Weights & Biases: a run, and one for each variant, in one group.
+
+    Attributes:
+        project: under which runs are filed.
+        mode: online or offline.
+    """
+
+    project: str = "optkit"
+    mode: str = "online"
+
+    def __post_init__(self) -> None:
+        _need("wandb", "pip install wandb")
+        if self.mode not in ("online", "offline"):
+            raise UserError(f"no mode '{self.mode}'", key="mode", value=self.mode, fix="online or offline")
+
+    def open(self, run: str, variant: str | None) -> GeneralTracker:
+        from accelerate.tracking import WandBTracker
+
+        tracker = WandBTracker(self.project, name=variant or run, group=run, mode=self.mode, reinit="create_new")
+        tracker.start()
+        return tracker
+
+    def attach(self, tracker: GeneralTracker, file: Path) -> None:
+        tracker.tracker.log_artifact(str(file), name=re.sub(r"[^\w.-]", "-", file.name), type="report")
+
+
+def send(folder: Path, tracker: Tracker) -> bool:
+    """Sends a run folder's parameters, metrics, training curves and files; whether there was anything new to send.
+
+    Raises:
+        UserError: a folder without a ledger.
+    """
+    records = ledger.unique(ledger.read(folder))
+    if _sent(folder).get(repr(tracker)) == len(records):
+        return False
+    found = rows(records)
+    with _opened(tracker, folder.name, None) as run:
+        run.store_init_configuration({key: _simple(value) for key, value in flat_recipe(folder).items()})
+        for record in records:
+            metrics = _metrics(record, found)
+            run.log(metrics, step=record.step)
+            name = _safe(f"{record.step}-{record.stage}")
+            with _opened(tracker, folder.name, name) as variant:
+                _send_variant(variant, record, metrics)
+                card = folder / "variants" / f"{record.step}-{record.stage}" / "README.md"
+                if card.is_file():
+                    tracker.attach(variant, card)
+        for file in (folder / name for name in FILES):
+            if file.is_file():
+                tracker.attach(run, file)
+    (folder / SENT).write_text(json.dumps(_sent(folder) | {repr(tracker): len(records)}, indent=1) + "\n")
+    return True
+
+
+@contextmanager
+def _opened(tracker: Tracker, run: str, variant: str | None) -> Iterator[GeneralTracker]:
+    from accelerate.state import PartialState
+
+    opened = tracker.open(run, variant)
+    try:
+        yield opened
+    finally:
+        opened.finish()
+        if variant is None:
+            # accelerate's state is global, and would be found by every later training in this process
+            PartialState._reset_state()
+
+
+def _send_variant(tracker: GeneralTracker, record: Record, metrics: dict[str, float]) -> None:
+    about = {"technique": record.technique, "variant": record.variant, "step": record.step}
+    tracker.store_init_configuration(about | {key: _simple(value) for key, value in flat(record.params)})
+    tracker.log(metrics, step=record.step)
+    for name, values in _curves(record.facts):
+        for epoch, value in enumerate(values, 1):
+            tracker.log({name: value}, step=epoch)
+
+
+def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
+    """Everything measured of a variant, by engine, batch size and name."""
+    own = [row for row in found if (row["variant"], row["step"]) == (record.variant, record.step)]
+    metrics = {
+        _safe(f"{row['engine']}/batch {row['batch_size']}/{key}"): row[key]
+        for row in own
+        for key in OF_ROW
+        if row.get(key) is not None
+    }
+    return metrics | {key: own[0][key] for key in OF_VARIANT if own and own[0].get(key) is not None}
+
+
+def _curves(facts: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
+    """The losses and validation scores of a training, wherever in a stage's facts it stands."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            if isinstance(value.get("losses"), list):
+                yield f"{_safe(name)}/loss", value["losses"]
+                yield f"{_safe(name)}/validation", value.get("validation") or []
+            else:
+                yield from _curves(value)
+
+
+def _sent(folder: Path) -> dict[str, int]:
+    file = folder / SENT
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _simple(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value, default=str)
+
+
+def _safe(name: str) -> str:
+    """A name that every tracker takes."""
+    return re.sub(r"[^\w\-. /]", "_", name)
+
+
+def _need(package: str, fix: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{package} is not installed", fix=fix)

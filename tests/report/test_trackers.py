@@ -1,0 +1,102 @@
+import json
+import sqlite3
+from dataclasses import replace
+
+import pytest
+
+from optkit.core.errors import UserError
+from optkit.report import rows
+from optkit.report.trackers import MLflow, TensorBoard, WandB, send
+from tests.report.runs import chain, write_run
+
+CURVE = {"inner": {"training": {"losses": [0.9, 0.4, 0.2], "validation": [0.7, 0.9]}}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records = chain()
+    records[2] = replace(records[2], facts=CURVE, params={"temperature": 4.0, "trainer": {"epochs": 3}})
+    return write_run(tmp_path / "run-1", records, "chain: [train, prune]\nstages: {prune: {amount: 0.5}}\n")
+
+
+def test_mlflow_holds_a_run_with_its_variants_and_reads_back(folder, tmp_path):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = MLflow(uri, "tests", str(tmp_path / "artifacts"))
+    assert send(folder, tracker)
+    assert sqlite3.connect(tmp_path / "mlflow.db").execute("select count(*) from runs").fetchone() == (5,)
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"run-1", "0-train", "1-prune", "2-recover", "3-quantize"}
+    parent = runs.pop("run-1")
+    assert parent.data.params == {"chain": '["train", "prune"]', "stages.prune.amount": "0.5"}
+    assert {r.data.tags["mlflow.parentRunId"] for r in runs.values()} == {parent.info.run_id}
+    assert all(r.info.status == "FINISHED" for r in [parent, *runs.values()])
+
+    row = next(r for r in rows(chain()) if r["stage"] == "quantize")
+    metrics = runs["3-quantize"].data.metrics
+    assert metrics["inductor/batch 8/accuracy"] == row["accuracy"]
+    assert metrics["inductor/batch 8/speedup"] == pytest.approx(row["speedup"])
+    assert metrics["size_mb"] == 0.5
+    recover = runs["2-recover"]
+    assert recover.data.params["trainer.epochs"] == "3"
+    history = client.get_metric_history(recover.info.run_id, "training/loss")
+    assert [(m.step, m.value) for m in history] == [(1, 0.9), (2, 0.4), (3, 0.2)]
+    over_steps = client.get_metric_history(parent.info.run_id, "inductor/batch 8/accuracy")
+    assert [m.step for m in over_steps] == [0, 1, 2, 3]
+    assert "ledger.jsonl" in {a.path for a in client.list_artifacts(parent.info.run_id)}
+
+    assert not send(folder, tracker)
+    assert sqlite3.connect(tmp_path / "mlflow.db").execute("select count(*) from runs").fetchone() == (5,)
+
+
+def test_tensorboard_holds_the_curves(folder, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert send(folder, TensorBoard(str(tmp_path / "tb")))
+    found = EventAccumulator(str(tmp_path / "tb/run-1/2-recover")).Reload()
+    assert [(e.step, pytest.approx(e.value)) for e in found.Scalars("training/loss")] == [(1, 0.9), (2, 0.4), (3, 0.2)]
+    run = EventAccumulator(str(tmp_path / "tb/run-1")).Reload()
+    assert [e.step for e in run.Scalars("inductor/batch 8/speedup")] == [0, 1, 2, 3]
+
+
+def test_wandb_takes_runs_offline(folder, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert send(folder, WandB(mode="offline"))
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 5
+
+
+@pytest.mark.parametrize(("package", "tracker"), [("mlflow", MLflow), ("tensorboard", TensorBoard), ("wandb", WandB)])
+def test_a_tracker_that_is_not_installed_is_a_mistake_named_before_any_work(monkeypatch, package, tracker):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=f"{package} is not installed"):
+        tracker()
+
+
+def test_a_run_is_tracked_from_the_command_line(optkit_command, tmp_path):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    from mlflow.tracking import MlflowClient
+
+    recipe = tmp_path / "test.yaml"
+    recipe.write_text(
+        "defaults: [optkit, stage@stages.train: train, _self_, override model: mlp]\nname: test\nchain: [train]\n"
+        "model: {widths: [16]}\ntask: {image_size: 8, limit: 64}\nstages: {train: {trainer: {epochs: 2}}}\nthreads: 1\n"
+        "measure: {batch_sizes: [4], seconds: 0.05, memory: false}\n"
+    )
+    done = optkit_command("run", recipe, "~engines.inductor", "tracker=mlflow", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("optkit").experiment_id])
+    child = next(r for r in runs if r.info.run_name == "0-train")
+    assert len(client.get_metric_history(child.info.run_id, "training/loss")) == 2
+    folder = next((tmp_path / "runs").glob("test-*"))
+    report = json.loads((folder / "report.json").read_text())
+    assert child.data.metrics["eager/batch 4/accuracy"] == report[0]["accuracy"]
+    assert "README.md" in {a.path for a in client.list_artifacts(child.info.run_id)}
