@@ -23,12 +23,21 @@ def write_cards(folder: Path) -> list[Path]:
     found, recipe = rows(records), flat_recipe(folder)
     written = []
     for record in records:
-        home = folder / "variants" / f"{record.step}-{record.stage}"
+        home = variant_folder(folder, record)
         if home.is_dir():
             own = [row for row in found if (row["variant"], row["step"]) == (record.variant, record.step)]
             card(record, own, recipe, home).save(home / CARD)
             written.append(home / CARD)
     return written
+
+
+def variant_folder(folder: Path, record: Record) -> Path:
+    """Where a record's variant lies in its run's folder: of the recipe's own chain, another chain or a control."""
+    variants = folder / "variants"
+    if record.control:
+        return variants / f"{record.control}-{record.step}-{record.stage}"
+    branch = variants / f"{record.step}-{'+'.join(record.chain)}"
+    return branch if branch.is_dir() else variants / f"{record.step}-{record.stage}"
 
 
 def card(record: Record, own: Sequence[Row], recipe: dict[str, Any], home: Path) -> Any:
@@ -50,7 +59,7 @@ def card(record: Record, own: Sequence[Row], recipe: dict[str, Any], home: Path)
         eval_results=_results(own, recipe) or None,
     )
     parts = ["---", data.to_yaml(), "---", "", f"# {_plain(name)}", "", _opening(record), "", "## Results", ""]
-    parts += [markdown(own) if own else "Nothing was measured.", "", "## Load it", "", *_usage(record, own)]
+    parts += [markdown(own) if own else "Nothing was measured.", "", "## Load it", "", *_usage(home, own)]
     parts += ["", "## The stage", "", *_list(record.params), "", "What it did:", "", *_facts(record)]
     parts += ["", "## Environment", "", *_list(_environment(record)), ""]
     return ModelCard("\n".join(parts))
@@ -89,10 +98,10 @@ def _opening(record: Record) -> str:
     )
 
 
-def _usage(record: Record, own: Sequence[Row]) -> list[str]:
+def _usage(home: Path, own: Sequence[Row]) -> list[str]:
     engine = own[-1]["engine"] if own else "eager"
     batch_size = own[-1]["batch_size"] if own else 1
-    folder = f"variants/{record.step}-{_plain(record.stage)}"
+    folder = f"variants/{_plain(home.name)}"
     call = f'session = optkit.load("{folder}", engine="{engine}", batch_size={batch_size})'
     return ["```python", "import optkit", "", call, "```"]
 

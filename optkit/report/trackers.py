@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from optkit.core import ledger
 from optkit.core.errors import UserError
 from optkit.core.records import Record
+from optkit.report.card import CARD, variant_folder
 from optkit.report.recipes import flat, flat_recipe
 from optkit.report.rows import Row, rows
 
@@ -142,12 +143,12 @@ def send(folder: Path, tracker: Tracker) -> bool:
         for record in records:
             metrics = _metrics(record, found)
             run.log(metrics, step=record.step)
-            name = _safe(f"{record.step}-{record.stage}")
+            home = variant_folder(folder, record)
+            name = _safe(home.name)
             with _opened(tracker, folder.name, name) as variant:
                 _send_variant(variant, record, metrics)
-                card = folder / "variants" / f"{record.step}-{record.stage}" / "README.md"
-                if card.is_file():
-                    tracker.attach(variant, card)
+                if (home / CARD).is_file():
+                    tracker.attach(variant, home / CARD)
         for file in (folder / name for name in FILES):
             if file.is_file():
                 tracker.attach(run, file)

@@ -12,6 +12,7 @@ from optkit.core.errors import UserError
 from optkit.report import rows
 from optkit.report.page import render_page
 from optkit.report.page.costs import break_evens
+from optkit.report.page.runs import variant_names
 from optkit.report.page.steps import changes
 from optkit.report.page.verdict import verdict
 from optkit.report.page.words import count, seconds, signed
@@ -184,6 +185,61 @@ def test_runs_of_different_machines_are_named_and_kept_apart(tmp_path):
     specs = json.loads(next(script for kind, script in Page(text).scripts if kind == "application/json"))
     for key in ("trade-off-0-0", "trade-off-0-1"):
         assert len({v["run"] for v in specs[key]["data"]["values"]}) == 1
+
+
+def _effect(accuracy, latency):
+    return {
+        "accuracy": {"value": accuracy, "ci": [accuracy - 0.01, accuracy + 0.01]},
+        "latency": {"value": latency, "ci": None},
+    }
+
+
+def _ablation():
+    effects = [{"technique": "prune", **_effect(-0.02, 0.5)}, {"technique": "quantize", **_effect(0.0, 0.8)}]
+    batch = {
+        "batch_size": 8, "total": _effect(-0.02, 0.4), "orders": [], "variants": [],
+        "attribution": {"method": "shapley", "reason": None, "effects": effects},
+        "interactions": [{"techniques": ["prune", "quantize"], **_effect(0.01, 1.1)}],
+    }  # fmt: skip
+    return {"format": 1, "batches": [batch]}
+
+
+def test_a_study_shows_its_attribution_once_and_all_its_runs(tmp_path):
+    for seed in ("seed-0", "seed-1"):
+        write_run(tmp_path / seed, chain())
+    (tmp_path / "ablation.json").write_text(json.dumps(_ablation()))
+    page = Page(render_page([tmp_path]))
+    specs = json.loads(next(script for kind, script in page.scripts if kind == "application/json"))
+    assert [key for key in specs if key.startswith("attribution")] == ["attribution-0-0", "attribution-0-1"]
+    bars = {v["name"]: v for v in specs["attribution-0-1"]["data"]["values"]}
+    assert {name: bar["value"] for name, bar in bars.items()} == {"prune": 2.0, "quantize": 1.25, "whole chain": 2.5}
+    shown = "".join(page.texts)
+    assert "prune + quantize" in shown
+    assert "seed-0" in shown
+    assert "seed-1" in shown
+
+
+def test_something_else_called_an_ablation_is_refused(folder):
+    (folder / "ablation.json").write_text("{}")
+    with pytest.raises(UserError, match="not an ablation"):
+        render_page([folder])
+
+
+def test_variants_of_a_run_that_branches_have_names_of_their_own():
+    first, prune, recover, quantize = chain()
+    other = replace(quantize, variant="w", parent="v0", step=1, chain=["quantize"])
+    longer = replace(quantize, variant="x", parent="v1", step=2, chain=["prune", "quantize"])
+    shorter = replace(recover, chain=["prune", "recover"])
+    another = replace(quantize, variant="y", parent="w", step=2, stage="recover", chain=["quantize", "recover"])
+    control = replace(prune, variant="z", control="random_prune", chain=["prune"])
+    records = [first, replace(prune, chain=["prune"]), shorter, other, longer, another, control]
+    assert set(variant_names(records).values()) == {
+        "0 train", "1 prune", "1 quantize", "2 quantize", "random_prune: 1 prune", "2 prune+recover", "2 quantize+recover",
+    }  # fmt: skip
+    steps = changes(rows(records), "inductor", 8)
+    assert [s.name for s in steps[2:]] == ["1 prune", "2 recover"]
+    judged = verdict(rows([first, control]))
+    assert judged.row["step"] == 0
 
 
 def test_an_empty_ledger_is_refused(tmp_path):

@@ -8,22 +8,22 @@ from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.costs import break_evens
 from optkit.report.page.runs import ShownRun, headline
-from optkit.report.page.words import MINUS, count, seconds
+from optkit.report.page.words import MINUS, count, name, seconds
 
 ENDLESS = " A whisker that reaches ten times as far stands for one without end."
 
 
 def cost_figures(run: ShownRun) -> list[Figure]:
     """The time of each stage, and the examples after which it is saved again."""
-    stages = {r["step"]: r for r in run.rows}
+    stages = {(r["step"], r["variant"]): r for r in run.rows}
     values = [
         {
-            "name": f"{s} {r['stage']}",
+            "name": name(r),
             "value": r["stage_cost_s"],
             "label": seconds(r["stage_cost_s"]),
             "technique": r["technique"],
         }
-        for s, r in sorted(stages.items())
+        for _, r in sorted(stages.items())
     ]
     device = [r["stage_device_s"] for _, r in sorted(stages.items())]
     took = Figure(
@@ -45,7 +45,7 @@ def cost_figures(run: ShownRun) -> list[Figure]:
     ]
     paid = [
         {
-            "name": f"{b.row['step']} {b.row['stage']}", "technique": b.row["technique"], "value": b.examples,
+            "name": name(b.row), "technique": b.row["technique"], "value": b.examples,
             "low": max(b.low, 1e-9), "high": b.high if math.isfinite(b.high) else 10 * b.examples,
             "label": count(b.examples),
         }
@@ -58,7 +58,7 @@ def cost_figures(run: ShownRun) -> list[Figure]:
             ["variant", "engine", "batch", "stages s", "saved s per million", "examples to break even"],
             [
                 [
-                    f"{b.row['step']} {b.row['stage']}", b.row["engine"], str(b.row["batch_size"]), f"{b.cost_s:.1f}",
+                    name(b.row), b.row["engine"], str(b.row["batch_size"]), f"{b.cost_s:.1f}",
                     f"{1e6 * b.saved_s:,.1f}".replace("-", MINUS), _even(b.examples, b.low, b.high),
                 ]
                 for b in even

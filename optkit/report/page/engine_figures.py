@@ -5,7 +5,7 @@ from __future__ import annotations
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, change, interval
+from optkit.report.page.words import DASH, change, interval, name
 
 
 def engine_figures(run: ShownRun) -> list[Figure]:
@@ -14,11 +14,11 @@ def engine_figures(run: ShownRun) -> list[Figure]:
     if not timed:
         return []
     by_step = sorted(timed, key=lambda r: r["step"])
-    names = list(dict.fromkeys(f"{r['step']} {r['stage']}" for r in by_step))
+    names = list(dict.fromkeys(name(r) for r in by_step))
     columns = [f"{e} · {b}" for e, b in sorted({(r["engine"], r["batch_size"]) for r in timed})]
     values = [
         {
-            "row": f"{r['step']} {r['stage']}",
+            "row": name(r),
             "column": f"{r['engine']} · {r['batch_size']}",
             "speedup": r["speedup"],
             "text": f"{r['speedup']:.2f}" if r["speedup"] < 10 else f"{r['speedup']:.1f}",

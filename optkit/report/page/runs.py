@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.report.page.verdict import Verdict, verdict
 from optkit.report.rows import Row, rows
+
+ABLATION = "ablation.json"
 
 if TYPE_CHECKING:
     from optkit.prune import Sensitivity
@@ -50,6 +53,7 @@ def open_runs(folders: Sequence[Path]) -> list[ShownRun]:
     Raises:
         UserError: a folder without a ledger, or one whose ledger is empty.
     """
+    folders = [inner for folder in folders for inner in _runs_of(folder)]
     names = _names(folders)
     return [_open(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -63,15 +67,34 @@ def headline(run: ShownRun) -> tuple[str, int] | None:
     return row["engine"], row["batch_size"]
 
 
+def _runs_of(folder: Path) -> list[Path]:
+    """The runs of a study's folder, or the folder itself."""
+    if (folder / ABLATION).is_file() and not (folder / ledger.LEDGER_NAME).is_file():
+        return sorted(file.parent for file in folder.glob(f"*/{ledger.LEDGER_NAME}"))
+    return [folder]
+
+
 def _open(folder: Path, name: str) -> ShownRun:
     records = ledger.unique(ledger.read(folder))
     if not records:
         raise UserError(f"the ledger at {folder} holds no variant yet", fix="run the recipe to its first record")
-    found = [row | {"run": name} for row in rows(records)]
+    names = variant_names(records)
+    found = [row | {"run": name, "name": names[row["step"], row["variant"]]} for row in rows(records)]
     root = folder if folder.is_dir() else folder.parent
     recipe = root / "recipe.yaml"
     text = recipe.read_text(errors="replace") if recipe.is_file() else ""
     return ShownRun(name, folder, records, found, verdict(found), text, _sensitivities(root, records), _ablation(root))
+
+
+def variant_names(records: Sequence[Record]) -> dict[tuple[int, str], str]:
+    """Names of a run's variants, each its own: step and stage, or in a run that branches the whole chain."""
+    short = {(r.step, r.variant): f"{f'{r.control}: ' if r.control else ''}{r.step} {r.stage}" for r in records}
+    taken = Counter(short.values())
+    whole = {(r.step, r.variant): f"{r.step} {'+'.join(r.chain)} {r.variant[:4]}" for r in records}
+    own = {key: name for key, name in short.items() if taken[name] == 1}
+    longer = {key: name.rpartition(" ")[0] for key, name in whole.items() if key not in own}
+    again = Counter(longer.values())
+    return own | {key: name if again[name] == 1 else whole[key] for key, name in longer.items()}
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -97,13 +120,15 @@ def _sensitivities(root: Path, records: Sequence[Record]) -> dict[str, Sensitivi
 
 
 def _ablation(root: Path) -> dict[str, Any] | None:
-    file = root / "ablation.json"
-    if not file.is_file():
+    """The ablation that a run is part of: beside its ledger, or in the study's folder above."""
+    file = next((f for f in (root / ABLATION, root.absolute().parent / ABLATION) if f.is_file()), None)
+    if file is None:
         return None
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"not JSON: {error}", key=str(file), fix="run optkit ablate again, or remove the file"
-        ) from error
-    return found if isinstance(found, dict) else None
+        fix = "run optkit ablate again, or remove the file"
+        raise UserError(f"not JSON: {error}", key=str(file), fix=fix) from error
+    if not isinstance(found, dict) or found.get("format") != 1:
+        raise UserError("not an ablation of optkit", key=str(file), fix="run optkit ablate again, or remove the file")
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from optkit.report.page.ablation_figures import ablation_figures
 from optkit.report.page.content import Figure, Group, Section, Table
 from optkit.report.page.cost_figures import cost_figures
 from optkit.report.page.engine_figures import engine_figures
@@ -22,6 +23,9 @@ LEADS = {
     "trade-off": "Up and to the left is better. The dashed line is the front: nothing else is at least as good "
     "in both. Bars "
     "are 95% intervals. Latency is the baseline's over the speedup, so that a machine that drifted does not mislead.",
+    "attribution": "Each technique's share of what the whole chain changed, over chains with and without it; "
+    "the shares add "
+    "up (accuracy) or multiply (costs) to the whole where they are Shapley values. Whiskers are 95% intervals.",
     "engines": f"How many times as fast as the baseline on {REFERENCE} at the same batch size. The first row is "
     f"what the "
     "engine brings by itself; a gap is a variant that an engine does not run.",
@@ -44,6 +48,7 @@ def sections(runs: Sequence[ShownRun]) -> list[Section]:
     made = [
         _section("techniques", "What each technique bought", _per_run(runs, step_figures)),
         _section("trade-off", "Accuracy against latency and size", [Group("", together)] if together else []),
+        _section("attribution", "What each technique is worth by ablation", _once(runs)),
         _section("engines", "Engines and batch sizes", _per_run(runs, engine_figures)),
         _section("layers", "What the layers are worth", _per_run(runs, layer_figures)),
         _section("costs", "Stage costs and break-even", _per_run(runs, cost_figures)),
@@ -59,6 +64,12 @@ def _section(key: str, title: str, groups: list[Group]) -> Section:
 def _per_run(runs: Sequence[ShownRun], figures: Callable[[ShownRun], list[Figure]]) -> list[Group]:
     found = [(run, figures(run)) for run in runs]
     return [Group(run.name if len(runs) > 1 else "", made, len(runs) <= UNFOLDED) for run, made in found if made]
+
+
+def _once(runs: Sequence[ShownRun]) -> list[Group]:
+    """Ablations, each once: the runs of all its seeds lie in one study."""
+    first = {str(run.ablation): run for run in reversed(runs) if run.ablation is not None}
+    return _per_run([run for run in runs if run in first.values()], ablation_figures)
 
 
 def _every_row(run: ShownRun) -> list[Figure]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optkit.report.page.words import name
 from optkit.report.plot import steady_latency
 from optkit.report.rows import REFERENCE, Row
 
@@ -42,7 +43,7 @@ def changes(rows: Sequence[Row], engine: str, batch_size: int) -> list[Change]:
     """
     steady = steady_latency([r for r in rows if r["batch_size"] == batch_size])
     start = next((r for r in steady if r["step"] == 0 and r["engine"] == REFERENCE), None)
-    here = [r for r in steady if r["engine"] == engine]
+    here = _line([r for r in steady if r["engine"] == engine])
     found: list[Change] = []
     if start is not None:
         found.append(_first(start, f"{start['stage']}, {REFERENCE}"))
@@ -61,6 +62,13 @@ def changes(rows: Sequence[Row], engine: str, batch_size: int) -> list[Change]:
     return found
 
 
+def _line(rows: Sequence[Row]) -> list[Row]:
+    """Of a run that branches, what led to the end of its longest chain; all rows where chains are not recorded."""
+    own = [row for row in rows if row.get("control") is None]
+    longest = max((row.get("chain") or [] for row in own), key=len, default=[])
+    return [row for row in own if not longest or longest[: len(row["chain"])] == row["chain"]]
+
+
 def _first(row: Row, name: str) -> Change:
     return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, (1.0, 1.0), 0.0, [0.0, 0.0])
 
@@ -77,8 +85,9 @@ def _stage(row: Row, parent: Row) -> Change:
     ratio, ci = _quotient(row, parent)
     paired = row["parent"] == parent["variant"]
     delta, delta_ci = (row["accuracy_delta_parent"], row["accuracy_delta_parent_ci"]) if paired else (None, None)
-    name = f"{row['step']} {row['stage']}"
-    return Change(name, row["technique"], row, parent["latency_p50_ms"], parent["accuracy"], ratio, ci, delta, delta_ci)
+    return Change(
+        name(row), row["technique"], row, parent["latency_p50_ms"], parent["accuracy"], ratio, ci, delta, delta_ci
+    )
 
 
 def _quotient(row: Row, parent: Row) -> tuple[float, tuple[float, float]]:

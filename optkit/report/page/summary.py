@@ -8,7 +8,7 @@ from typing import Any
 
 from optkit.report.page.content import Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, TIMES, change, place, seconds, signed
+from optkit.report.page.words import DASH, TIMES, change, name, place, seconds, signed
 from optkit.report.rows import REFERENCE, Row
 
 
@@ -94,7 +94,7 @@ def _served(row: Row) -> list[str]:
     low, high = row["speedup_ci"]
     size = DASH if row["size_mb"] is None else f"{row['size_mb']:.2f}"
     return [
-        f"{row['step']} {row['stage']}",
+        name(row),
         place(row),
         f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]",
         change(row),

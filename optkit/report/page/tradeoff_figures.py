@@ -9,7 +9,7 @@ from typing import Any
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import change, interval, percent_interval
+from optkit.report.page.words import change, interval, name, percent_interval
 from optkit.report.plot import on_front, steady_latency
 from optkit.report.rows import Row
 
@@ -96,7 +96,7 @@ def _coloring(num_runs: int) -> str:
 def _point(row: Row, front: bool) -> dict[str, Any]:
     low, high = row["accuracy_ci"]
     return {
-        "run": row["run"], "name": f"{row['step']} {row['stage']}", "label": str(row["step"]),
+        "run": row["run"], "name": name(row), "label": str(row["step"]),
         "technique": row["technique"], "engine": row["engine"], "batch": row["batch_size"], "front": front,
         "accuracy": 100 * row["accuracy"],
         "accuracy_low": 100 * low, "accuracy_high": 100 * high, "tip_change": change(row),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optkit.report.page.words import place, points, times
+from optkit.report.page.words import name, place, points, times
 from optkit.report.rows import REFERENCE, Row
 
 TOLERANCES = (0.005, 0.01, 0.02, 0.05)  # shares of accuracy that somebody may be ready to give up
@@ -44,6 +44,7 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     Rows compete by the lower end of their speedup's interval against the baseline on eager at the same batch size, so
     a lucky figure with a wide interval does not win.
     """
+    rows = [row for row in rows if row.get("control") is None]
     choices = [_choose(rows, tolerance) for tolerance in (None, *TOLERANCES)]
     best = choices[0].row
     remarks = []
@@ -61,7 +62,7 @@ def verdict(rows: Sequence[Row]) -> Verdict:
         )
     else:
         sentence = (
-            f"“{best['stage']}” on {place(best)} is {times(best, 'speedup')} as fast as the baseline, for an accuracy "
+            f"“{_called(best)}” on {place(best)} is {times(best, 'speedup')} as fast as the baseline, for an accuracy "
             f"change of {points(best, 'accuracy_delta')} that this test cannot tell from none."
         )
         if best["engine"] != REFERENCE and best["speedup_same_engine"] is not None:
@@ -72,7 +73,7 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     more = next((c for c in choices[1:] if c.row is not None and c.row is not best and _beats(c.row, best)), None)
     if more is not None and more.row is not None:
         remarks.append(
-            f"For a measured change of {points(more.row, 'accuracy_delta')}, “{more.row['stage']}” on "
+            f"For a measured change of {points(more.row, 'accuracy_delta')}, “{_called(more.row)}” on "
             f"{place(more.row)} is "
             f"{times(more.row, 'speedup')} as fast."
         )
@@ -99,6 +100,12 @@ def keeps_accuracy(row: Row, tolerance: float | None = None) -> bool:
 def _choose(rows: Sequence[Row], tolerance: float | None) -> Choice:
     fit = [r for r in rows if keeps_accuracy(r, tolerance) and r["speedup_ci"] is not None and r["speedup_ci"][0] > 1]
     return Choice(tolerance, max(fit, key=lambda r: r["speedup_ci"][0], default=None))
+
+
+def _called(row: Row) -> str:
+    """The stage alone where that is clear."""
+    plain = f"{row['step']} {row['stage']}"
+    return row["stage"] if name(row) == plain else name(row)
 
 
 def _beats(row: Row, other: Row | None) -> bool:

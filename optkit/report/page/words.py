@@ -11,6 +11,11 @@ DASH = "\N{EN DASH}"  # not measured
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
+def name(row: Row) -> str:
+    """A row's variant: its step and stage, or what tells it from a namesake in a run that branches."""
+    return row.get("name") or f"{row['step']} {row['stage']}"
+
+
 def place(row: Row) -> str:
     """Where a row was measured, in words."""
     return f"{row['engine']} at batch {row['batch_size']}"
