@@ -169,6 +169,9 @@ def _one_line(error: Exception, path: Path) -> UserError:
         return UserError(f"not an override: {text}", key=error.override, fix="write key=value, quoted for the shell")
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
+        if (path.parent / key).is_dir():
+            message = f"Hydra takes the folder '{key}' beside the recipe for a config group"
+            return UserError(message, key=key, fix="keep recipes apart from other folders, or rename this one")
         return UserError("unknown key", key=key, fix=_near(key, error, path))
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, name = match.group(1).rpartition("/")

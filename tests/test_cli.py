@@ -139,6 +139,7 @@ BAD = {
     "missing recipe file": (["run", "nowhere.yaml"], "no recipe file nowhere.yaml"),
     "unknown override": (["run", "test.yaml", "stages.mask.amuont=0.5"], "stages.mask.amuont: unknown key (did you mean 'amount'?"),
     "unknown top key": (["run", "test.yaml", "chian=[train]"], "chian: unknown key (did you mean 'chain'?"),
+    "folder named like a key": (["run", "test.yaml", "store=x"], "store: Hydra takes the folder 'store' beside the recipe for a config group"),
     "misspelt key in the file": (["run", "bad.yaml"], "stages.mask.amuont: unknown key"),
     "misspelt top key in the file": (["run", "top.yaml"], "chian: unknown key (did you mean 'chain'?)"),
     "unknown group value": (["run", "test.yaml", "model=resnet20"], "model: no config 'model/resnet20' (did you mean"),
@@ -167,12 +168,12 @@ BAD = {
 @pytest.mark.parametrize("mistake", BAD)
 def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(recipe, tmp_path, mistake):
     arguments, message = BAD[mistake]
-    (tmp_path / "bad.yaml").write_text(RECIPE + "  \n".replace("  ", "") + "")
     (tmp_path / "bad.yaml").write_text(RECIPE.replace("stages: {", "stages: {mask: {amuont: 0.5}, "))
     (tmp_path / "top.yaml").write_text(RECIPE + "chian: [train]\n")
     (tmp_path / "broken.yaml").write_text("chain: [train\nname: {")
     save_file({"x": torch.zeros(1)}, tmp_path / "wrong.safetensors")
     (tmp_path / "data").mkdir()
+    (tmp_path / "store").mkdir()
     (tmp_path / "data" / "train.parquet").write_bytes(b"")
     before = {p.relative_to(tmp_path) for p in tmp_path.rglob("*")}
     environment = dict(os.environ)
