@@ -1,17 +1,19 @@
 """Quantization on one graph: pure functions, and their stages."""
 
 from optkit.quantize.dynamic import DynamicInt8, quantize_dynamic, replay_dynamic
-from optkit.quantize.pt2e import Quantized, quantize_static, replay_static
+from optkit.quantize.pt2e import Calibrated, Quantized, calibrate, quantize_static, replay_static
 from optkit.quantize.stages import DynamicQuantization, StaticQuantization, WeightOnlyQuantization
 from optkit.quantize.weight_only import WeightOnly, quantize_weight_only, replay_weight_only
 
 __all__ = [
+    "Calibrated",
     "DynamicInt8",
     "DynamicQuantization",
     "Quantized",
     "StaticQuantization",
     "WeightOnly",
     "WeightOnlyQuantization",
+    "calibrate",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight_only",

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from optkit.core.checks import check_choice, check_count
+from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
+from optkit.engines import ENGINES
 from optkit.quantize.dynamic import (
     DYNAMIC_TARGETS,
     check_linears,
@@ -22,6 +23,7 @@ from optkit.quantize.dynamic import (
     quantize_dynamic,
     replay_dynamic,
 )
+from optkit.quantize.proof import prove_int8
 from optkit.quantize.pt2e import OBSERVERS, TARGETS, describe, quantize_static, replay_static
 from optkit.quantize.weight_only import (
     BITS,
@@ -44,6 +46,8 @@ class StaticQuantization:
         batches: calibration batches.
         batch_size: examples in each.
         reduce_range: 7 bits for activations; null: where this processor's int8 kernels would overflow without.
+        min_int8_share: the share of MACs that must run in the engine's int8 kernels, or the stage fails and names the
+            layers that do not; null: no share is asked for, and nothing is compiled for it.
     """
 
     target: str = "inductor"
@@ -51,6 +55,7 @@ class StaticQuantization:
     batches: int = 32
     batch_size: int = 32
     reduce_range: bool | None = None
+    min_int8_share: float | None = None
 
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
@@ -66,6 +71,12 @@ class StaticQuantization:
         check_count("batches", self.batches)
         check_count("batch_size", self.batch_size)
         check_choice("reduce_range", self.reduce_range, (None, True, False))
+        if self.min_int8_share is not None and self.min_int8_share != 1:
+            check_share("min_int8_share", self.min_int8_share)
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        if self.min_int8_share is not None and (reason := ENGINES[self.target]().unavailable()):
+            raise UserError(f"{self.target} does not work here: {reason}", key="min_int8_share")
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         # shuffled but not augmented: a sample of what the model will see
@@ -86,6 +97,9 @@ class StaticQuantization:
             "reduce_range": quantized.reduce_range,
             "target": quantized.target,
         }
+        if self.min_int8_share is not None:
+            example = ctx.task.example(2)
+            facts["int8_share"] = prove_int8(quantized.module, example, self.target, self.min_int8_share)
         return Outcome(quantized.module, facts, surgery=surgery)
 
     @staticmethod
