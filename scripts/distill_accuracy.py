@@ -3,8 +3,8 @@
     python scripts/distill_accuracy.py DATA CHECKPOINT --results FILE [--epochs 30] [--seeds 3] [--arms kd dkd ...]
 
 DATA holds CIFAR-10 as train and test parquet files, CHECKPOINT the weights of the teacher, a ResNet of depth
-``--teacher`` in the layout of akamaster/pytorch_resnet_cifar10, fine-tuned to the images once. All arms get the
-same epochs, batches and learning rates. The answers on the test split are appended to FILE as they come; the same
+``--teacher`` in the layout of akamaster/pytorch_resnet_cifar10, which is fine-tuned to the images once. All arms get
+the same epochs, batches and learning rates. The answers on the test split are appended to FILE as they come; the same
 command goes on where it stopped, in the middle of a training too, and ends with the table of all arms against plain
 training.
 """
