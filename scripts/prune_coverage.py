@@ -45,6 +45,9 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
 
     torch.manual_seed(0)
     model = make().eval()
+    for parameter in model.parameters():  # a head of zeros would hide what the rest does
+        if not parameter.count_nonzero():
+            nn.init.normal_(parameter, std=0.02)
     row: Row = {"dense": sum(p.numel() for p in model.parameters())}
     before, start = _pages(1), _Clock()
     try:
