@@ -219,6 +219,7 @@ def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
     import altair as alt
 
     names = [v["name"] for v in values]
+    values = [v | {"end": v["value"] if log else max(0, v["value"], v.get("high", 0))} for v in values]
     techniques = list(dict.fromkeys(v["technique"] for v in values))
     base = alt.Chart(alt.Data(values=values), height=ROW * len(values))
     most = max([v.get("high", v["value"]) for v in values] or [1.0])
@@ -245,8 +246,7 @@ def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
     if values and "low" in values[0]:
         layers.append(base.mark_rule(strokeWidth=1.5, color=INK).encode(x="low:Q", x2="high:Q", y=y))
     text = base.mark_text(align="left", dx=8, dy=-9 if log else 0, fontSize=11.5, color=INK)
-    end = "high:Q" if values and "low" in values[0] and not log else "value:Q"
-    return alt.layer(*layers, text.encode(x=end, y=y, text="label:N")).properties(width="container")
+    return alt.layer(*layers, text.encode(x="end:Q", y=y, text="label:N")).properties(width="container")
 
 
 def _colors(alt: Any, group: str, names: Sequence[str]) -> Any:
