@@ -152,12 +152,12 @@ class _Fold:
 
     def _export(self, artifact: Artifact, folder: Path) -> dict[str, Any]:
         """Puts what ``from_pretrained`` loads beside a Hugging Face model whose own config can express it; says so."""
-        from optkit.models.pretrained import is_huggingface, save_pretrained
+        from optkit.models.pretrained import HUGGINGFACE, is_huggingface, save_pretrained
 
-        module = artifact.module(self.plan.trusted)
-        if not is_huggingface(module):
+        if artifact.variant.model["target"] != HUGGINGFACE:
             return {}
-        if "float" not in artifact.variant.traits:
+        module = artifact.module(self.plan.trusted)
+        if "float" not in artifact.variant.traits or not is_huggingface(module):
             return {"from_pretrained": False, "from_pretrained_reason": "its weights are quantized"}
         reason = save_pretrained(module, self.recipe.task.example(2), folder / "huggingface")
         return {"from_pretrained": reason is None} | ({"from_pretrained_reason": reason} if reason else {})

@@ -15,6 +15,7 @@ from optkit.models.hf_config import REFUSALS
 from optkit.models.huggingface import ImageClassifier, TextClassifier, _quietly
 
 ROUNDING = 1e-4
+HUGGINGFACE = "optkit.models.huggingface"
 Shapes = dict[str, tuple[int, ...]]
 
 
