@@ -70,3 +70,11 @@ def test_not_a_number_is_never_written(tmp_path):
     record = make_record()
     with pytest.raises(ValueError, match="JSON"):
         Ledger(tmp_path / "l").append(replace(record, facts={"loss": float("nan")}))
+
+
+def test_an_older_schema_is_read_and_named(tmp_path, caplog):
+    older = make_record().to_json() | {"schema": 1}
+    del older["chain"], older["control"]
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(older) + "\n")
+    assert ledger.read(tmp_path) == [make_record()]
+    assert "written with schema 1" in caplog.text
