@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from optkit.core import ledger
 from optkit.core.errors import UserError
@@ -31,7 +31,9 @@ OF_VARIANT = ("size_mb", "params", "macs", "sparsity", "stage_cost_s", "stage_de
 
 
 class Tracker(Protocol):
-    """Where runs are sent; a dataclass whose fields are its config."""
+    """Where runs are sent; a dataclass whose fields are its config. Nested: a variant is opened within its run."""
+
+    nested: ClassVar[bool]
 
     def open(self, run: str, variant: str | None) -> GeneralTracker:
         """A started tracker for a run, or for one variant of the run that is open."""
@@ -51,6 +53,8 @@ class MLflow:
         experiment: under which runs are filed.
         artifacts: folder for the files of a store without a server; None is the store's own choice.
     """
+
+    nested: ClassVar[bool] = True
 
     uri: str = "sqlite:///runs/mlflow.db"
     experiment: str = "optkit"
@@ -83,6 +87,8 @@ class TensorBoard:
         folder: where event files go.
     """
 
+    nested: ClassVar[bool] = False
+
     folder: str = "runs/tensorboard"
 
     def __post_init__(self) -> None:
@@ -109,6 +115,8 @@ class WandB:
         mode: online or offline.
     """
 
+    nested: ClassVar[bool] = False
+
     project: str = "optkit"
     mode: str = "online"
 
@@ -120,7 +128,7 @@ class WandB:
     def open(self, run: str, variant: str | None) -> GeneralTracker:
         from accelerate.tracking import WandBTracker
 
-        tracker = WandBTracker(self.project, name=variant or run, group=run, mode=self.mode, reinit="create_new")
+        tracker = WandBTracker(self.project, name=variant or run, group=run, mode=self.mode)
         tracker.start()
         return tracker
 
@@ -140,18 +148,15 @@ def send(folder: Path, tracker: Tracker) -> bool:
     found = rows(records)
     with _opened(tracker, folder.name, None) as run:
         run.store_init_configuration({key: _simple(value) for key, value in flat_recipe(folder).items()})
-        for record in records:
-            metrics = _metrics(record, found)
-            run.log(metrics, step=record.step)
-            home = variant_folder(folder, record)
-            name = _safe(home.name)
-            with _opened(tracker, folder.name, name) as variant:
-                _send_variant(variant, record, metrics)
-                if (home / CARD).is_file():
-                    tracker.attach(variant, home / CARD)
+        for record in sorted(records, key=lambda r: r.step):
+            run.log(_metrics(record, found), step=record.step)
         for file in (folder / name for name in FILES):
             if file.is_file():
                 tracker.attach(run, file)
+        if tracker.nested:
+            _send_variants(folder, tracker, records, found)
+    if not tracker.nested:
+        _send_variants(folder, tracker, records, found)
     (folder / SENT).write_text(json.dumps(_sent(folder) | {repr(tracker): len(records)}, indent=1) + "\n")
     return True
 
@@ -165,18 +170,24 @@ def _opened(tracker: Tracker, run: str, variant: str | None) -> Iterator[General
         yield opened
     finally:
         opened.finish()
-        if variant is None:
-            # accelerate's state is global, and would be found by every later training in this process
-            PartialState._reset_state()
+        # accelerate's state is global, and would be found by every later training in this process
+        PartialState._reset_state()
 
 
-def _send_variant(tracker: GeneralTracker, record: Record, metrics: dict[str, float]) -> None:
-    about = {"technique": record.technique, "variant": record.variant, "step": record.step}
-    tracker.store_init_configuration(about | {key: _simple(value) for key, value in flat(record.params)})
-    tracker.log(metrics, step=record.step)
-    for name, values in _curves(record.facts):
-        for epoch, value in enumerate(values, 1):
-            tracker.log({name: value}, step=epoch)
+def _send_variants(folder: Path, tracker: Tracker, records: Sequence[Record], found: Sequence[Row]) -> None:
+    for record in records:
+        home = variant_folder(folder, record)
+        with _opened(tracker, folder.name, _safe(home.name)) as variant:
+            about = {"technique": record.technique, "variant": record.variant, "step": record.step}
+            variant.store_init_configuration(about | {key: _simple(value) for key, value in flat(record.params)})
+            curves = dict(_curves(record.facts))
+            epochs = max(map(len, curves.values()), default=0)
+            for epoch in range(epochs):
+                reached = {name: values[epoch] for name, values in curves.items() if epoch < len(values)}
+                variant.log(reached, step=epoch + 1)
+            variant.log(_metrics(record, found), step=epochs)
+            if (home / CARD).is_file():
+                tracker.attach(variant, home / CARD)
 
 
 def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
