@@ -27,6 +27,7 @@ from optkit.measure.latency import Series, interleaved
 from optkit.measure.memory import measure_memory
 from optkit.measure.static import measure_macs, measure_static
 from optkit.measure.tokenization import measure_tokenization
+from optkit.measure.traffic import measure_traffic
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Bench:
         module = artifact.module(self.trusted)
         found = measure_static(artifact, module, self.tasks[-1].example(2))
         found += [measure_macs(module, t.example(2), t.conditions()) for t in self.tasks]
+        found += [m for t in self.tasks for m in measure_traffic(module, t.example(2), t.conditions())]
         found += self._of_tokenization()
         running = {n: e for n, e in self.engines.items() if e.unsupported(artifact.variant.traits) is None}
         for task, batch_size in product(self.tasks, self.config.batch_sizes):
@@ -166,8 +168,7 @@ class Bench:
                 timed[("baseline", name)] = self._baseline_session(baseline, name, task, batch_size)
         keys = {f"{of}/{name}": (of, name) for of, name in timed}
         by_key = {label: timed[key] for label, key in keys.items()}
-        inputs = task.example(batch_size)
-        series = interleaved(by_key, inputs, self.config.seconds, self.seed, self.config.retries)
+        series = interleaved(by_key, task.example(batch_size), self.config.seconds, self.seed, self.config.retries)
         together = uuid.uuid4().hex[:12]
         conditions = {keys[label]: self._conditions(keys[label][1], task, batch_size) for label in keys}
         return [

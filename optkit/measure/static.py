@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from optkit.core.artifact import Artifact
 from optkit.core.macs import count_macs
 from optkit.core.records import Measurement
-from optkit.measure.traffic import count_traffic
 
 
 def measure_static(artifact: Artifact, module: nn.Module, example: tuple[Tensor, ...]) -> list[Measurement]:
@@ -24,13 +23,10 @@ def measure_static(artifact: Artifact, module: nn.Module, example: tuple[Tensor,
     weights = list(_weights(module))
     count = sum(w.numel() for w in weights)
     matrices = [w for w in weights if w.dim() > 1]
-    each, once = count_traffic(module, (example, tuple(torch.cat([x, x]) for x in example)))
     zeros = sum(int((w == 0).sum()) for w in matrices)
     return [
         Measurement("params", count),
         Measurement("nonzeros", count - sum(int((w == 0).sum()) for w in weights)),
-        Measurement("numbers_moved_modelled", each, conditions={"per": "example"}),
-        Measurement("numbers_moved_modelled", once, conditions={"per": "batch"}),
         Measurement("sparsity", zeros / max(sum(w.numel() for w in matrices), 1)),
         Measurement("size", artifact.size_bytes / 1e6, unit="MB"),
     ]

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from optkit.core.macs import macs_by_operator
+from optkit.core.records import Measurement
 
 
 def count_traffic(module: nn.Module, examples: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> tuple[int, int]:
@@ -33,6 +34,16 @@ def count_traffic(module: nn.Module, examples: tuple[tuple[Tensor, ...], tuple[T
     small, large = (len(example[0]) for example in examples)
     each = (counted[1] - counted[0]) // (large - small)
     return each, max(counted[0] - small * each, 0)
+
+
+def measure_traffic(module: nn.Module, example: tuple[Tensor, ...], conditions: dict[str, Any]) -> list[Measurement]:
+    """`count_traffic` as measurements; ``example`` is of two examples or more."""
+    each, once = count_traffic(module, (example, tuple(torch.cat([x, x]) for x in example)))
+    name = "numbers_moved_modelled"
+    return [
+        Measurement(name, each, conditions=conditions | {"per": "example"}),
+        Measurement(name, once, conditions=conditions | {"per": "batch"}),
+    ]
 
 
 class _Counter(TorchDispatchMode):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from optkit.core import ledger
 from optkit.core.errors import UserError
+from optkit.report.comparable import cautions
 from optkit.report.rows import Row, rows
 
+log = logging.getLogger(__name__)
 __all__ = ["Row", "read_rows", "render", "rows", "save_report", "write_report"]
 
 
 def read_rows(runs: Sequence[str | Path]) -> list[Row]:
-    """The rows of one or more run folders."""
-    return rows(ledger.read(*runs))
+    """The rows of one or more run folders; what does not compare among them is warned of."""
+    records = ledger.read(*runs)
+    for caution in cautions(records):
+        log.warning("%s", caution)
+    return rows(records)
 
 
 def render(runs: Sequence[Path], format_: str) -> str:
@@ -28,7 +34,7 @@ def render(runs: Sequence[Path], format_: str) -> str:
     found = read_rows(runs)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
-    from optkit.report.tables import markdown, table
+    from optkit.report.tables import against_controls, markdown, table
 
     if format_ == "md":
         return markdown(found)
@@ -41,6 +47,8 @@ def render(runs: Sequence[Path], format_: str) -> str:
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
     console.print(table(found, width))
+    for line in against_controls(found):
+        console.print(line, highlight=False)
     return text.getvalue()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
-from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
+from optkit.core.statistics import Estimate, holm, paired_difference, ratio_of_medians
 
 Row = dict[str, Any]
 REFERENCE = "eager"
@@ -33,9 +33,31 @@ def rows(records: Iterable[Record]) -> list[Row]:
         if accuracy.name == "accuracy"
     ]
     order = {run: place for place, run in enumerate(dict.fromkeys(r.run for r in kept))}
+    _correct_for_many(found)
     return sorted(
-        found, key=lambda r: (order[r["run"]], r["sequence_length"] or 0, r["batch_size"], r["step"], r["engine"])
+        found,
+        key=lambda r: (
+            order[r["run"]],
+            r["sequence_length"] or 0,
+            r["batch_size"],
+            r["control"] or "",
+            r["step"],
+            r["engine"],
+        ),
     )
+
+
+def _correct_for_many(found: list[Row]) -> None:
+    """Adds p-values corrected for how many variants of a run are compared with its baseline on an engine."""
+    families: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        row["accuracy_delta_p_holm"] = row["accuracy_delta_p"]
+        if row["step"] > 0 and row["accuracy_delta_p"] is not None:
+            family = (row["run"], row["engine"], row["batch_size"], row["sequence_length"])
+            families.setdefault(family, []).append(row)
+    for rows_ in families.values():
+        for row, p_value in zip(rows_, holm([r["accuracy_delta_p"] for r in rows_]), strict=True):
+            row["accuracy_delta_p_holm"] = p_value
 
 
 def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
@@ -67,6 +89,7 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
     }
     row |= _delta("accuracy_delta", accuracy, baseline, here | {"engine": REFERENCE})
     row |= _delta("accuracy_delta_parent", accuracy, parent, here)
+    row |= _margin(record, by_variant, accuracy, here)
     row |= _latency(record, latency, batch_size)
     row |= _speedup("speedup", record, latency, REFERENCE)
     row |= _speedup("speedup_same_engine", record, latency, engine)
@@ -98,14 +121,15 @@ def _roofline(record: Record, latency: Measurement | None, here: dict[str, Any])
     names = ("mac_shares", "bytes_moved_modelled", "arithmetic_intensity_modelled", "achieved_gops", "peak_gops")
     empty: Row = dict.fromkeys((*names, "roofline", "bound"))
     precision, share = record.find("precision", **here), _value(record.find("int8_share", **here))
-    macs, peaks = _value(record.find("macs")), record.environment.get("peaks")
+    length = {k: v for k, v in here.items() if k == "sequence_length"}
+    macs, peaks = _value(record.find("macs", **length)), record.environment.get("peaks")
     if precision is None or share is None or not macs:
         return empty
     rest = precision.conditions["is"]
     shares = {name: value for name, value in ((rest, 1 - share), ("int8", share)) if value > 0}
     found = empty | {"mac_shares": shares}
     operations = 2 * macs * here["batch_size"]
-    each, once = (_value(record.find("numbers_moved_modelled", per=per)) for per in ("example", "batch"))
+    each, once = (_value(record.find("numbers_moved_modelled", per=per, **length)) for per in ("example", "batch"))
     if each is not None and once is not None:
         width = sum(BYTES.get(name, 4) * value for name, value in shares.items())
         found["bytes_moved_modelled"] = moved = width * (each * here["batch_size"] + once)
@@ -141,14 +165,31 @@ def _delta(name: str, accuracy: Measurement, other: Record | None, conditions: d
     }
 
 
+def _margin(
+    record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement, here: dict[str, Any]
+) -> Row:
+    """By how much the recipe's own variant is more accurate than a control's at the same stage."""
+    empty: Row = dict.fromkeys(("control_margin", "control_margin_ci", "control_margin_p"))
+    if record.control is None:
+        return empty
+    same = (r for r in by_variant.values() if (r.run, r.step, r.stage) == (record.run, record.step, record.stage))
+    own = next((r for r in same if r.control is None), None)
+    theirs = own.find("accuracy", **here, split=accuracy.conditions["split"]) if own else None
+    if theirs is None or theirs.n != accuracy.n:
+        return empty
+    found = paired_difference(unpack_bits(theirs.raw), unpack_bits(accuracy.raw))
+    return {"control_margin": found.delta.value, "control_margin_ci": found.delta.ci, "control_margin_p": found.p_value}
+
+
 def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Row:
     if latency is None or latency.value is None:
-        return dict.fromkeys(("latency_p50_ms", "latency_p50_ms_ci", "latency_p99_ms", "throughput"))
+        return dict.fromkeys(("latency_p50_ms", "latency_p50_ms_ci", "latency_p99_ms", "throughput", "disturbed"))
     return {
         "latency_p50_ms": latency.value,
         "latency_p50_ms_ci": latency.ci,
         "latency_p99_ms": float(np.quantile(_samples(latency), 0.99)),
         "throughput": batch_size / latency.value * 1e3,
+        "disturbed": latency.conditions.get("disturbed"),
     }
 
 

@@ -27,6 +27,10 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
+def _stage(row: Row) -> str:
+    return f"{row['step']} {row['stage']}" + (f" ({row['control']})" if row.get("control") else "")
+
+
 def _accuracy(row: Row) -> str:
     return _percent(row["accuracy"]) + _interval(row, "accuracy", lambda v: f"{100 * v:.1f}")
 
@@ -48,7 +52,7 @@ def _number(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
 
 
 COLUMNS: tuple[Column, ...] = (
-    ("stage", lambda r: f"{r['step']} {r['stage']}", 0),
+    ("stage", _stage, 0),
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
     ("tokens", lambda r: str(r.get("sequence_length") or "-"), 100),
@@ -100,13 +104,30 @@ def markdown(rows: Sequence[Row]) -> str:
         "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in columns) + "|",
     ]
     lines += ["| " + " | ".join(cell(row) for _, cell, _ in columns) + " |" for row in rows]
-    return "\n".join(lines) + f"\n\n{NOTE}\n"
+    compared = "".join(f"\n- {line}" for line in against_controls(rows))
+    return "\n".join(lines) + f"\n\n{NOTE}\n" + (f"\nAgainst the controls:\n{compared}\n" if compared else "")
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headers and cells of every column, as text."""
     columns = _columns(rows)
     return [header for header, _, _ in columns], [[cell(row) for _, cell, _ in columns] for row in rows]
+
+
+def against_controls(rows: Sequence[Row]) -> list[str]:
+    """What the end of the recipe's chain is worth against the end of each control, at each batch size and engine."""
+    lines = []
+    for control in dict.fromkeys(r["control"] for r in rows if r.get("control")):
+        margins = [r for r in rows if r["control"] == control and r["control_margin"] is not None]
+        last = max((r["step"] for r in margins), default=0)
+        for row in (r for r in margins if r["step"] == last):
+            low, high = row["control_margin_ci"]
+            what = "beats" if low > 0 else "is worse than" if high < 0 else "does not beat"
+            lines.append(
+                f"{row['stage']} {what} {control} by accuracy on {row['engine']} at batch size {row['batch_size']}: "
+                f"{_points(row['control_margin'])} points [{_points(low)}, {_points(high)}]"
+            )
+    return lines
 
 
 def print_pairs(headers: tuple[str, str], pairs: Mapping[str, str]) -> None:
