@@ -24,8 +24,15 @@ def macs_by_operator(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str
         aten._weight_int8pack_mm: _rows_flops,
         aten._weight_int4pack_mm_for_cpu: _rows_flops,
     }
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
-        module(*example)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:  # the counter's hooks fail on one that is passed to a module (DeBERTa)
+            parameter.requires_grad_(False)
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
+            module(*example)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return {str(operator): flops // 2 for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
 
 

@@ -74,7 +74,8 @@ def replay_dynamic(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_
         graph = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes).module()
         name_calls_apart(graph)
         scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True, reduce_range=reduce_range)
-        prepared = prepare_pt2e(graph, x86.X86InductorQuantizer().set_global(scheme))
+        quantizer = x86.X86InductorQuantizer().set_function_type_qconfig(nn.functional.linear, scheme)
+        prepared = prepare_pt2e(graph, quantizer)
         with torch.no_grad():
             prepared(*example_inputs)
         return _convert(prepared)

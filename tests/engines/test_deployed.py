@@ -77,7 +77,7 @@ def test_convolutions_and_linears_run_in_int8_kernels(case):
     _, model, x, found, session = case
     attention = any(isinstance(m, nn.Embedding) for m in model.modules())
     # the product of scores and values stays in float
-    assert session.facts()["int8_share"] > (0.9 if attention else 0.999)
+    assert session.facts()["int8_share"] > (0.8 if attention else 0.999)
     with torch.no_grad():
         assert noise(session(*x), model(*x)) < 0.02
         assert noise(session(*x), found.module(*x)) < 0.02

@@ -94,7 +94,7 @@ def test_it_reloads_bit_by_bit_from_a_file_that_is_as_small_as_it_says(model, bi
     assert artifact.size_bytes < weights * (1.1 if bits == 8 else 0.8) + 4000
     figures = {m.name: m.value for m in measure_static(artifact, artifact.module(), X)}
     assert figures["params"] == weights
-    assert figures["macs"] == count_macs(model, X) // 5
+    assert count_macs(artifact.module(), X) == count_macs(model, X)
 
 
 def test_the_model_passed_in_is_not_touched_and_can_be_quantized_again(model):

@@ -38,4 +38,15 @@ def quantizer(activation: Activation) -> Quantizer:
     """Torchao's, with our observers."""
     spec = activation(False)
     scheme = x86.QuantizationConfig(spec, spec, weight_spec(torch.per_channel_symmetric, -128), None, False)
-    return x86.X86InductorQuantizer().set_global(scheme)
+    return _OfFloats().set_global(scheme)
+
+
+class _OfFloats(x86.X86InductorQuantizer):
+    """Leaves integers alone: models that count positions (RoBERTa) multiply them by the mask."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        for node in super().annotate(model).graph.nodes:
+            found = node.meta.get("quantization_annotation")
+            if found and not all(read.meta["val"].is_floating_point() for read in found.input_qspec_map):
+                del node.meta["quantization_annotation"]
+        return model
