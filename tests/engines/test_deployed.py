@@ -74,10 +74,13 @@ def test_float_answers_are_the_modules(case):
 
 
 def test_convolutions_and_linears_run_in_int8_kernels(case):
-    _, model, x, found, session = case
-    attention = any(isinstance(m, nn.Embedding) for m in model.modules())
-    # the product of scores and values stays in float
-    assert session.facts()["int8_share"] > (0.8 if attention else 0.999)
+    engine, model, x, found, session = case
+    least = 0.999
+    if isinstance(model, Attention):
+        # the product of scores and values stays in float; OpenVINO may fuse that of queries and keys with the softmax, too
+        linears, product = 12 * 32 * 96 + 12 * 32 * 32 + 32 * 3, 4 * 12 * 12 * 8
+        least = linears / (linears + 2 * product) - 1e-6 if engine == "openvino" else 0.9
+    assert session.facts()["int8_share"] > least
     with torch.no_grad():
         assert noise(session(*x), model(*x)) < 0.02
         assert noise(session(*x), found.module(*x)) < 0.02
