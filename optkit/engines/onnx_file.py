@@ -45,6 +45,7 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
     except _failures() as error:
         raise StageError(f"cannot write this model as ONNX: {_reason(error)}") from error
     assert exported is not None
+    _drop_zero_points(exported.model)
     if turn_weights:
         _turn_weights(exported.model)
     return exported.model_proto.SerializeToString()
@@ -86,6 +87,20 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _drop_zero_points(model: Any) -> None:
+    """Leaves out the zero points of weights, all 0: the exporter makes one constant of all that are of one length.
+
+    OpenVINO, at fixed shapes, takes what a convolution and a linear share for float, and both stay in float.
+    """
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear" and len(node.inputs) == 3 and node.inputs[0].is_initializer():
+            point = node.inputs[2]
+            if point.is_initializer() and not point.const_value.numpy().any():
+                node.resize_inputs(2)
+                if not point.uses():
+                    del model.graph.initializers[point.name]
+
+
 def _turn_weights(model: Any) -> None:
     """Stores int8 weights the way products read them: a transpose behind DequantizeLinear hides them from fusion."""
     import onnx_ir as ir
@@ -97,10 +112,7 @@ def _turn_weights(model: Any) -> None:
         weight = dequantize.inputs[0] if dequantize is not None and dequantize.op_type == "DequantizeLinear" else None
         if weight is None or not weight.is_initializer() or len(dequantize.outputs[0].uses()) > 1:
             continue
-        name = f"{weight.name}_transposed"
-        turned = ir.Value(name=name, const_value=ir.tensor(weight.const_value.numpy().T.copy(), name=name))
-        turned.shape, turned.dtype = ir.Shape(weight.const_value.shape[::-1]), weight.const_value.dtype
-        model.graph.register_initializer(turned)
+        turned = _constant(model, f"{weight.name}_transposed", weight.const_value.numpy().T.copy())
         dequantize.replace_input_with(0, turned)
         if dequantize.attributes.get_int("axis", 1) == 0:
             dequantize.attributes["axis"] = ir.AttrInt64("axis", 1)
@@ -110,3 +122,13 @@ def _turn_weights(model: Any) -> None:
         model.graph.remove(node, safe=True)
         if not weight.uses():
             del model.graph.initializers[weight.name]
+
+
+def _constant(model: Any, name: str, array: Any) -> Any:
+    """An initializer."""
+    import onnx_ir as ir
+
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    model.graph.register_initializer(value)
+    return value

@@ -58,10 +58,14 @@ def comes_from(node: object, targets: set[object]) -> bool:
     return isinstance(node, Node) and node.target in targets
 
 
-def moved_up(edges: Iterable[Edge]) -> list[Edge]:
+def moved_up(edges: Iterable[Edge], *, over_concatenations: bool) -> list[Edge]:
     """Edges moved over operators that only move values, as far as all that reads those values is int8 as well.
 
     The producer then writes int8, and what lies between moves a quarter of the bytes.
+
+    Args:
+        edges: those that carry int8.
+        over_concatenations: whether the engine knows that what is put together of int8 is int8.
     """
     found = dict.fromkeys(edges)
     moving = True
@@ -74,7 +78,7 @@ def moved_up(edges: Iterable[Edge]) -> list[Edge]:
                 continue
             if source.target in LAYOUT and is_float(source.args[0]):
                 above = [(source.args[0], source)]
-            elif source.target in CONCATENATIONS and all(is_float(n) and n.op != "get_attr" for n in source.args[0]):
+            elif over_concatenations and source.target in CONCATENATIONS and _of_activations(source):
                 above = [(n, source) for n in source.args[0]]
             else:
                 continue
@@ -84,6 +88,10 @@ def moved_up(edges: Iterable[Edge]) -> list[Edge]:
             moving = True
             break
     return list(found)
+
+
+def _of_activations(concatenation: Node) -> bool:
+    return all(is_float(n) and n.op != "get_attr" for n in concatenation.args[0])
 
 
 def products(graph: GraphModule) -> list[Node]:

@@ -32,6 +32,34 @@ class Attention(nn.Module):
         return self.head(self.norm(x + self.out(y.transpose(1, 2).flatten(2))).mean(1))
 
 
+class Patches(nn.Module):
+    """A convolution and linears of one width: their weights' zero points become one constant of the ONNX file."""
+
+    def __init__(self):
+        super().__init__()
+        self.cut, self.norm = nn.Conv2d(3, 32, 4, 4), nn.LayerNorm(32)
+        self.wide, self.narrow, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.cut(x).flatten(2).transpose(1, 2)
+        x = x + self.narrow(nn.functional.gelu(self.wide(self.norm(x))))
+        return self.head(x[:, 0])
+
+
+class Fire(nn.Module):
+    """Two convolutions side by side, put together for a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.squeeze, self.small, self.large = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 3, padding=1)
+        self.next, self.head = nn.Conv2d(32, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.squeeze(x).relu()
+        x = torch.cat([self.small(x).relu(), self.large(x).relu()], 1)
+        return self.head(self.next(x).relu().mean((2, 3)))
+
+
 def images(count):
     return (torch.randn(count, 3, 16, 16),)
 
@@ -46,6 +74,8 @@ MODELS = {
     "residual": (lambda: ResNetCIFAR(8, 10, 3), images),
     "pooled": (lambda: SmallCNN(10, 3, [16, 32]), images),
     "attention": (Attention, texts),
+    "patches": (Patches, images),
+    "fire": (Fire, images),
 }
 
 
@@ -80,6 +110,8 @@ def test_convolutions_and_linears_run_in_int8_kernels(case):
         # the product of scores and values stays in float; OpenVINO may fuse that of queries and keys with the softmax, too
         linears, product = 12 * 32 * 96 + 12 * 32 * 32 + 32 * 3, 4 * 12 * 12 * 8
         least = linears / (linears + 2 * product) - 1e-6 if engine == "openvino" else 0.9
+    if isinstance(model, Patches) and engine == "onnxruntime":
+        least = 0.998  # its head reads one token, a matrix, and a Gemm with a float bias has no int8 kernel there
     assert session.facts()["int8_share"] > least
     with torch.no_grad():
         assert noise(session(*x), model(*x)) < 0.02

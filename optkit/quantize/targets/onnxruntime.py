@@ -2,7 +2,8 @@
 
 A convolution becomes an int8 kernel only between int8 tensors, so what it gives is quantized too, after the activation
 that is fused into it, and so are both terms and the result of a residual sum. Linears and the products of queries
-and keys may give float. Activations are uint8 with any zero point, which the kernels pad with.
+and keys may give float. A concatenation is int8 where both what it takes and what it gives are quantized. Activations
+are uint8 with any zero point, which the kernels pad with.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def edges(graph: GraphModule) -> Iterable[Edge]:
     for node in [*convolutions, *sums]:
         last = _clamped(node)
         found += [(last, user) for user in last.users if user.op != "output"]
-    return moved_up(found)
+    return moved_up(found, over_concatenations=False)
 
 
 def residuals(graph: GraphModule) -> list[Node]:

@@ -45,7 +45,7 @@ def edges(graph: GraphModule) -> Iterable[Edge]:
     """The edges that carry int8."""
     found = [(node.args[0], node) for node in weighted(graph)]
     found += [(term, node) for node in products(graph) for term in node.args[:2]]
-    return moved_up([*found, *residuals(graph)])
+    return moved_up([*found, *residuals(graph)], over_concatenations=True)
 
 
 def residuals(graph: GraphModule) -> list[Edge]:
