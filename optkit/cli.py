@@ -15,6 +15,7 @@ from optkit.core.errors import OptkitError
 
 FORMATS = ("table", "md", "json", "html")
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
+ANYWHERE = PASS_THROUGH | {"allow_interspersed_args": True, "help_option_names": ["-h", "--help"]}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,7 +69,7 @@ def _run_job(cfg: Any) -> None:
         send(finished.folder, tracker)
 
 
-@cli.command(context_settings=PASS_THROUGH | {"allow_interspersed_args": True})
+@cli.command(context_settings=ANYWHERE)
 @click.argument("recipe")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--orders", is_flag=True, help="Also the other orders that the stages allow.")
@@ -108,7 +109,7 @@ def ablate(
     launch(recipe, arguments, job)
 
 
-@cli.command(context_settings=PASS_THROUGH | {"allow_interspersed_args": True})
+@cli.command(context_settings=ANYWHERE)
 @click.argument("recipe")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--metric", type=click.Choice(("loss", "accuracy")), default="loss", show_default=True)

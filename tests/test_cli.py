@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
+
+from optkit.cli import cli
 
 RECIPE = """
 # A test: train, mask
@@ -44,6 +47,14 @@ def test_help_names_every_command(optkit_command):
     text = optkit_command("--help").stdout
     for command in ("run", "report", "diff", "sensitivity", "recipes", "stages", "doctor"):
         assert f"\n  {command} " in text
+
+
+@pytest.mark.parametrize("command", ["run", "report", "diff", "ablate", "sensitivity", "recipes", "stages", "doctor"])
+@pytest.mark.parametrize("asked", ["-h", "--help"])
+def test_every_command_has_help(command, asked):
+    found = CliRunner().invoke(cli, [command, asked], prog_name="optkit")
+    assert found.exit_code == 0
+    assert found.output.startswith(f"Usage: optkit {command} [OPTIONS]")
 
 
 def test_run_report_and_rerun_from_the_run_folder(optkit_command, recipe, tmp_path):

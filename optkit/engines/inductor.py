@@ -131,7 +131,9 @@ class InductorSession:
     def __call__(self, *inputs: Tensor) -> Tensor:
         check_shapes(inputs, self.example)
         with torch.no_grad(), _autocast(self.engine.precision):
-            return self.compiled(*inputs).float()
+            found = self.compiled(*inputs)
+        # the blocks of a latency table give several tensors
+        return found.float() if isinstance(found, Tensor) else found
 
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)

@@ -216,13 +216,15 @@ def test_steps_add_up_to_the_latency_asked_for(clock, context):
     assert left == pytest.approx(0.6, rel=latency.CLOSE)
 
 
-def test_real_clocks(monkeypatch):
+@pytest.mark.parametrize("engine", ["eager", "inductor", "openvino", "onnxruntime"])
+def test_real_clocks(engine, monkeypatch):
     monkeypatch.setattr(latency, "TOLERANCE", 100.0)
     monkeypatch.setattr(latency, "SECONDS", 0.01)
     model = zoo.randomize(zoo.mlp())
-    pruned = prune_structured(model, VECTOR, amount=0.3, budget="latency", round_to=1, threads=1)
+    pruned = prune_structured(model, VECTOR, amount=0.3, budget="latency", engine=engine, round_to=1, threads=1)
     facts = pruned.plan.facts
-    assert (facts["engine"], facts["threads"], facts["batch_size"]) == ("eager", 1, 4)
+    assert (facts["engine"], facts["threads"], facts["batch_size"]) == (engine, 1, 4)
+    assert facts["latency_blocks_modelled"] == 0
     for name in ("before_ms", "after_ms", "ratio"):
         low, high = facts[f"latency_{name}_ci"]
         assert 0 < low <= facts[f"latency_{name}"] <= high
