@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -37,11 +38,21 @@ class Batch:
         return Batch(tuple(x.to(device) for x in self.inputs), self.targets.to(device), self.index.to(device))
 
 
-def free_dims(example: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
-    """What ``torch.export`` is to leave open: the batch size, and of token numbers ``(N, length)`` the length."""
+def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]:
+    """What ``torch.export`` is to leave open: the batch size, and of token numbers ``(N, length)`` the length.
+
+    Args:
+        example: inputs by position.
+        module: that takes them; what its ``forward(self, *inputs)`` gathers counts as one argument.
+    """
     free = torch.export.Dim.AUTO
     tokens = all(x.dim() == 2 and not x.is_floating_point() for x in example)
-    return tuple({0: free, 1: free} if tokens else {0: free} for _ in example)
+    dims = tuple({0: free, 1: free} if tokens else {0: free} for _ in example)
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return dims
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*dims[:named], dims[named:])
 
 
 class Task(Protocol):

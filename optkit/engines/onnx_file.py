@@ -38,7 +38,7 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
     rows = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in example)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(module, rows, dynamic_shapes=free_dims(rows), strict=False)
+            program = torch.export.export(module, rows, dynamic_shapes=free_dims(rows, module), strict=False)
             if not _batch_is_free(program):
                 program = torch.export.export(module, example, strict=False)
             exported = torch.onnx.export(program, example, dynamo=True, verbose=False)

@@ -70,7 +70,7 @@ def replay_dynamic(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_
     from optkit.quantize.targets.inductor import name_calls_apart
 
     with _quiet():
-        shapes = free_dims(example_inputs)
+        shapes = free_dims(example_inputs, model)
         graph = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes).module()
         name_calls_apart(graph)
         scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True, reduce_range=reduce_range)

@@ -173,7 +173,7 @@ def _prepare(
         return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine)
 
     with _quiet():
-        shapes = free_dims(example_inputs)
+        shapes = free_dims(example_inputs, model)
         program = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes)
         return prepare_pt2e(engine.rewrite(program), engine.quantizer(activation))
 
