@@ -42,7 +42,7 @@ class Freezing(Callback):
     def _freeze(self, step: int, total: int) -> None:
         for what, kind in FREEZES.items():
             share = getattr(self, what)
-            if share is None or what in self.frozen or step < round(share * total):
+            if share is None or what in self.frozen or step < share * total:
                 continue
             found = [m for m in self._module.modules() if isinstance(m, kind)]
             for module in found:
