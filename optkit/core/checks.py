@@ -17,7 +17,9 @@ def check_choice(key: str, value: object, known: Iterable[str]) -> None:
     """Raise a UserError unless ``value`` is one of the known names."""
     known = tuple(known)
     if value not in known:
-        raise UserError(f"no {key} '{value}'", key=key, value=value, fix=did_you_mean(str(value), known))
+        raise UserError(
+            f"no {key} '{value}'", key=key, value=value, fix=did_you_mean(str(value), list(map(str, known)))
+        )
 
 
 def check_count(key: str, value: object, least: int = 1) -> None:

@@ -62,13 +62,18 @@ class Distillation:
                 raise UserError(f"{value!r} is not {limits}", key=name, value=value)
         self._terms = read_terms(self.losses, self.pairs, self.temperature)
         check_teacher(self.teacher)
-        others = [term.name for term in self._terms if term.kind.of != LOGITS]
+        others = self.inside
         if self.cached_views is not None:
             check_count("cached_views", self.cached_views)
         if others and (self.cached_views is not None or isinstance(self.teacher, list)):
             key, what = ("cached_views", "recorded") if self.cached_views is not None else ("teacher", "averaged")
             message = f"only logits are {what}, and {others[0]} compares more"
             raise UserError(message, key=key, value=getattr(self, key), fix=f"~losses.{others[0]}, or {key}=null")
+
+    @property
+    def inside(self) -> list[str]:
+        """The losses that compare layers inside the models."""
+        return [term.name for term in self._terms if term.kind.of != LOGITS]
 
     def check(self, module: nn.Module, task: Task) -> None:
         """Raises UserError if such a model cannot learn so from its teacher."""

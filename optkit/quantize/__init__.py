@@ -1,7 +1,9 @@
 """Quantization on one graph: pure functions, and their stages."""
 
+from optkit.quantize.aware import Freezing, QuantizationAwareTraining
 from optkit.quantize.dynamic import DynamicInt8, quantize_dynamic, replay_dynamic
 from optkit.quantize.pt2e import Calibrated, Quantized, calibrate, quantize_static, replay_static
+from optkit.quantize.qat import PreparedQAT, convert_qat, prepare_qat
 from optkit.quantize.stages import DynamicQuantization, StaticQuantization, WeightOnlyQuantization
 from optkit.quantize.weight_only import WeightOnly, quantize_weight_only, replay_weight_only
 
@@ -9,11 +11,16 @@ __all__ = [
     "Calibrated",
     "DynamicInt8",
     "DynamicQuantization",
+    "Freezing",
+    "PreparedQAT",
+    "QuantizationAwareTraining",
     "Quantized",
     "StaticQuantization",
     "WeightOnly",
     "WeightOnlyQuantization",
     "calibrate",
+    "convert_qat",
+    "prepare_qat",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight_only",

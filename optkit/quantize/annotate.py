@@ -120,7 +120,9 @@ class EdgeQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         inputs: dict[Node, dict[Node, object]] = {}
         first: dict[Node, Edge] = {}
-        for source, user in self.edges(model):
+        order = {node: place for place, node in enumerate(model.graph.nodes)}
+        # torchao wants the edge whose scale others share to be the first of them in the graph
+        for source, user in sorted(self.edges(model), key=lambda edge: order[edge[1]]):
             shares = first.get(_group(source, user, first))
             spec = SharedQuantizationSpec(shares) if shares else self.activation((source, user))
             first.setdefault(source, (source, user))

@@ -148,6 +148,25 @@ OBSERVERS: dict[str, Callable[[Statistics], Range]] = {
 WITH_HISTOGRAM = {"histogram", "percentile", "entropy"}
 
 
+def affine(low: Tensor, high: Tensor, symmetric: bool, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """The scale (fp32) and zero point of a range, which is widened to take in 0.
+
+    Args:
+        low, high: ends of the range, of any one shape.
+        symmetric: as for `ActivationObserver`.
+        quant_min, quant_max: the integers.
+    """
+    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+    span = quant_max - quant_min
+    scale = ((high - low) / span).clamp(min=EPS)
+    zero_point = (quant_min + (-low / scale).round()).clamp(quant_min, quant_max)
+    if symmetric:
+        half, signed = (span + 1) // 2, low < 0
+        scale = torch.where(signed, torch.maximum(-low / half, high / (half - 1)).clamp(min=EPS), scale)
+        zero_point = torch.where(signed, quant_min + half, zero_point)
+    return scale.float(), zero_point.long()
+
+
 class ActivationObserver(ObserverBase):
     """Remembers an activation's `Statistics`, and gives the scale and zero point of a scheme.
 
@@ -180,14 +199,10 @@ class ActivationObserver(ObserverBase):
             self.statistics.add(x.detach(), self.keep_histogram)
         return x
 
+    def range(self) -> Range:
+        """The scheme's."""
+        return OBSERVERS[self.scheme](self.statistics)
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        low, high = OBSERVERS[self.scheme](self.statistics)
-        low, high = min(low, 0.0), max(high, 0.0)
-        span = self.quant_max - self.quant_min
-        if self.symmetric and low < 0:
-            half = (span + 1) // 2
-            scale, zero_point = max(-low / half, high / (half - 1), EPS), self.quant_min + half
-        else:
-            scale = max((high - low) / span, EPS)
-            zero_point = min(max(self.quant_min + round(-low / scale), self.quant_min), self.quant_max)
-        return torch.tensor([scale]), torch.tensor([zero_point])
+        low, high = (torch.tensor([x], dtype=torch.float64) for x in self.range())
+        return affine(low, high, self.symmetric, self.quant_min, self.quant_max)

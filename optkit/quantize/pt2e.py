@@ -61,7 +61,7 @@ class Calibrated:
         """
         check_choice("observer", observer, OBSERVERS)
         graph = copy.deepcopy(self.graph)
-        for module in _observers(graph):
+        for module in observers(graph):
             module.scheme = observer
         converted = _convert(graph, self.target)
         activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in _activation_nodes(converted)}
@@ -121,8 +121,32 @@ def calibrate(
     schemes: Iterable[str] = OBSERVERS,
 ) -> Calibrated:
     """One pass over the calibration data, for as many schemes as are to be tried; see `quantize_static`."""
+    graph = export_graph(model, example_inputs, target)
+    return calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=schemes)
+
+
+def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...], target: str) -> GraphModule:
+    """A model's float graph as a target wants it: nothing folded, nothing observed; the model is not touched."""
+    from optkit.quantize.targets import target as find_target
+
+    check_choice("target", target, TARGETS)
+    with _quiet():
+        shapes = free_dims(example_inputs, model)
+        program = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes)
+        return find_target(target).rewrite(program)
+
+
+def calibrate_graph(
+    graph: GraphModule,
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    target: str,
+    reduce_range: bool | None,
+    schemes: Iterable[str] = OBSERVERS,
+) -> Calibrated:
+    """What `calibrate` does once the graph is there; batch norms are folded into the layers they follow, in place."""
     reduce_range = products_saturate() if reduce_range is None else reduce_range
-    prepared = _prepare(model, example_inputs, target, reduce_range, tuple(schemes))
+    prepared = _observed(graph, target, reduce_range, tuple(schemes))
     with torch.no_grad():
         for inputs in batches:
             prepared(*inputs)
@@ -143,7 +167,7 @@ def replay_static(
         example_inputs: as for `quantize_static`.
         activations, reduce_range, target: from `Quantized`.
     """
-    prepared = _prepare(model, example_inputs, target, reduce_range, ())
+    prepared = _observed(export_graph(model, example_inputs, target), target, reduce_range, ())
     with torch.no_grad():
         prepared(*example_inputs)
     converted = _convert(prepared, target)
@@ -155,17 +179,14 @@ def replay_static(
     return converted
 
 
-def _prepare(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], target: str, reduce_range: bool, schemes: tuple[str, ...]
-) -> GraphModule:
+def _observed(graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...]) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
     from optkit.quantize.observers import WITH_HISTOGRAM, ActivationObserver
     from optkit.quantize.targets import target as find_target
 
-    check_choice("target", target, TARGETS)
-    engine, histogram = find_target(target), bool(WITH_HISTOGRAM & set(schemes))
+    histogram = bool(WITH_HISTOGRAM & set(schemes))
 
     def activation(symmetric: bool) -> QuantizationSpec:
         observer = ActivationObserver.with_args(symmetric=symmetric, keep_histogram=histogram)
@@ -173,12 +194,11 @@ def _prepare(
         return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine)
 
     with _quiet():
-        shapes = free_dims(example_inputs, model)
-        program = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes)
-        return prepare_pt2e(engine.rewrite(program), engine.quantizer(activation))
+        return prepare_pt2e(graph, find_target(target).quantizer(activation))
 
 
-def _observers(graph: GraphModule) -> Iterator[Any]:
+def observers(graph: GraphModule) -> Iterator[Any]:
+    """The observers of activations, each once."""
     from optkit.quantize.observers import ActivationObserver
 
     return (module for module in graph.modules() if isinstance(module, ActivationObserver))

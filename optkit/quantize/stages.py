@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from optkit.quantize.dynamic import (
     replay_dynamic,
 )
 from optkit.quantize.proof import prove_int8
-from optkit.quantize.pt2e import OBSERVERS, TARGETS, describe, quantize_static, replay_static
+from optkit.quantize.pt2e import OBSERVERS, TARGETS, Quantized, describe, quantize_static, replay_static
 from optkit.quantize.weight_only import (
     BITS,
     GROUP_SIZES,
@@ -79,19 +79,28 @@ class StaticQuantization:
             raise UserError(f"{self.target} does not work here: {reason}", key="min_int8_share")
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
-        # shuffled but not augmented: a sample of what the model will see
-        batches = ctx.task.batches("train", self.batch_size, seed=ctx.seed)
-        limit = min(self.batches, ctx.max_steps or self.batches)
-        inputs = (b.inputs for b in islice(batches, limit))
         quantized = quantize_static(
             module.eval(),
             ctx.task.example(2),
-            inputs,
+            self.calibration(ctx),
             target=self.target,
             observer=self.observer,
             reduce_range=self.reduce_range,
         )
-        facts = {"calibration_examples": min(limit * self.batch_size, ctx.task.size("train"))} | describe(quantized)
+        return self.outcome(quantized, ctx)
+
+    def calibration(self, ctx: Context) -> Iterator[tuple[Tensor, ...]]:
+        """The inputs to calibrate with: shuffled but not augmented, a sample of what the model will see."""
+        batches = ctx.task.batches("train", self.batch_size, seed=ctx.seed)
+        return (batch.inputs for batch in islice(batches, self._limit(ctx)))
+
+    def _limit(self, ctx: Context) -> int:
+        return min(self.batches, ctx.max_steps or self.batches)
+
+    def outcome(self, quantized: Quantized, ctx: Context) -> Outcome:
+        """The int8 graph with its facts and its surgery, its int8 share proved if that is asked for."""
+        examples = min(self._limit(ctx) * self.batch_size, ctx.task.size("train"))
+        facts = {"calibration_examples": examples} | describe(quantized)
         surgery = {
             "activations": quantized.activations,
             "reduce_range": quantized.reduce_range,

@@ -2,7 +2,7 @@
 
 from optkit.training.callbacks import Callback, KeepZeros
 from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters, TaskLoss
-from optkit.training.stages import Train, Training, check_training, fit_stage
+from optkit.training.stages import LooksInside, Train, Training, check_training, fit_stage
 from optkit.training.trainer import FitReport, Trainer
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ChoosesBatches",
     "FitReport",
     "KeepZeros",
+    "LooksInside",
     "Objective",
     "OwnParameters",
     "TaskLoss",

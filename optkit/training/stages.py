@@ -30,6 +30,18 @@ class Training(Protocol):
         ...
 
 
+@runtime_checkable
+class LooksInside(Protocol):
+    """A training stage whose losses may look at layers inside the model, which they find by their paths.
+
+    Attributes:
+        inside: the names of those losses.
+    """
+
+    @property
+    def inside(self) -> Sequence[str]: ...
+
+
 def check_training(key: str, value: object) -> None:
     """Raise a UserError unless ``value`` is a training stage."""
     if not isinstance(value, Training) or "callbacks" not in parameters(value.apply):
