@@ -153,8 +153,14 @@ def _measure_sensitivity(cfg: Any, metric: str) -> None:
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write it to this file.")
+@click.option(
+    "--p99-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Name the largest batch size within it, instead of within measure.p99_limit_ms.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def report(runs: tuple[str, ...], format_: str, output: Path | None, debug: bool) -> None:
+def report(runs: tuple[str, ...], format_: str, output: Path | None, p99_limit: float | None, debug: bool) -> None:
     """Show what RUN folders hold: as a table, Markdown, JSON rows, or a page for a browser.
 
     \b
@@ -164,11 +170,11 @@ def report(runs: tuple[str, ...], format_: str, output: Path | None, debug: bool
     _show_tracebacks(debug)
     folders = [Path(r) for r in runs]
     if output is None and format_ != "html":
-        _print_report(folders, format_)
+        _print_report(folders, format_, p99_limit)
         return
     from optkit.report import save_report
 
-    click.echo(save_report(folders, format_, output))
+    click.echo(save_report(folders, format_, output, p99_limit))
 
 
 @cli.command()
@@ -190,10 +196,10 @@ def diff(first: Path, second: Path, format_: str, debug: bool) -> None:
         print_diff(found)
 
 
-def _print_report(runs: list[Path], format_: str) -> None:
+def _print_report(runs: list[Path], format_: str, p99_limit: float | None = None) -> None:
     from optkit.report import render
 
-    click.echo(render(runs, format_), nl=False)
+    click.echo(render(runs, format_, p99_limit), nl=False)
 
 
 @cli.command()

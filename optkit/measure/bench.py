@@ -44,6 +44,8 @@ class Measure:
         retries: how often a latency is timed again while other work disturbs the machine; then it is marked.
         memory: whether to open each variant in a fresh process, at the largest batch size, for its peak memory.
         split: what accuracy is measured on.
+        p99_limit_ms: the report names, for each variant and engine, the largest of ``batch_sizes`` whose p99 latency
+            stays within it; None names none.
     """
 
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
@@ -52,6 +54,7 @@ class Measure:
     retries: int = 1
     memory: bool = True
     split: str = "test"
+    p99_limit_ms: float | None = None
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or any(not isinstance(b, int) or b < 1 for b in self.batch_sizes):
@@ -63,6 +66,10 @@ class Measure:
         check_count("retries", self.retries, 0)
         if not 0 < self.seconds <= 3600:
             raise UserError(f"{self.seconds} is out of range", key="seconds", value=self.seconds, fix="0 to 3600")
+        if (limit := self.p99_limit_ms) is not None and (
+            isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 < limit < np.inf
+        ):
+            raise UserError(f"{limit!r} is not a time in ms", key="p99_limit_ms", value=limit, fix="a number above 0")
         if self.split not in ("test", "validation"):
             raise UserError(f"'{self.split}' is not measured", key="split", value=self.split, fix="test or validation")
 
@@ -171,8 +178,9 @@ class Bench:
         series = interleaved(by_key, task.example(batch_size), self.config.seconds, self.seed, self.config.retries)
         together = uuid.uuid4().hex[:12]
         conditions = {keys[label]: self._conditions(keys[label][1], task, batch_size) for label in keys}
+        stated = {} if self.config.p99_limit_ms is None else {"p99_limit_ms": self.config.p99_limit_ms}
         return [
-            _latency_measurement(series[label], conditions[key] | {"of": key[0], "interleaved": together})
+            _latency_measurement(series[label], conditions[key] | {"of": key[0], "interleaved": together} | stated)
             for label, key in keys.items()
         ]
 

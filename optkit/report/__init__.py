@@ -12,6 +12,7 @@ from optkit.core import ledger
 from optkit.core.errors import UserError
 from optkit.report.comparable import cautions
 from optkit.report.rows import Row, rows
+from optkit.report.sweep import add_limits
 
 log = logging.getLogger(__name__)
 __all__ = ["Row", "read_rows", "render", "rows", "save_report", "write_report"]
@@ -25,16 +26,24 @@ def read_rows(runs: Sequence[str | Path]) -> list[Row]:
     return rows(records)
 
 
-def render(runs: Sequence[Path], format_: str) -> str:
-    """A report of run folders as ``table``, ``md``, ``json`` or ``html``."""
+def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -> str:
+    """A report of run folders as ``table``, ``md``, ``json`` or ``html``.
+
+    Args:
+        runs: run folders, or ledger files.
+        format_: one of the four.
+        p99_limit: of the 99th percentile of latency, ms; None takes the one that each run was made with.
+    """
     if format_ == "html":
         from optkit.report.page import render_page
 
-        return render_page(runs)
+        return render_page(runs, p99_limit)
     found = read_rows(runs)
+    if p99_limit is not None:
+        add_limits(found, p99_limit)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
-    from optkit.report.tables import against_controls, markdown, table
+    from optkit.report.tables import against_controls, limit_table, markdown, table
 
     if format_ == "md":
         return markdown(found)
@@ -47,18 +56,21 @@ def render(runs: Sequence[Path], format_: str) -> str:
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
     console.print(table(found, width))
+    if (limits := limit_table(found, width)) is not None:
+        console.print()
+        console.print(limits)
     for line in against_controls(found):
         console.print(line, highlight=False)
     return text.getvalue()
 
 
-def save_report(runs: Sequence[Path], format_: str, output: Path | None = None) -> Path:
+def save_report(runs: Sequence[Path], format_: str, output: Path | None = None, p99_limit: float | None = None) -> Path:
     """Writes a report to a file, by default ``report.FORMAT`` in the first run's folder; returns the file.
 
     Raises:
         UserError: a run without a ledger, or a file that cannot be written.
     """
-    text = render(runs, format_)
+    text = render(runs, format_, p99_limit)
     first = runs[0] if runs[0].is_dir() else runs[0].parent
     file = output or first / f"report.{format_}"
     try:

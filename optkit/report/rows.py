@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
 from optkit.core.statistics import Estimate, holm, paired_difference, ratio_of_medians
+from optkit.report.sweep import MIN_CALLS, add_limits
 
 Row = dict[str, Any]
 REFERENCE = "eager"
@@ -22,7 +23,8 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
     ``speedup`` and ``accuracy_delta`` are against the run's baseline on eager fp32 at the same batch size and threads,
     ``speedup_same_engine`` against the baseline on the same engine, ``accuracy_delta_parent`` against the variant that
-    the stage was given, on the same engine. What was not measured is None.
+    the stage was given, on the same engine. ``latency_p99_ms`` is of ``latency_calls`` calls. What was not measured is
+    None, and so is a p99 of fewer than 300 calls.
     """
     kept = unique(records)
     by_variant = {(r.run, r.variant): r for r in kept}
@@ -34,6 +36,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
     ]
     order = {run: place for place, run in enumerate(dict.fromkeys(r.run for r in kept))}
     _correct_for_many(found)
+    add_limits(found)
     return sorted(
         found,
         key=lambda r: (
@@ -183,13 +186,18 @@ def _margin(
 
 def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Row:
     if latency is None or latency.value is None:
-        return dict.fromkeys(("latency_p50_ms", "latency_p50_ms_ci", "latency_p99_ms", "throughput", "disturbed"))
+        names = ("p50_ms", "p50_ms_ci", "p99_ms", "calls")
+        empty: Row = dict.fromkeys((*(f"latency_{name}" for name in names), "throughput", "disturbed", "p99_limit_ms"))
+        return empty
+    samples = _samples(latency)
     return {
         "latency_p50_ms": latency.value,
         "latency_p50_ms_ci": latency.ci,
-        "latency_p99_ms": float(np.quantile(_samples(latency), 0.99)),
+        "latency_p99_ms": float(np.quantile(samples, 0.99)) if samples.size >= MIN_CALLS else None,
+        "latency_calls": samples.size,
         "throughput": batch_size / latency.value * 1e3,
         "disturbed": latency.conditions.get("disturbed"),
+        "p99_limit_ms": latency.conditions.get("p99_limit_ms"),
     }
 
 

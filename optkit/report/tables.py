@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from optkit.report.rows import Row
+from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
 
 # header, cell, narrowest console that shows it
 Column = tuple[str, Callable[[Row], str], int]
@@ -105,7 +107,30 @@ def markdown(rows: Sequence[Row]) -> str:
     ]
     lines += ["| " + " | ".join(cell(row) for _, cell, _ in columns) + " |" for row in rows]
     compared = "".join(f"\n- {line}" for line in against_controls(rows))
-    return "\n".join(lines) + f"\n\n{NOTE}\n" + (f"\nAgainst the controls:\n{compared}\n" if compared else "")
+    controls = f"\nAgainst the controls:\n{compared}\n" if compared else ""
+    return "\n".join(lines) + f"\n\n{NOTE}\n" + _limit_markdown(rows) + controls
+
+
+def limit_table(rows: Sequence[Row], width: int) -> Table | None:
+    """The largest batch within the limit of p99 as a rich table; None where no limit is stated."""
+    lines = limit_cells(rows)
+    if not lines:
+        return None
+    result = Table(box=None, header_style="bold", pad_edge=False, title=limit_title(rows), title_justify="left")
+    for place, header in enumerate(HEADERS):
+        result.add_column(header, justify="left" if place in WORDS else "right", no_wrap=width >= 80 and place < 5)
+    for line in lines:
+        result.add_row(*map(Text, line))
+    return result
+
+
+def _limit_markdown(rows: Sequence[Row]) -> str:
+    lines = limit_cells(rows)
+    if not lines:
+        return ""
+    marks = "|".join("---" if place in WORDS else "---:" for place in range(len(HEADERS)))
+    found = [f"| {' | '.join(HEADERS)} |", f"|{marks}|", *(f"| {' | '.join(line)} |" for line in lines)]
+    return f"\n{limit_title(rows)}\n\n" + "\n".join(found) + "\n"
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -20,8 +20,8 @@ __all__ = ["render_page"]
 HERE = Path(__file__).parent
 
 
-def render_page(folders: Sequence[Path]) -> str:
-    """One HTML page of one or more runs.
+def render_page(folders: Sequence[Path], p99_limit: float | None = None) -> str:
+    """One HTML page of one or more runs; ``p99_limit`` (ms) instead of the one that each run was made with.
 
     Whatever a ledger says is data: it is escaped where it is text, and the page's content security policy lets no
     script run but its own, and nothing be fetched.
@@ -32,7 +32,7 @@ def render_page(folders: Sequence[Path]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    runs = open_runs(folders)
+    runs = open_runs(folders, p99_limit)
     made = sections(runs)
     scripts = [_inline(_vega()), _inline((HERE / "page.js").read_text())]
     environment = Environment(

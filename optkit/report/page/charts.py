@@ -208,6 +208,61 @@ def sensitivity(table: Sensitivity) -> altair.LayerChart:
     return alt.layer(bars, figures).properties(width="container")
 
 
+def curves(values: Values, x_title: str, limit: float | None = None) -> altair.LayerChart:
+    """Throughput against latency, both on logarithmic axes: a line for each variant and engine through its batch sizes.
+
+    Args:
+        values: ``line`` (which they belong to), ``name, technique, engine, batch, latency`` and ``throughput``, and the
+            texts of the tooltip ``tip_latency`` and ``tip_throughput``.
+        x_title: of the axis of latency.
+        limit: of latency, drawn as a dashed line.
+    """
+    import altair as alt
+
+    techniques = list(dict.fromkeys(v["technique"] for v in values))
+    engines = list(dict.fromkeys(v["engine"] for v in values))
+    base = alt.Chart(alt.Data(values=values), height=340)
+    shown = [*values, *([] if limit is None else [{"latency": limit}])]
+    x = alt.X(
+        "latency:Q",
+        title=x_title,
+        scale=alt.Scale(type="log", nice=False, padding=26),
+        axis=_log_axis(alt, shown, "latency"),
+    )
+    y = alt.Y(
+        "throughput:Q",
+        title="examples a second (log)",
+        scale=alt.Scale(type="log", nice=False, padding=18),
+        axis=_log_axis(alt, values, "throughput", "~s"),
+    )
+    color = alt.Color(
+        "technique:N",
+        title=None,
+        sort=None,
+        scale=_colors(alt, "technique", techniques),
+        legend=_legend(alt, techniques),
+    )
+    shape = alt.Shape(
+        "engine:N", title=None, scale=alt.Scale(domain=engines, range=_cycle(SHAPES, len(engines))),
+        legend=_legend(alt, engines, outline=True),
+    )  # fmt: skip
+    tips = {"name": "variant", "engine": "engine", "batch": "batch", "tip_latency": "latency"}
+    tooltip = [alt.Tooltip(f"{k}:N", title=t) for k, t in (tips | {"tip_throughput": "throughput"}).items()]
+    layers = [
+        base.mark_line(strokeWidth=1.5, opacity=0.8).encode(x=x, y=y, color=color, detail="line:N", order="batch:Q"),
+        base.mark_point(filled=True, size=80, opacity=1, stroke="var(--surface)", strokeWidth=1).encode(
+            x=x, y=y, color=color, shape=shape, tooltip=tooltip
+        ),
+    ]
+    if len(values) <= 2 * NAMED:
+        text = base.mark_text(align="left", dx=7, dy=9, fontSize=10.5, color=INK)
+        layers.append(text.encode(x=x, y=y, text="batch:N"))
+    if limit is not None:
+        at = alt.Chart(alt.Data(values=[{"latency": limit}]))
+        layers.append(at.mark_rule(strokeDash=[5, 4], color=MUTED, strokeWidth=1.5).encode(x="latency:Q"))
+    return alt.layer(*layers).properties(width="container")
+
+
 def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
     """Horizontal bars with a label at their end, coloured by technique.
 
@@ -268,9 +323,9 @@ def _legend(alt: Any, names: Sequence[str], outline: bool = False) -> Any:
     )
 
 
-def _log_axis(alt: Any, values: Values, x: str) -> Any:
+def _log_axis(alt: Any, values: Values, x: str, format_: str = "~g") -> Any:
     costs = [v[x] for v in values]
-    return alt.Axis(values=_log_ticks(0.8 * min(costs), 1.25 * max(costs), 7), format="~g", labelOverlap=True)
+    return alt.Axis(values=_log_ticks(0.8 * min(costs), 1.25 * max(costs), 7), format=format_, labelOverlap=True)
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:

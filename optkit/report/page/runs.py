@@ -14,6 +14,7 @@ from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.report.page.verdict import Verdict, verdict
 from optkit.report.rows import Row, rows
+from optkit.report.sweep import add_limits
 
 ABLATION = "ablation.json"
 
@@ -47,15 +48,15 @@ class ShownRun:
         return self.records[0]
 
 
-def open_runs(folders: Sequence[Path]) -> list[ShownRun]:
-    """Reads run folders (or ledger files).
+def open_runs(folders: Sequence[Path], p99_limit: float | None = None) -> list[ShownRun]:
+    """Reads run folders (or ledger files); ``p99_limit`` (ms) instead of the one that each run was made with.
 
     Raises:
         UserError: a folder without a ledger, or one whose ledger is empty.
     """
     folders = [inner for folder in folders for inner in _runs_of(folder)]
     names = _names(folders)
-    return [_open(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return [_open(folder, name, p99_limit) for folder, name in zip(folders, names, strict=True)]
 
 
 def headline(run: ShownRun) -> tuple[str, int] | None:
@@ -74,12 +75,14 @@ def _runs_of(folder: Path) -> list[Path]:
     return [folder]
 
 
-def _open(folder: Path, name: str) -> ShownRun:
+def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:
     records = ledger.unique(ledger.read(folder))
     if not records:
         raise UserError(f"the ledger at {folder} holds no variant yet", fix="run the recipe to its first record")
     names = variant_names(records)
     found = [row | {"run": name, "name": names[row["step"], row["variant"]]} for row in rows(records)]
+    if p99_limit is not None:
+        add_limits(found, p99_limit)
     root = folder if folder.is_dir() else folder.parent
     recipe = root / "recipe.yaml"
     text = recipe.read_text(errors="replace") if recipe.is_file() else ""

@@ -8,6 +8,7 @@ from optkit.report.page.ablation_figures import ablation_figures
 from optkit.report.page.content import Figure, Group, Section, Table
 from optkit.report.page.cost_figures import cost_figures
 from optkit.report.page.engine_figures import engine_figures
+from optkit.report.page.latency_figures import latency_figures
 from optkit.report.page.layer_figures import layer_figures
 from optkit.report.page.runs import ShownRun
 from optkit.report.page.step_figures import step_figures
@@ -29,6 +30,8 @@ LEADS = {
     "engines": f"How many times as fast as the baseline on {REFERENCE} at the same batch size. The first row is "
     f"what the "
     "engine brings by itself; a gap is a variant that an engine does not run.",
+    "latency": "Each line is a variant on an engine, from its smallest batch to its largest: up is more examples a "
+    "second, left is less waiting. Latencies are as they were measured; variants were timed minutes apart.",
     "layers": "One group of units at a time loses its lowest-ranked; a figure stands at the share removed, "
     "darker where it "
     "harms more.",
@@ -50,6 +53,7 @@ def sections(runs: Sequence[ShownRun]) -> list[Section]:
         _section("trade-off", "Accuracy against latency and size", [Group("", together)] if together else []),
         _section("attribution", "What each technique is worth by ablation", _once(runs)),
         _section("engines", "Engines and batch sizes", _per_run(runs, engine_figures)),
+        _section("latency", "Latency and throughput", _per_run(runs, latency_figures)),
         _section("layers", "What the layers are worth", _per_run(runs, layer_figures)),
         _section("costs", "Stage costs and break-even", _per_run(runs, cost_figures)),
         _section("figures", "All figures", _per_run(runs, _every_row)),
