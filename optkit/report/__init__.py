@@ -11,6 +11,7 @@ from pathlib import Path
 from optkit.core import ledger
 from optkit.core.errors import UserError
 from optkit.report.comparable import cautions
+from optkit.report.controls import against_controls
 from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
 
@@ -43,7 +44,7 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
         add_limits(found, p99_limit)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
-    from optkit.report.tables import against_controls, limit_table, markdown, table
+    from optkit.report.tables import limit_table, markdown, points, table
 
     if format_ == "md":
         return markdown(found)
@@ -59,8 +60,10 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
     if (limits := limit_table(found, width)) is not None:
         console.print()
         console.print(limits)
-    for line in against_controls(found):
-        console.print(line, highlight=False)
+    if compared := against_controls(found, points):
+        console.print("\nAgainst the controls:")
+        for line in compared:
+            console.print(f"- {line}", highlight=False, markup=False)
     return text.getvalue()
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
-from optkit.core.statistics import Estimate, holm, paired_difference, ratio_of_medians
+from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
+from optkit.report.many import correct_for_many
 from optkit.report.sweep import MIN_CALLS, add_limits
 
 Row = dict[str, Any]
@@ -35,7 +36,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
         if accuracy.name == "accuracy"
     ]
     order = {run: place for place, run in enumerate(dict.fromkeys(r.run for r in kept))}
-    _correct_for_many(found)
+    correct_for_many(found)
     add_limits(found)
     return sorted(
         found,
@@ -48,19 +49,6 @@ def rows(records: Iterable[Record]) -> list[Row]:
             r["engine"],
         ),
     )
-
-
-def _correct_for_many(found: list[Row]) -> None:
-    """Adds p-values corrected for how many variants of a run are compared with its baseline on an engine."""
-    families: dict[tuple[Any, ...], list[Row]] = {}
-    for row in found:
-        row["accuracy_delta_p_holm"] = row["accuracy_delta_p"]
-        if row["step"] > 0 and row["accuracy_delta_p"] is not None:
-            family = (row["run"], row["engine"], row["batch_size"], row["sequence_length"])
-            families.setdefault(family, []).append(row)
-    for rows_ in families.values():
-        for row, p_value in zip(rows_, holm([r["accuracy_delta_p"] for r in rows_]), strict=True):
-            row["accuracy_delta_p_holm"] = p_value
 
 
 def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
@@ -155,12 +143,16 @@ def _value(measurement: Measurement | None) -> float | int | None:
 def _delta(name: str, accuracy: Measurement, other: Record | None, conditions: dict[str, Any]) -> Row:
     """Accuracy less that of another record's variant, paired example by example."""
     against = other.find("accuracy", **conditions, split=accuracy.conditions["split"]) if other else None
+    names = (name, f"{name}_counts", f"{name}_ci", f"{name}_p", f"{name}_detectable")
     if against is None or against.n != accuracy.n:
-        return {name: None, f"{name}_ci": None, f"{name}_p": None, f"{name}_detectable": None}
+        empty: Row = dict.fromkeys(names)
+        return empty
     if against is accuracy:
-        return {name: 0.0, f"{name}_ci": [0.0, 0.0], f"{name}_p": 1.0, f"{name}_detectable": 0.0}
-    found = paired_difference(unpack_bits(accuracy.raw), unpack_bits(against.raw))
+        return dict(zip(names, (0.0, [0, 0], [0.0, 0.0], 1.0, 0.0), strict=True))
+    ours, theirs = unpack_bits(accuracy.raw), unpack_bits(against.raw)
+    found = paired_difference(ours, theirs)
     return {
+        f"{name}_counts": [int((ours & ~theirs).sum()), int((~ours & theirs).sum())],
         name: found.delta.value,
         f"{name}_ci": found.delta.ci,
         f"{name}_p": found.p_value,

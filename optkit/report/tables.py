@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from optkit.report.controls import against_controls
 from optkit.report.rows import Row
 from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
 
@@ -25,7 +26,8 @@ def _interval(row: Row, name: str, show: Callable[[float], str]) -> str:
     return "" if ci is None else f" [{show(ci[0])}, {show(ci[1])}]"
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+    """A difference of shares in points, with its sign."""
     return f"{100 * value:+.1f}"
 
 
@@ -39,7 +41,7 @@ def _accuracy(row: Row) -> str:
 
 def _delta(row: Row) -> str:
     value = row["accuracy_delta"]
-    return "-" if value is None else _points(value) + _interval(row, "accuracy_delta", _points)
+    return "-" if value is None else points(value) + _interval(row, "accuracy_delta", points)
 
 
 def _times(name: str) -> Callable[[Row], str]:
@@ -106,7 +108,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in columns) + "|",
     ]
     lines += ["| " + " | ".join(cell(row) for _, cell, _ in columns) + " |" for row in rows]
-    compared = "".join(f"\n- {line}" for line in against_controls(rows))
+    compared = "".join(f"\n- {line}" for line in against_controls(rows, points))
     controls = f"\nAgainst the controls:\n{compared}\n" if compared else ""
     return "\n".join(lines) + f"\n\n{NOTE}\n" + _limit_markdown(rows) + controls
 
@@ -137,22 +139,6 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headers and cells of every column, as text."""
     columns = _columns(rows)
     return [header for header, _, _ in columns], [[cell(row) for _, cell, _ in columns] for row in rows]
-
-
-def against_controls(rows: Sequence[Row]) -> list[str]:
-    """What the end of the recipe's chain is worth against the end of each control, at each batch size and engine."""
-    lines = []
-    for control in dict.fromkeys(r["control"] for r in rows if r.get("control")):
-        margins = [r for r in rows if r["control"] == control and r["control_margin"] is not None]
-        last = max((r["step"] for r in margins), default=0)
-        for row in (r for r in margins if r["step"] == last):
-            low, high = row["control_margin_ci"]
-            what = "beats" if low > 0 else "is worse than" if high < 0 else "does not beat"
-            lines.append(
-                f"{row['stage']} {what} {control} by accuracy on {row['engine']} at batch size {row['batch_size']}: "
-                f"{_points(row['control_margin'])} points [{_points(low)}, {_points(high)}]"
-            )
-    return lines
 
 
 def print_pairs(headers: tuple[str, str], pairs: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from optkit.plan import Recipe, make_plan
 from optkit.prune import MagnitudePruning, StructuredPruning
 from optkit.prune.controls import RANDOM_PRUNE, SMALLER_DENSE, SmallerDense, control_chain
 from optkit.report import rows
-from optkit.report.tables import against_controls
+from optkit.report.controls import against_controls
 from optkit.training import Train, Trainer
 
 
@@ -60,9 +60,9 @@ def test_controls_get_the_same_training_and_the_same_macs(recipe):
     accuracy = {r["control"]: r["accuracy"] for r in shown if r["stage"] == "tune"}
     for control, row in margins.items():
         assert row["control_margin"] == pytest.approx(accuracy[None] - accuracy[control])
-    lines = against_controls(shown)
-    assert [line.split(" by ")[0].split()[-1] for line in lines] == [RANDOM_PRUNE, SMALLER_DENSE]
-    assert all("beat" in line or "worse" in line for line in lines)
+    lines = against_controls(shown, "{:+.3f}".format)
+    named = [(line.split()[0], next(c for c in (RANDOM_PRUNE, SMALLER_DENSE) if c in line)) for line in lines]
+    assert named == [("prune", RANDOM_PRUNE), ("tune", RANDOM_PRUNE), ("tune", SMALLER_DENSE)]
 
 
 def test_a_smaller_dense_model_is_fresh_and_evenly_narrow(context, mlp, digits):

@@ -61,7 +61,7 @@ def test_the_verdict_is_the_fastest_that_keeps_its_accuracy():
 
 def test_a_measured_loss_is_offered_apart():
     records = chain()
-    records[3] = replace(records[3], measurements=_with_answers(records[3], 915))
+    records[3] = replace(records[3], measurements=_with_answers(records[3], 920))
     found = verdict(rows(records))
     assert found.row["stage"] == "recover"
     assert any("For a measured change" in r and "“quantize”" in r for r in found.remarks)

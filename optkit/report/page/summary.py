@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from optkit.report.controls import against_controls
 from optkit.report.page.content import Table
 from optkit.report.page.runs import ShownRun
 from optkit.report.page.words import DASH, TIMES, change, name, place, seconds, signed
@@ -37,6 +38,7 @@ def shown(run: ShownRun) -> dict[str, Any]:
         "verdict": run.verdict,
         "tiles": _tiles(run),
         "choices": _choices(run),
+        "controls": against_controls(run.rows, signed),
         "facts": _facts(run),
         "versions": _versions(run),
         "command": f"optkit run {shlex.quote(str(folder / 'recipe.yaml'))}",
