@@ -39,8 +39,10 @@ def correct_for_many(rows: Sequence[Row]) -> None:
     corrected.
     """
     for row in rows:
-        counts = row["accuracy_delta_counts"]
-        within = {str(t): loss_within_p(*counts, row["examples"], t) for t in TOLERANCES} if counts else None
+        within = None
+        if row["accuracy_delta_counts"] is not None:
+            gained, lost = row["accuracy_delta_counts"]
+            within = {str(t): loss_within_p(gained, lost, row["examples"], t) for t in TOLERANCES}
         row |= {
             "accuracy_delta_p_holm": row["accuracy_delta_p"],
             "accuracy_loss_within_p": within,
