@@ -20,6 +20,7 @@ from optkit.core.errors import StageError
 from optkit.core.task import free_dims
 
 TARGETS = ("inductor", "onnxruntime", "openvino")
+BATCH_NORM = torch.ops.aten.batch_norm.default
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 
 
@@ -193,8 +194,44 @@ def _observed(graph: GraphModule, target: str, reduce_range: bool, schemes: tupl
         highest = 127 if reduce_range else 255
         return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine)
 
+    _hide(graph, filter(_reads_shared, _norms(graph)))
     with _quiet():
-        return prepare_pt2e(graph, find_target(target).quantizer(activation))
+        prepared = prepare_pt2e(graph, find_target(target).quantizer(activation))
+    return _show(prepared)
+
+
+def _norms(graph: GraphModule) -> list[Node]:
+    return [node for node in graph.graph.nodes if node.target is BATCH_NORM]
+
+
+def _reads_shared(norm: Node) -> bool:
+    """Whether others read the layer before a batch norm too, or it runs more than once.
+
+    torchao folds a norm into any layer before it: whoever else reads that layer would get what the norm gives, and the
+    second call of a layer would lose its bias.
+    """
+    layer = norm.args[0]
+    assert isinstance(layer, Node)
+    return any(isinstance(read, Node) and len(read.users) > 1 for read in (layer, *layer.args[1:2]))
+
+
+def _batch_norm(*args: Any) -> Tensor:
+    """The operator under a name that torchao does not know for a batch norm."""
+    return BATCH_NORM(*args)
+
+
+def _hide(graph: GraphModule, norms: Iterable[Node]) -> None:
+    for norm in norms:
+        norm.target = _batch_norm
+    graph.recompile()
+
+
+def _show(graph: GraphModule) -> GraphModule:
+    for norm in graph.graph.nodes:
+        if norm.target is _batch_norm:
+            norm.target = BATCH_NORM
+    graph.recompile()
+    return graph
 
 
 def observers(graph: GraphModule) -> Iterator[Any]:
@@ -218,8 +255,10 @@ def _convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
 
     from optkit.quantize.targets import target as find_target
 
+    # at a batch norm, torchao exports its patterns of training graphs, for a minute, to find none
+    _hide(prepared, _norms(prepared))
     with _quiet():
-        converted = convert_pt2e(prepared)
+        converted = _show(convert_pt2e(prepared))
     _drop_unused(converted)
     if find_target(target).SIGNED:
         _sign(converted)

@@ -239,7 +239,7 @@ def _loosen(observed: GraphModule) -> None:
 def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scales: dict[str, Tensor]) -> None:
     """Folds trained batch norms into the weights before them and their scales; the others are only written back."""
     nodes = {node.name: node for node in graph.graph.nodes}
-    read, done = set(_attributes(trained)), set()
+    read = set(_attributes(trained))
     for name, norm in norms.items():
         live = trained.get_submodule(norm.module)
         assert isinstance(live, LiveNorm)
@@ -250,9 +250,6 @@ def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scal
             continue
         source = nodes[norm.source]
         weight, bias = _read(source.args[1]).target, source.args[2].target
-        if weight in done:
-            continue
-        done.add(weight)
         gamma, beta, mean, variance = _state(live)
         own = _get(graph, bias).clone() if bias in read else None
         fused = fuse_conv_bn_weights(

@@ -2,11 +2,48 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from optkit.core.variant import Variant
 from optkit.engines import Inductor
 from optkit.models import MLP, ResNetCIFAR, SmallCNN, torchvision
 from optkit.quantize import quantize_static, replay_static
+
+
+class PreActivation(nn.Module):
+    """Every place a batch norm can have: before a convolution, behind one with and without a bias, behind a linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm1, self.conv1 = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.up, self.plain = nn.ConvTranspose2d(8, 8, 2, 2), nn.BatchNorm2d(8, affine=False)
+        self.linear, self.norm3, self.dropout = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5)
+        self.last = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.conv1(self.norm1(x).relu())
+        x = x + self.conv2(self.norm2(y).relu())
+        x = self.plain(self.up(x)).mean((2, 3))
+        return self.last(self.dropout(self.norm3(self.linear(x)).relu()))
+
+
+class Twice(nn.Module):
+    """Calls a convolution and its batch norm twice."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 1), nn.Linear(4, 10)
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1, bias=bias), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(2):
+            x = self.norm(self.conv(x)).relu()
+        return self.last(x.mean((2, 3)))
+
 
 VARIANT = Variant("v", None, frozenset({"int8"}), {})
 MODELS = {
@@ -91,3 +128,22 @@ def test_the_batch_size_stays_free(quantized):
     _, _, shape, found, _ = quantized
     with torch.no_grad():
         assert found.module(torch.randn(7, *shape)).shape == (7, 10)
+
+
+@pytest.mark.parametrize("target", ["inductor", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("build", [PreActivation, lambda: Twice(True), lambda: Twice(False)])
+def test_a_norm_is_not_folded_into_a_layer_that_others_read(build, target):
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.randn(16, 1, 8, 8)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 1)
+            module.running_var.uniform_(0.1, 0.5)
+    found = quantize_static(model, (x,), [(x,)], target=target)
+    fresh = copy.deepcopy(model)
+    again = replay_static(fresh, (x[:2],), found.activations, found.reduce_range, target)
+    again.load_state_dict(found.module.state_dict())
+    with torch.no_grad():
+        expected, actual = model(x), found.module(x)
+        assert torch.equal(again(x), actual)
+    assert (actual - expected).pow(2).mean() < 0.001 * expected.pow(2).mean()
