@@ -222,9 +222,7 @@ def stages() -> None:
 
 
 @cli.command()
-@click.option(
-    "--peaks", is_flag=True, help="Also this machine's peaks, measured once and kept."
-)
+@click.option("--peaks", is_flag=True, help="Also this machine's peaks, measured once and kept.")
 @click.option("--remeasure", is_flag=True, help="Measure the peaks again.")
 def doctor(peaks: bool, remeasure: bool) -> None:
     """Show versions, processor and threads, and which engines work here."""
