@@ -223,12 +223,16 @@ def stages() -> None:
 
 
 @cli.command()
-def doctor() -> None:
+@click.option("--peaks", is_flag=True, help="Also this machine's peaks, measured once and kept.")
+@click.option("--remeasure", is_flag=True, help="Measure the peaks again.")
+def doctor(peaks: bool, remeasure: bool) -> None:
     """Show versions, processor and threads, and which engines work here."""
     _show_tracebacks(False)
-    from optkit.report.doctor import print_doctor
+    from optkit.report.doctor import print_doctor, print_peaks
 
     print_doctor()
+    if peaks or remeasure:
+        print_peaks(remeasure)
 
 
 def _log_to_stderr(debug: bool) -> None:

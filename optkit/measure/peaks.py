@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -16,20 +17,24 @@ SECONDS = 0.5
 COPIED = 1 << 27
 
 
-def peaks(threads: int) -> dict[str, float]:
+def peaks(threads: int, again: bool = False) -> dict[str, float]:
     """The peaks at so many torch threads: ``fp32``, ``bf16`` and ``int8`` in 1e9 operations a second, ``memory_gb_s``.
 
     The best of repeated products of 2048 square matrices, and of copies of 128 MB: what this machine reaches at all,
-    not what it reaches on average. Kept in the cache by processor, threads and torch; delete it there to measure again.
+    not what it reaches on average. Kept in the cache by processor, threads and torch; ``again`` measures them anew.
     A precision without kernels here has no entry.
     """
-    key = variant_id(cpu(), threads, torch.__version__)
-    path = cache_dir() / "peaks" / f"{key}.json"
-    found = read_json(path)
+    path = peaks_file(threads)
+    found = None if again else read_json(path)
     if found is None:
         found = measure_peaks(threads)
         write_json(path, found, key="OPTKIT_CACHE")
     return found
+
+
+def peaks_file(threads: int) -> Path:
+    """Where the peaks at so many threads are kept."""
+    return cache_dir() / "peaks" / f"{variant_id(cpu(), threads, torch.__version__)}.json"
 
 
 def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copied: int = COPIED) -> dict[str, float]:

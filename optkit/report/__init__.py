@@ -16,6 +16,7 @@ from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
 
 log = logging.getLogger(__name__)
+WIDE = 400  # columns where there is no terminal: a file holds every column
 __all__ = ["Row", "read_rows", "render", "rows", "save_report", "write_report"]
 
 
@@ -53,7 +54,7 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
 
     from rich.console import Console
 
-    width = shutil.get_terminal_size((170, 24)).columns
+    width = shutil.get_terminal_size((WIDE, 24)).columns
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
     console.print(table(found, width))

@@ -31,6 +31,26 @@ def print_doctor() -> None:
     console.print(facts)
 
 
+def print_peaks(again: bool = False) -> None:
+    """Prints this machine's peaks at as many threads as a run takes by itself; ``again`` measures them anew."""
+    from optkit.core.environment import available_cores
+    from optkit.measure.peaks import peaks, peaks_file
+
+    threads = available_cores()
+    kept = peaks_file(threads).is_file() and not again
+    found = peaks(threads, again)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for header in (f"peak at {threads} threads", "measured"):
+        table.add_column(header)
+    for name in ("fp32", "bf16", "int8"):
+        table.add_row(name, f"{found[name]:,.1f} billion operations/s" if name in found else "no kernels here")
+    table.add_row("copying memory", f"{found['memory_gb_s']:,.1f} GB/s")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    when = "measured before; --remeasure measures again" if kept else "measured now, and kept for the rooflines of runs"
+    console.print(f"{when}: {peaks_file(threads)}", highlight=False, markup=False)
+
+
 def _gpu() -> str:
     import torch
 

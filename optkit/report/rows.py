@@ -195,13 +195,13 @@ def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Ro
 
 def _speedup(name: str, record: Record, latency: Measurement | None, engine: str) -> Row:
     """How many times faster than the baseline on an engine, from the series timed in the same rounds."""
-    if latency is None:
+    if latency is None or latency.value is None:
         return {name: None, f"{name}_ci": None}
     together = {"interleaved": latency.conditions["interleaved"], "engine": engine}
     reference = record.find("latency", of="baseline", **together)
     if reference is None and record.variant == record.baseline:
         reference = record.find("latency", of="variant", **together)
-    if reference is None:
+    if reference is None or reference.value is None:
         return {name: None, f"{name}_ci": None}
     if reference is latency:
         return {name: 1.0, f"{name}_ci": [1.0, 1.0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -78,6 +79,10 @@ NOTE = (
 )
 
 
+GAP = 2
+NARROWEST_NAME = 16
+
+
 def _columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that these rows have: tokens an example are a matter of texts."""
     of_texts = any(row.get("sequence_length") for row in rows)
@@ -85,15 +90,29 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def table(rows: Sequence[Row], width: int) -> Table:
-    """A rich table; a narrow console gets fewer columns, never broken ones."""
+    """A rich table; a narrow console, or long names, get fewer columns, never broken ones."""
     shown = [c for c in _columns(rows) if c[2] <= width]
+    while len(shown) > 1 and _width(rows, shown) > width and max(c[2] for c in shown) > 0:
+        least = max(c[2] for c in shown)
+        shown.remove([c for c in shown if c[2] == least][-1])
+    fits = _width(rows, shown) <= width
+    # where all but the names fit, only they are folded
+    rest_fits = _width(rows, shown[1:]) + NARROWEST_NAME + GAP <= width
     result = Table(box=None, header_style="bold", pad_edge=False, caption=NOTE, caption_justify="left")
-    for header, _, _ in shown:
-        result.add_column(header, justify="left" if header in ("stage", "engine") else "right", no_wrap=width >= 80)
+    for place, (header, _, _) in enumerate(shown):
+        whole = fits or (rest_fits and place > 0)
+        side = "left" if header in ("stage", "engine") else "right"
+        result.add_column(header, justify=side, no_wrap=whole, overflow="fold")
     for place, row in enumerate(rows):
         last = place + 1 == len(rows) or _setting(rows[place + 1]) != _setting(row)
-        result.add_row(*(cell(row) for _, cell, _ in shown), end_section=last)
+        result.add_row(*(Text(cell(row)) for _, cell, _ in shown), end_section=last)
     return result
+
+
+def _width(rows: Sequence[Row], columns: Sequence[Column]) -> int:
+    """Characters that a table takes whose cells stay whole."""
+    widths = [max(cell_len(text) for text in (header, *map(cell, rows))) for header, cell, _ in columns]
+    return sum(widths) + GAP * (len(widths) - 1)
 
 
 def _setting(row: Row) -> tuple[Any, Any]:
@@ -107,10 +126,15 @@ def markdown(rows: Sequence[Row]) -> str:
         "| " + " | ".join(header for header, _, _ in columns) + " |",
         "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in columns) + "|",
     ]
-    lines += ["| " + " | ".join(cell(row) for _, cell, _ in columns) + " |" for row in rows]
+    lines += [_line([cell(row) for _, cell, _ in columns]) for row in rows]
     compared = "".join(f"\n- {line}" for line in against_controls(rows, points))
     controls = f"\nAgainst the controls:\n{compared}\n" if compared else ""
     return "\n".join(lines) + f"\n\n{NOTE}\n" + _limit_markdown(rows) + controls
+
+
+def _line(texts: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
 def limit_table(rows: Sequence[Row], width: int) -> Table | None:
@@ -120,7 +144,10 @@ def limit_table(rows: Sequence[Row], width: int) -> Table | None:
         return None
     result = Table(box=None, header_style="bold", pad_edge=False, title=limit_title(rows), title_justify="left")
     for place, header in enumerate(HEADERS):
-        result.add_column(header, justify="left" if place in WORDS else "right", no_wrap=width >= 80 and place < 5)
+        words = place in WORDS
+        result.add_column(
+            header, justify="left" if words else "right", no_wrap=width >= 80 and not words, overflow="fold"
+        )
     for line in lines:
         result.add_row(*map(Text, line))
     return result
@@ -131,7 +158,7 @@ def _limit_markdown(rows: Sequence[Row]) -> str:
     if not lines:
         return ""
     marks = "|".join("---" if place in WORDS else "---:" for place in range(len(HEADERS)))
-    found = [f"| {' | '.join(HEADERS)} |", f"|{marks}|", *(f"| {' | '.join(line)} |" for line in lines)]
+    found = [_line(HEADERS), f"|{marks}|", *map(_line, lines)]
     return f"\n{limit_title(rows)}\n\n" + "\n".join(found) + "\n"
 
 

@@ -1,5 +1,14 @@
 import json
+import os
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -52,6 +61,95 @@ def test_mlflow_holds_a_run_with_its_variants_and_reads_back(folder, tmp_path):
 
     assert not send(folder, tracker)
     assert sqlite3.connect(tmp_path / "mlflow.db").execute("select count(*) from runs").fetchone() == (5,)
+
+
+@contextmanager
+def _mlflow_server(folder, tries=3):
+    """A server on a SQLite store, in a process group of its own; gives its address."""
+    options = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    for last in reversed(range(tries)):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db",
+            "--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port),
+            "--workers", "1",
+        ]  # fmt: skip
+        with open(folder / "server.log", "ab") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=folder, env=os.environ | options, start_new_session=True
+            )
+        try:
+            if _answers(f"http://127.0.0.1:{port}/health", process):
+                yield f"http://127.0.0.1:{port}"
+                return
+            # another process may have taken the port meanwhile
+            assert last, (folder / "server.log").read_text()[-3000:]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+
+def _answers(address, process, seconds=240):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=10) as reply:
+                return reply.read() == b"OK"
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    return False
+
+
+def _post(address, path, **body):
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return json.load(reply)
+
+
+def _get(address, path):
+    with urllib.request.urlopen(f"{address}/api/2.0/{path}", timeout=60) as reply:
+        return reply.read()
+
+
+def test_a_real_mlflow_server_holds_a_run_and_gives_it_back_over_rest(folder, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    for needed in ("flask", "flask_cors"):
+        pytest.importorskip(needed, reason="mlflow-skinny has no server without flask and flask-cors")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "server"
+    home.mkdir()
+    with _mlflow_server(home) as address:
+        tracker = MLflow(address, "tests", None)
+        assert send(folder, tracker)
+        experiments = _post(address, "experiments/search", max_results=10)["experiments"]
+        experiment = next(e for e in experiments if e["name"] == "tests")
+        found = _post(address, "runs/search", experiment_ids=[experiment["experiment_id"]])["runs"]
+        runs = {run["info"]["run_name"]: run for run in found}
+        assert set(runs) == {"run-1", "0-train", "1-prune", "2-recover", "3-quantize"}
+        assert {run["info"]["status"] for run in found} == {"FINISHED"}
+        parent = runs["run-1"]["info"]["run_id"]
+        tags = {t["key"]: t["value"] for t in runs["3-quantize"]["data"]["tags"]}
+        assert tags["mlflow.parentRunId"] == parent
+        params = {p["key"]: p["value"] for p in runs["run-1"]["data"]["params"]}
+        assert params["stages.prune.amount"] == "0.5"
+        row = next(r for r in rows(chain()) if r["stage"] == "quantize")
+        metrics = {m["key"]: m["value"] for m in runs["3-quantize"]["data"]["metrics"]}
+        assert metrics["inductor/batch 8/accuracy"] == row["accuracy"]
+        assert metrics["inductor/batch 8/speedup"] == pytest.approx(row["speedup"])
+        recover = runs["2-recover"]["info"]["run_id"]
+        path = f"mlflow/metrics/get-history?run_id={recover}&metric_key=training/loss"
+        assert [m["value"] for m in json.loads(_get(address, path))["metrics"]] == [0.9, 0.4, 0.2]
+        root = f"mlflow-artifacts/artifacts/{experiment['experiment_id']}/{parent}/artifacts"
+        assert _get(address, f"{root}/ledger.jsonl") == (folder / "ledger.jsonl").read_bytes()
+        assert not send(folder, tracker)
+    count = sqlite3.connect(home / "server.db").execute("select count(*) from runs").fetchone()
+    assert count == (5,)
 
 
 def test_tensorboard_holds_the_curves(folder, tmp_path):

@@ -16,6 +16,8 @@ ENDLESS = " A whisker that reaches ten times as far stands for one without end."
 def cost_figures(run: ShownRun) -> list[Figure]:
     """The time of each stage, and the examples after which it is saved again."""
     stages = {(r["step"], r["variant"]): r for r in run.rows}
+    if not stages:
+        return []
     values = [
         {
             "name": name(r),
