@@ -51,6 +51,19 @@ def chain(batch_size=8):
     return records
 
 
+def sweep(limit=10.0):
+    """The chain of four at batch sizes 1, 8 and 32, with a limit of p99."""
+    measured = [chain(size) for size in (1, 8, 32)]
+    found = []
+    for records in zip(*measured, strict=True):
+        measurements = [m for record in records for m in record.measurements]
+        for m in measurements:
+            if m.name == "latency":
+                m.conditions["p99_limit_ms"] = limit
+        found.append(replace(records[0], measurements=measurements))
+    return found
+
+
 def write_run(folder, records, recipe="chain: [train]\n"):
     folder.mkdir(parents=True, exist_ok=True)
     for record in records:

@@ -16,7 +16,7 @@ from optkit.report.page.runs import variant_names
 from optkit.report.page.steps import changes
 from optkit.report.page.verdict import verdict
 from optkit.report.page.words import count, seconds, signed
-from tests.report.runs import HOSTILE, answers, chain, hostile, sensitivity, series, write_run
+from tests.report.runs import HOSTILE, answers, chain, hostile, sensitivity, series, sweep, write_run
 
 
 @pytest.fixture
@@ -154,6 +154,15 @@ def test_every_chart_has_a_name_a_summary_and_its_table(folder):
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert "1.50" in text  # of the sensitivity
+
+
+def test_a_sweep_has_a_curve_with_a_name_a_summary_and_its_table(tmp_path):
+    text = render_page([write_run(tmp_path / "run", sweep())])
+    specs = json.loads(next(script for kind, script in Page(text).scripts if kind == "application/json"))
+    assert "latency-0-0" in specs
+    summary = re.search(r'id="latency-0-0" role="img" aria-label="([^"]+)"', text).group(1)
+    assert summary.startswith("Throughput against p50 latency of 7 pairs of variant and engine")
+    assert "nothing can be said; p99 not known at batch 1 (60 calls), 8 (60 calls), 32 (60 calls)" in text
 
 
 def test_names_are_data(tmp_path):
