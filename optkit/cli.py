@@ -113,9 +113,14 @@ def ablate(
 @click.argument("recipe")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--metric", type=click.Choice(("loss", "accuracy")), default="loss", show_default=True)
+@click.option("--technique", type=click.Choice(("prune", "quantize")), default="prune", show_default=True)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, debug: bool) -> None:
+def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique: str, debug: bool) -> None:
     """Show what the layers of RECIPE's baseline are worth: loss on validation against the share removed.
+
+    \b
+    With --technique quantize: what int8 does to each of them, as the
+    recipe's first static quantization calibrates it.
 
     \b
     ARGUMENTS are overrides, as for run. Channels are ranked as the
@@ -126,7 +131,29 @@ def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, debug: boo
     _log_to_stderr(debug)
     from optkit.config import launch
 
-    launch(recipe, arguments, lambda cfg: _measure_sensitivity(cfg, metric))
+    measure = _measure_sensitivity if technique == "prune" else _measure_int8
+    launch(recipe, arguments, lambda cfg: measure(cfg, metric))
+
+
+def _measure_int8(cfg: Any, metric: str) -> None:
+    """One composed recipe: print what int8 costs in each layer of its baseline; JSON goes into the run folder."""
+    from optkit.config import to_recipe
+    from optkit.core.errors import UserError
+
+    if metric != "loss":
+        raise UserError("int8 is told apart by the loss alone", key="--metric", value=metric, fix="leave --metric out")
+    recipe = to_recipe(cfg)
+    from optkit.core.task import SealedTask
+    from optkit.pipeline import baseline
+    from optkit.quantize import StaticQuantization
+
+    folder, module = baseline(recipe)
+    stages = (recipe.stages[name] for name in recipe.chain)
+    stage = next((s for s in stages if isinstance(s, StaticQuantization)), StaticQuantization())
+    table = stage.measure_layers(module, SealedTask(recipe.task), recipe.seed)
+    table.save(folder / "sensitivity_int8.json")
+    click.echo(table.summary())
+    click.echo(f"run folder: {folder}")
 
 
 def _measure_sensitivity(cfg: Any, metric: str) -> None:

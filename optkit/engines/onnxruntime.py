@@ -146,7 +146,7 @@ def _windows(file: bytes) -> dict[str, int]:
     sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     return {
-        n.name: math.prod(weights[sources.get(n.input[1], n.input[1])][1:])
+        n.name: math.prod(weights[name][1:])
         for n in convolutions
-        if n.input[1] in sources
+        if (name := sources.get(n.input[1], n.input[1])) in weights
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import chain
+
 import torch
 from torch import nn
 
@@ -29,10 +32,16 @@ class Validation:
             if held.any():
                 self.batches.append(Batch(tuple(x[held] for x in batch.inputs), batch.targets[held], batch.index[held]))
 
+    def by(self, metric: str) -> Validation:
+        """The same examples, not read anew, under another metric."""
+        other = copy.copy(self)
+        other.metric = metric
+        return other
+
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> float:
         """The metric of a module, which is run as it is: in evaluation mode if it is in it."""
-        device = next(module.parameters()).device
+        device = next(chain(module.parameters(), module.buffers())).device
         loss, correct = 0.0, []
         for batch in (b.to(device) for b in self.batches):
             logits = self.task.forward(module, batch).float()

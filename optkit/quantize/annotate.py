@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
@@ -15,8 +16,11 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
+from optkit.core.errors import UserError, did_you_mean
+
 aten = torch.ops.aten
 Edge = tuple[Node, Node]
+IN_FLOAT = "in_float"  # in the meta of a node that is to stay as it is
 
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding}
 LINEAR = {aten.linear.default}
@@ -33,6 +37,14 @@ LAYOUT = {
 }  # fmt: skip
 
 
+def tensor_at(module: nn.Module, path: str) -> Tensor:
+    """A parameter or buffer by its path."""
+    owner, _, name = path.rpartition(".")
+    found = getattr(module.get_submodule(owner), name)
+    assert isinstance(found, Tensor)
+    return found
+
+
 def is_float(node: object) -> bool:
     """Whether a node gives an fp32 tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
@@ -46,9 +58,9 @@ def calls(graph: GraphModule, targets: Iterable[object]) -> list[Node]:
 
 
 def weighted(graph: GraphModule) -> list[Node]:
-    """Convolutions and linears whose weight is a parameter."""
+    """Convolutions and linears whose weight is a parameter, but for those that stay in float."""
     found = calls(graph, CONVOLUTIONS | LINEAR)
-    return [n for n in found if n.args[1].op == "get_attr" and is_float(n.args[0])]
+    return [n for n in found if n.args[1].op == "get_attr" and is_float(n.args[0]) and IN_FLOAT not in n.meta]
 
 
 def comes_from(node: object, targets: set[object]) -> bool:
@@ -95,12 +107,47 @@ def _of_activations(concatenation: Node) -> bool:
 
 
 def products(graph: GraphModule) -> list[Node]:
-    """Products of two activations, of which none is a softmax."""
+    """Products of two activations, of which none is a softmax, but for those that stay in float."""
     return [
         n
         for n in calls(graph, PRODUCTS)
         if all(is_float(x) and x.op != "get_attr" and not comes_from(x, SOFTMAX) for x in n.args[:2])
+        and IN_FLOAT not in n.meta
     ]
+
+
+def layer_path(node: Node) -> str:
+    """Where in the model a convolution, linear or product is: ``layer1.0.conv1``, ``encoder.0.attention.matmul``."""
+    weight = node.args[1]
+    while weight.op == "call_module":  # an observer
+        weight = weight.args[0]
+    if weight.op == "get_attr":
+        return str(weight.target).removesuffix(".weight")
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return f"{stack[-1][0]}.matmul" if stack and stack[-1][0] else node.name
+
+
+def keep_in_float(graph: GraphModule, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Marks the layers whose `layer_path` matches one of the patterns, so that no quantizer touches them.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UserError: a pattern that matches nothing.
+    """
+    nodes = [*weighted(graph), *products(graph)]
+    paths = {node: layer_path(node) for node in nodes}
+    kept: dict[str, None] = {}
+    for pattern in patterns:
+        found = [node for node in nodes if fnmatchcase(paths[node], pattern)]
+        if not found:
+            fix = did_you_mean(pattern, sorted(set(paths.values())))
+            raise UserError(f"no layer matches '{pattern}'", key="protect", value=pattern, fix=fix)
+        for node in found:
+            node.meta[IN_FLOAT] = True
+            kept[paths[node]] = None
+    return tuple(kept)
 
 
 class EdgeQuantizer(Quantizer):

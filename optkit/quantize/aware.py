@@ -13,7 +13,7 @@ from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
 from optkit.quantize.fake import MovingRange
 from optkit.quantize.qat import LiveNorm, convert_qat, place, prepare_qat
-from optkit.quantize.stages import StaticQuantization
+from optkit.quantize.stages import CalibratedInt8
 from optkit.training import Callback, LooksInside, Train, Training, check_training
 
 FREEZES: dict[str, type[LiveNorm] | type[MovingRange]] = {"norms": LiveNorm, "observers": MovingRange}
@@ -61,12 +61,12 @@ class Freezing(Callback):
 
 
 @dataclass
-class QuantizationAwareTraining(StaticQuantization):
+class QuantizationAwareTraining(CalibratedInt8):
     """Train with weights and activations rounded to int8 (Jacob et al., 2018), then convert; on any objective.
 
     Attributes:
-        target, observer, batches, batch_size, reduce_range, min_int8_share: see `StaticQuantization`; the ranges begin
-            as calibration finds them.
+        target, observer, batches, batch_size, reduce_range, min_int8_share, protect: see `CalibratedInt8`; the ranges
+            begin as calibration finds them.
         learned_scales: train the scales by gradients (LSQ; Esser et al., 2020); else they follow the largest values.
         freeze_norms: share of the training after which batch norms keep their statistics; null: never.
         freeze_observers: share of the training after which ranges that follow the batches stay; null: never.
@@ -105,6 +105,7 @@ class QuantizationAwareTraining(StaticQuantization):
             observer=self.observer,
             reduce_range=self.reduce_range,
             learned_scales=self.learned_scales,
+            protect=self.protect,
         )
         place(prepared.module, ctx.device)
         freezing = Freezing(self.freeze_norms, self.freeze_observers)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,19 @@ from torch.fx import GraphModule, Node
 from optkit.core.checks import check_choice
 from optkit.core.engine import MADE_FOR
 from optkit.core.environment import cpu
-from optkit.core.errors import StageError
+from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
+from optkit.quantize.annotate import keep_in_float
+from optkit.quantize.correction import correct_biases
+from optkit.quantize.equalization import equalize_layers, multiply, smooth_inputs
+from optkit.quantize.layerwise import LayerError, layer_errors
+from optkit.quantize.rounding import round_weights
 
 TARGETS = ("inductor", "onnxruntime", "openvino")
 BATCH_NORM = torch.ops.aten.batch_norm.default
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
+ROUNDINGS = ("nearest", "gptq")
+Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,18 @@ class Quantized:
         activations: scale, zero point and integer range of every activation in it, by node name.
         reduce_range: whether activations take 7 bits.
         target: the engine it is annotated for.
+        protect: paths of the layers that stay in float.
+        smoothed: names of the nodes whose activations are multiplied in front of linear layers.
+        tools: how many layers or activations each accuracy tool changed.
     """
 
     module: GraphModule
     activations: dict[str, list[float | int]]
     reduce_range: bool
     target: str = "inductor"
+    protect: tuple[str, ...] = ()
+    smoothed: tuple[str, ...] = ()
+    tools: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,12 +60,41 @@ class Calibrated:
 
     Attributes:
         graph: with observers.
-        reduce_range, target: as in `Quantized`.
+        reduce_range, target, protect, smoothed, tools: as in `Quantized`.
     """
 
     graph: GraphModule
     reduce_range: bool
     target: str
+    protect: tuple[str, ...] = ()
+    smoothed: tuple[str, ...] = ()
+    tools: dict[str, int] = field(default_factory=dict)
+
+    def choose(self, observer: str) -> Calibrated:
+        """A copy whose observers give the ranges of one scheme, a name of ``OBSERVERS``."""
+        check_choice("observer", observer, OBSERVERS)
+        graph = copy.deepcopy(self.graph)
+        for module in observers(graph):
+            module.scheme = observer
+        return replace(self, graph=graph)
+
+    def round_weights(self, batches: Iterable[tuple[Tensor, ...]], observer: str = "histogram") -> Calibrated:
+        """A copy with GPTQ's weights, see `optkit.quantize.rounding`; to be converted with this scheme."""
+        return self._tool("gptq", round_weights, batches, observer)
+
+    def correct_biases(self, batches: Iterable[tuple[Tensor, ...]], observer: str = "histogram") -> Calibrated:
+        """A copy with corrected biases, see `optkit.quantize.correction`; to be converted with this scheme."""
+        return self._tool("bias_correction", correct_biases, batches, observer)
+
+    def layer_errors(self, batches: Iterable[tuple[Tensor, ...]], observer: str = "histogram") -> list[LayerError]:
+        """The signal to quantization noise of every layer on its own, the noisiest first."""
+        return layer_errors(self.choose(observer).graph, batches)
+
+    def _tool(self, name: str, tool: Tool, batches: Iterable[tuple[Tensor, ...]], observer: str) -> Calibrated:
+        chosen = self.choose(observer)
+        if not (changed := tool(chosen.graph, batches)):
+            raise StageError(f"{name} has nothing to do: no layer of this model is of a kind that it knows")
+        return replace(chosen, tools=chosen.tools | {name: changed})
 
     def convert(self, observer: str = "histogram") -> Quantized:
         """The int8 graph with the ranges of one scheme, a name of ``OBSERVERS``.
@@ -60,15 +102,13 @@ class Calibrated:
         Raises:
             StageError: no operator could be quantized.
         """
-        check_choice("observer", observer, OBSERVERS)
-        graph = copy.deepcopy(self.graph)
-        for module in observers(graph):
-            module.scheme = observer
-        converted = _convert(graph, self.target)
+        converted = _convert(self.choose(observer).graph, self.target)
         activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in _activation_nodes(converted)}
         if not activations:
             raise StageError("no operator of this model could be quantized")
-        return Quantized(converted, activations, self.reduce_range, self.target)
+        return Quantized(
+            converted, activations, self.reduce_range, self.target, self.protect, self.smoothed, self.tools
+        )
 
 
 def products_saturate() -> bool:
@@ -85,6 +125,11 @@ def quantize_static(
     target: str = "inductor",
     observer: str = "histogram",
     reduce_range: bool | None = None,
+    protect: Iterable[str] = (),
+    equalize: bool = False,
+    smooth: float | None = None,
+    rounding: str = "nearest",
+    correct_bias: bool = False,
 ) -> Quantized:
     """Post-training static quantization: int8 weights per channel, int8 activations per tensor.
 
@@ -97,19 +142,59 @@ def quantize_static(
             error), ``percentile`` or ``entropy``.
         reduce_range: give activations 7 of their 8 bits, so that sums of two products fit 16 bits. None does so where
             this processor's kernels need it (`products_saturate`).
+        protect: patterns of layers that stay in float, see `layer_path`.
+        equalize: cross-layer equalization, see `equalize_layers`.
+        smooth: the alpha of SmoothQuant for linear layers, 0.5 for most models, see `smooth_inputs`; None: no.
+        rounding: of weights: ``nearest`` or ``gptq``, see `optkit.quantize.rounding`.
+        correct_bias: see `optkit.quantize.correction`.
+
+    Each of the last four reads the batches once more.
 
     Returns:
         The graph with quantize and dequantize nodes, which the engine lowers to int8 kernels.
 
     Raises:
-        UserError: no such target or observer.
-        StageError: no operator could be quantized.
+        UserError: no such target, observer or rounding; a pattern that matches no layer; an iterator that several
+            passes would have to read.
+        StageError: no operator could be quantized, or an accuracy tool found nothing to do.
     """
-    check_choice("observer", observer, OBSERVERS)
-    calibrated = calibrate(
-        model, example_inputs, batches, target=target, reduce_range=reduce_range, schemes=(observer,)
+    calibrated = calibrate_static(
+        model,
+        example_inputs,
+        batches,
+        target=target,
+        observer=observer,
+        reduce_range=reduce_range,
+        protect=protect,
+        equalize=equalize,
+        smooth=smooth,
+        rounding=rounding,
+        correct_bias=correct_bias,
     )
     return calibrated.convert(observer)
+
+
+def calibrate_static(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    observer: str,
+    rounding: str = "nearest",
+    correct_bias: bool = False,
+    **options: Any,
+) -> Calibrated:
+    """What `quantize_static` does before the conversion."""
+    check_choice("observer", observer, OBSERVERS)
+    check_choice("rounding", rounding, ROUNDINGS)
+    if rounding != "nearest" or correct_bias:
+        _check_repeatable(batches)
+    calibrated = calibrate(model, example_inputs, batches, schemes=(observer,), **options)
+    if rounding == "gptq":
+        calibrated = calibrated.round_weights(batches, observer)
+    if correct_bias:
+        calibrated = calibrated.correct_biases(batches, observer)
+    return calibrated
 
 
 def calibrate(
@@ -120,10 +205,31 @@ def calibrate(
     target: str = "inductor",
     reduce_range: bool | None = None,
     schemes: Iterable[str] = OBSERVERS,
+    protect: Iterable[str] = (),
+    equalize: bool = False,
+    smooth: float | None = None,
 ) -> Calibrated:
     """One pass over the calibration data, for as many schemes as are to be tried; see `quantize_static`."""
+    if equalize or smooth is not None:
+        _check_repeatable(batches)
     graph = export_graph(model, example_inputs, target)
-    return calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=schemes)
+    kept = keep_in_float(graph, protect)
+    tools: dict[str, int] = {}
+    smoothed: list[str] = []
+    if equalize:
+        tools["equalization"] = equalize_layers(graph, batches)
+    if smooth is not None:
+        tools["smoothing"], smoothed = smooth_inputs(graph, batches, smooth)
+    if nothing := [name for name, changed in tools.items() if not changed]:
+        raise StageError(f"{nothing[0]} has nothing to do: no activation of this model can take other scales")
+    calibrated = calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=schemes)
+    return replace(calibrated, protect=kept, smoothed=tuple(smoothed), tools=tools)
+
+
+def _check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
+    if iter(batches) is batches:
+        message = "the accuracy tools read the batches several times, which an iterator gives only once"
+        raise UserError(message, key="batches", fix="a list, or an object whose __iter__ begins anew")
 
 
 def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...], target: str) -> GraphModule:
@@ -160,15 +266,20 @@ def replay_static(
     activations: dict[str, list[float | int]],
     reduce_range: bool = False,
     target: str = "inductor",
+    protect: Iterable[str] = (),
+    smoothed: Sequence[str] = (),
 ) -> GraphModule:
     """The structure that `quantize_static` gave, rebuilt without calibration; the weights are loaded over it.
 
     Args:
         model: a fresh model of the structure that was quantized.
         example_inputs: as for `quantize_static`.
-        activations, reduce_range, target: from `Quantized`.
+        activations, reduce_range, target, protect, smoothed: from `Quantized`.
     """
-    prepared = _observed(export_graph(model, example_inputs, target), target, reduce_range, ())
+    graph = export_graph(model, example_inputs, target)
+    keep_in_float(graph, protect)
+    multiply(graph, smoothed)
+    prepared = _observed(graph, target, reduce_range, ())
     with torch.no_grad():
         prepared(*example_inputs)
     converted = _convert(prepared, target)
@@ -298,4 +409,6 @@ def describe(quantized: Quantized) -> dict[str, Any]:
         "quantized_weights": len(weights),
         "quantized_activations": len(quantized.activations),
         "activation_bits": 7 if quantized.reduce_range else 8,
+        **quantized.tools,
+        **({"in_float": list(quantized.protect)} if quantized.protect else {}),
     }

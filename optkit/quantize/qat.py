@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torchao.quantization.pt2e import PerChannelMinMaxObserver
 
 from optkit.core.checks import check_choice
 from optkit.core.errors import StageError
-from optkit.quantize.annotate import calls
+from optkit.quantize.annotate import calls, keep_in_float, tensor_at
 from optkit.quantize.fake import LearnedRange, LearnedScales, MaxScales, MovingRange
 from optkit.quantize.observers import ActivationObserver
 from optkit.quantize.pt2e import OBSERVERS, Calibrated, Quantized, calibrate_graph, export_graph, observers
@@ -85,6 +85,7 @@ def prepare_qat(
     observer: str = "histogram",
     reduce_range: bool | None = None,
     learned_scales: bool = False,
+    protect: Iterable[str] = (),
 ) -> PreparedQAT:
     """A model's graph with fake-quantized weights and activations, to be trained (Jacob et al., 2018).
 
@@ -92,19 +93,21 @@ def prepare_qat(
     inside ``scaled_dot_product_attention`` is off, and so is all of it where a target spells attention out.
 
     Args:
-        model, example_inputs, batches, target, observer, reduce_range: as for `quantize_static`; calibration is where
-            the ranges begin.
+        model, example_inputs, batches, target, observer, reduce_range, protect: as for `quantize_static`; calibration
+            is where the ranges begin.
         learned_scales: train the scales, of weights and activations, by gradients (LSQ; Esser et al., 2020).
 
     Raises:
-        UserError: no such target or observer.
+        UserError: no such target or observer; a pattern that matches no layer.
         StageError: no operator could be quantized.
     """
     check_choice("observer", observer, OBSERVERS)
     graph = export_graph(model, example_inputs, target)
+    kept = keep_in_float(graph, protect)
     raw = dict(graph.named_parameters(remove_duplicate=False))
     norms, modules = _norms(graph)
     calibrated = calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=(observer,))
+    calibrated = replace(calibrated, protect=kept)
     if not any(observers(calibrated.graph)):
         raise StageError("no operator of this model could be quantized")
     trainable = copy.deepcopy(calibrated.graph)
@@ -128,10 +131,10 @@ def convert_qat(prepared: PreparedQAT) -> Quantized:
     fakes = dict(trained.named_modules(remove_duplicate=False))
     with torch.no_grad():
         for path in _attributes(trained):
-            _get(graph, path).copy_(_get(trained, path))
+            tensor_at(graph, path).copy_(tensor_at(trained, path))
         scales = {}
         for name, path in _observed_weights(graph).items():
-            weight = _get(trained, path)
+            weight = tensor_at(trained, path)
             # rounded by the scale that it was trained with: the folded weight has the same integers
             _set(graph, path, fakes[name](weight))
             scales[name] = fakes[name].scales(weight)
@@ -141,7 +144,7 @@ def convert_qat(prepared: PreparedQAT) -> Quantized:
     for name, module in graph.named_modules():
         if isinstance(module, ActivationObserver):
             module.statistics.low, module.statistics.high = fakes[name].range()
-    return Calibrated(graph, calibrated.reduce_range, calibrated.target).convert("minmax")
+    return replace(calibrated, graph=graph).convert("minmax")
 
 
 def place(module: GraphModule, device: torch.device) -> None:
@@ -167,10 +170,10 @@ def _norms(graph: GraphModule) -> tuple[dict[str, Norm], dict[str, LiveNorm]]:
         name = of_statistics.setdefault(paths[2], f"live_{node.name}")
         norms[node.name] = Norm(source.name, name, paths)
         if name not in modules:
-            modules[name] = LiveNorm(len(_get(graph, paths[2])), eps, momentum, affine=paths[0] is not None)
+            modules[name] = LiveNorm(len(tensor_at(graph, paths[2])), eps, momentum, affine=paths[0] is not None)
             for mine, path in zip(_state(modules[name]), paths, strict=True):
                 if path is not None:
-                    mine.data.copy_(_get(graph, path))
+                    mine.data.copy_(tensor_at(graph, path))
     return norms, modules
 
 
@@ -221,7 +224,7 @@ def _fake_quantize(observed: GraphModule, learned: bool) -> None:
         if isinstance(module, ActivationObserver) and module not in made:
             made[module] = LearnedRange(module) if learned else MovingRange(module)
         elif name in weights and module not in made:
-            made[module] = LearnedScales(_get(observed, weights[name])) if learned else MaxScales()
+            made[module] = LearnedScales(tensor_at(observed, weights[name])) if learned else MaxScales()
         if module in made:
             observed.set_submodule(name, made[module])
 
@@ -246,14 +249,14 @@ def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scal
         if name in nodes:
             for path, value in zip(norm.attributes, _state(live), strict=True):
                 if path is not None:
-                    _get(graph, path).copy_(value)
+                    tensor_at(graph, path).copy_(value)
             continue
         source = nodes[norm.source]
         weight, bias = _read(source.args[1]).target, source.args[2].target
         gamma, beta, mean, variance = _state(live)
-        own = _get(graph, bias).clone() if bias in read else None
+        own = tensor_at(graph, bias).clone() if bias in read else None
         fused = fuse_conv_bn_weights(
-            _get(graph, weight), own, mean, variance, live.eps, gamma, beta, source.target in TRANSPOSED
+            tensor_at(graph, weight), own, mean, variance, live.eps, gamma, beta, source.target in TRANSPOSED
         )
         for path, value in zip((weight, bias), fused, strict=True):
             _set(graph, path, value)
@@ -285,13 +288,6 @@ def _read(node: Node) -> Node:
 
 def _attributes(graph: GraphModule) -> list[str]:
     return [node.target for node in graph.graph.nodes if node.op == "get_attr"]
-
-
-def _get(module: nn.Module, path: str) -> Tensor:
-    owner, _, name = path.rpartition(".")
-    found = getattr(module.get_submodule(owner), name)
-    assert isinstance(found, Tensor)
-    return found
 
 
 def _set(module: nn.Module, path: str, value: Tensor) -> None:

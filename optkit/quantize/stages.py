@@ -16,6 +16,8 @@ from optkit.core.macs import macs_by_operator
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
 from optkit.engines import ENGINES
+from optkit.measure.validation import Validation
+from optkit.quantize.analysis import LayerCosts, cost_of_layers
 from optkit.quantize.dynamic import (
     DYNAMIC_TARGETS,
     check_linears,
@@ -23,8 +25,18 @@ from optkit.quantize.dynamic import (
     quantize_dynamic,
     replay_dynamic,
 )
+from optkit.quantize.mixed import quantize_within
 from optkit.quantize.proof import prove_int8
-from optkit.quantize.pt2e import OBSERVERS, TARGETS, Quantized, describe, quantize_static, replay_static
+from optkit.quantize.pt2e import (
+    OBSERVERS,
+    ROUNDINGS,
+    TARGETS,
+    Quantized,
+    calibrate_static,
+    describe,
+    quantize_static,
+    replay_static,
+)
 from optkit.quantize.weight_only import (
     BITS,
     GROUP_SIZES,
@@ -35,9 +47,35 @@ from optkit.quantize.weight_only import (
 )
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs to calibrate with, as often as they are asked for: shuffled but not augmented, a sample of what comes.
+
+    Attributes:
+        task: its train split is read.
+        batch_size: examples in a batch.
+        batches: how many of them at most.
+        seed: of the shuffling.
+    """
+
+    task: Task
+    batch_size: int
+    batches: int
+    seed: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        found = self.task.batches("train", self.batch_size, seed=self.seed)
+        return (batch.inputs for batch in islice(found, self.batches))
+
+    @property
+    def examples(self) -> int:
+        """How many there are in all."""
+        return min(self.batches * self.batch_size, self.task.size("train"))
+
+
 @dataclass
-class StaticQuantization:
-    """Post-training int8 for weights and activations, calibrated on train data (torchao PT2E).
+class CalibratedInt8:
+    """What post-training and quantization-aware int8 have in common: a target, a calibration, a proof.
 
     Attributes:
         target: the engine whose kernels the graph is annotated for: ``inductor``, ``onnxruntime`` or ``openvino``.
@@ -48,6 +86,7 @@ class StaticQuantization:
         reduce_range: 7 bits for activations; null: where this processor's int8 kernels would overflow without.
         min_int8_share: the share of MACs that must run in the engine's int8 kernels, or the stage fails and names the
             layers that do not; null: no share is asked for, and nothing is compiled for it.
+        protect: patterns of layer paths that stay in float; products of attention are ``PATH.matmul``.
     """
 
     target: str = "inductor"
@@ -56,6 +95,7 @@ class StaticQuantization:
     batch_size: int = 32
     reduce_range: bool | None = None
     min_int8_share: float | None = None
+    protect: Sequence[str] = field(default_factory=list)
 
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
@@ -78,33 +118,19 @@ class StaticQuantization:
         if self.min_int8_share is not None and (reason := ENGINES[self.target]().unavailable()):
             raise UserError(f"{self.target} does not work here: {reason}", key="min_int8_share")
 
-    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
-        quantized = quantize_static(
-            module.eval(),
-            ctx.task.example(2),
-            self.calibration(ctx),
-            target=self.target,
-            observer=self.observer,
-            reduce_range=self.reduce_range,
-        )
-        return self.outcome(quantized, ctx)
-
-    def calibration(self, ctx: Context) -> Iterator[tuple[Tensor, ...]]:
-        """The inputs to calibrate with: shuffled but not augmented, a sample of what the model will see."""
-        batches = ctx.task.batches("train", self.batch_size, seed=ctx.seed)
-        return (batch.inputs for batch in islice(batches, self._limit(ctx)))
-
-    def _limit(self, ctx: Context) -> int:
-        return min(self.batches, ctx.max_steps or self.batches)
+    def calibration(self, ctx: Context) -> Calibration:
+        """The inputs to calibrate with."""
+        return Calibration(ctx.task, self.batch_size, min(self.batches, ctx.max_steps or self.batches), ctx.seed)
 
     def outcome(self, quantized: Quantized, ctx: Context) -> Outcome:
         """The int8 graph with its facts and its surgery, its int8 share proved if that is asked for."""
-        examples = min(self._limit(ctx) * self.batch_size, ctx.task.size("train"))
-        facts = {"calibration_examples": examples} | describe(quantized)
+        facts = {"calibration_examples": self.calibration(ctx).examples} | describe(quantized)
         surgery = {
             "activations": quantized.activations,
             "reduce_range": quantized.reduce_range,
             "target": quantized.target,
+            "protect": list(quantized.protect),
+            "smoothed": list(quantized.smoothed),
         }
         if self.min_int8_share is not None:
             example = ctx.task.example(2)
@@ -113,8 +139,64 @@ class StaticQuantization:
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        target = surgery.get("target", "inductor")
-        return replay_static(module, example, surgery["activations"], surgery["reduce_range"], target)
+        return replay_static(module, example, **surgery)
+
+
+@dataclass
+class StaticQuantization(CalibratedInt8):
+    """Post-training int8 for weights and activations, calibrated on train data (torchao PT2E).
+
+    Attributes:
+        target, observer, batches, batch_size, reduce_range, min_int8_share, protect: see `CalibratedInt8`.
+        equalize: cross-layer equalization (Nagel et al., 2019).
+        smooth: alpha of SmoothQuant for linear layers (Xiao et al., 2023), from 0 to 1; null: none.
+        rounding: of weights: ``nearest`` or ``gptq`` (Frantar et al., 2023).
+        correct_bias: take the mean error out of every bias (Nagel et al., 2019).
+        max_drop: how much accuracy on validation int8 may cost (0.005: half a point); as few layers as need be stay
+            in float; null: all are int8, whatever it costs.
+        sensitivity_examples: validation examples that the layers to keep are chosen on.
+    """
+
+    equalize: bool = False
+    smooth: float | None = None
+    rounding: str = "nearest"
+    correct_bias: bool = False
+    max_drop: float | None = None
+    sensitivity_examples: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("equalize", self.equalize, (True, False))
+        check_choice("correct_bias", self.correct_bias, (True, False))
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_count("sensitivity_examples", self.sensitivity_examples)
+        if self.smooth is not None:
+            check_share("smooth", self.smooth)
+        if self.max_drop is not None:
+            check_share("max_drop", self.max_drop)
+
+    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        module, example, batches = module.eval(), ctx.task.example(2), self.calibration(ctx)
+        if self.max_drop is None:
+            return self.outcome(quantize_static(module, example, batches, **self.options), ctx)
+        accuracy = Validation(ctx.task, self.sensitivity_examples, "accuracy")
+        judges = {"accuracy": accuracy, "loss": accuracy.by("loss")}
+        quantized = quantize_within(module, example, batches, max_drop=self.max_drop, **judges, **self.options)
+        return self.outcome(quantized, ctx)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of `quantize_static` that this stage's fields give."""
+        names = ("target", "observer", "reduce_range", "protect", "equalize", "smooth", "rounding", "correct_bias")
+        return {name: getattr(self, name) for name in names}
+
+    def measure_layers(self, module: nn.Module, task: Task, seed: int) -> LayerCosts:
+        """What int8 costs in every layer of a float model, calibrated as this stage does."""
+        batches = Calibration(task, self.batch_size, self.batches, seed)
+        options = self.options | {"rounding": "nearest", "correct_bias": False}
+        calibrated = calibrate_static(module.eval(), task.example(2), batches, **options)
+        graph, loss = calibrated.choose(self.observer).graph, Validation(task, self.sensitivity_examples)
+        return cost_of_layers(module, graph, batches, loss)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from optkit.quantize.annotate import weight_spec
+from optkit.quantize.annotate import IN_FLOAT, weight_spec
 from optkit.quantize.targets import Activation
 
 SIGNED = False
@@ -42,11 +42,12 @@ def quantizer(activation: Activation) -> Quantizer:
 
 
 class _OfFloats(x86.X86InductorQuantizer):
-    """Leaves integers alone: models that count positions (RoBERTa) multiply them by the mask."""
+    """Leaves integers alone, which models that count positions (RoBERTa) multiply by the mask, and protected layers."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
         for node in super().annotate(model).graph.nodes:
             found = node.meta.get("quantization_annotation")
-            if found and not all(read.meta["val"].is_floating_point() for read in found.input_qspec_map):
+            of_floats = found and all(read.meta["val"].is_floating_point() for read in found.input_qspec_map)
+            if found and (IN_FLOAT in node.meta or not of_floats):
                 del node.meta["quantization_annotation"]
         return model

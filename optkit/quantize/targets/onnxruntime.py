@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import Quantizer
@@ -17,6 +18,8 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from optkit.quantize.annotate import (
     ADDITIONS,
     CONVOLUTIONS,
+    IN_FLOAT,
+    LINEAR,
     Edge,
     EdgeQuantizer,
     aten,
@@ -30,6 +33,7 @@ from optkit.quantize.attention import explicit_attention
 from optkit.quantize.targets import Activation
 
 SIGNED = False
+LOWEST = "lowest_float"
 # fused into a convolution by its range: what is below zero is cut by a zero point of 0
 CLAMPS = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default}
 POOLS = {aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim}
@@ -42,7 +46,30 @@ def rewrite(program: ExportedProgram) -> GraphModule:
 
 def quantizer(activation: Activation) -> Quantizer:
     """Annotates `edges`."""
-    return EdgeQuantizer(edges, lambda edge: activation(False))
+    return _Shielding(edges, lambda edge: activation(False))
+
+
+class _Shielding(EdgeQuantizer):
+    """Puts an operator that changes nothing behind layers that are to stay in float.
+
+    Between int8 tensors ONNX Runtime rounds float weights itself, with one scale for all channels, unless there is
+    something before the quantization that it does not know to see through.
+    """
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        kept = [node for node in calls(model, CONVOLUTIONS | LINEAR) if IN_FLOAT in node.meta]
+        if kept:
+            model.register_buffer(LOWEST, torch.tensor(torch.finfo(torch.float32).min))
+        for last in map(_clamped, kept):
+            with model.graph.inserting_after(last):
+                lowest = model.graph.get_attr(LOWEST)
+            with model.graph.inserting_after(lowest):
+                shield = model.graph.call_function(aten.maximum.default, (last, lowest))
+            lowest.meta["val"] = getattr(model, LOWEST)
+            shield.meta = {key: value for key, value in last.meta.items() if key != IN_FLOAT}
+            last.replace_all_uses_with(shield, delete_user_cb=lambda user, shield=shield: user is not shield)
+        model.recompile()
+        return model
 
 
 def edges(graph: GraphModule) -> Iterable[Edge]:

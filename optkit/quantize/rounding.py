@@ -1,0 +1,111 @@
+"""GPTQ: weights rounded so that a layer's output keeps its value, not each weight its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.nn.functional import unfold
+
+from optkit.quantize.annotate import LINEAR, aten, tensor_at
+from optkit.quantize.layerwise import Call, each_call
+from optkit.quantize.observers import EPS
+
+DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it
+BLOCK = 128  # columns whose errors are passed on to the columns behind them in one product
+
+
+def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> int:
+    """Puts weights on their int8 grid by GPTQ (Frantar et al., 2023): the error of one is made up for by the others.
+
+    Needs the second moments of every layer's inputs at once: ``inputs * taps`` squared floats for each group of each
+    layer, whatever the number of batches.
+
+    Args:
+        graph: with observers, calibrated, whose scheme is the one that will be used; its weights change in place.
+        batches: inputs; read once.
+
+    Returns:
+        How many weights were rounded: those of linear layers and of one- and two-dimensional convolutions.
+    """
+    moments: dict[str, Tensor] = {}
+    observers: dict[str, str] = {}
+    rows: dict[str, int] = {}
+
+    def visit(call: Call) -> None:
+        path = _weight_path(call.layer.node)
+        if path is None or (columns := _columns(call)) is None:
+            return
+        size, seen = columns.shape[1], rows.get(path, 0)
+        moment = torch.bmm(columns.transpose(1, 2), columns) / size
+        moments[path] = moments[path].lerp_(moment, size / (seen + size)) if seen else moment
+        rows[path], observers[path] = seen + size, call.layer.observers[1]
+
+    each_call(graph, batches, visit)
+    with torch.no_grad():
+        for path, moment in moments.items():
+            weight, observer = tensor_at(graph, path), graph.get_submodule(observers[path])
+            scale, _ = observer.calculate_qparams()  # type: ignore[operator]
+            shape = (len(moment), len(weight) // len(moment), -1)
+            limits = (int(observer.quant_min), int(observer.quant_max))  # type: ignore[arg-type]
+            found = gptq(weight.reshape(shape), moment, scale.view(shape[0], shape[1], 1), limits)
+            weight.copy_(found.reshape(weight.shape))
+    return len(moments)
+
+
+def gptq(weight: Tensor, moment: Tensor, scale: Tensor, limits: tuple[int, int]) -> Tensor:
+    """Weights as multiples of their scales, column after column.
+
+    Args:
+        weight: ``(groups, outputs, inputs)``.
+        moment: second moments of the inputs ``(groups, inputs, inputs)``.
+        scale: of each output, symmetric ``(groups, outputs, 1)``.
+        limits: smallest and largest integer.
+    """
+    weight, moment, scale = weight.double().clone(), moment.double().clone(), scale.double()
+    diagonal = moment.diagonal(dim1=1, dim2=2)
+    dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)  # inputs that were never there
+    diagonal += (DAMPING * diagonal.mean(1, keepdim=True)).clamp(min=EPS)
+    diagonal.masked_fill_(dead, 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    for start in range(0, weight.shape[2], BLOCK):
+        stop = min(start + BLOCK, weight.shape[2])
+        errors = torch.zeros_like(weight[:, :, start:stop])
+        for column in range(start, stop):
+            value = weight[:, :, column : column + 1]
+            rounded = (value / scale).round().clamp(*limits) * scale
+            error = (value - rounded) / factor[:, column, column, None, None]
+            weight[:, :, column + 1 : stop] -= error * factor[:, column, None, column + 1 : stop]
+            weight[:, :, column : column + 1] = rounded
+            errors[:, :, column - start : column - start + 1] = error
+        weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return weight.float()
+
+
+def _weight_path(node: Node) -> str | None:
+    weight = node.args[1]
+    read = weight.args[0] if isinstance(weight, Node) and weight.op == "call_module" else weight
+    return str(read.target) if isinstance(read, Node) and read.op == "get_attr" else None
+
+
+def _columns(call: Call) -> Tensor | None:
+    """What the weights of each output are multiplied with, ``(groups, rows, inputs * taps)``; None where unknown."""
+    node, x = call.layer.node, call.rounded[0]
+    if node.target in LINEAR:
+        return x.reshape(1, -1, x.shape[-1])
+    if node.target not in (aten.conv1d.default, aten.conv2d.default):
+        return None
+    _, stride, padding, dilation, groups = (*call.rest, *(None, 1, 0, 1, 1)[len(call.rest) :])
+    kernel: tuple[int, ...] = tuple(call.operands[1].shape[2:])
+    if node.target is aten.conv1d.default:
+        x, kernel = x.unsqueeze(2), (1, *kernel)
+        stride, padding, dilation = (1, *_many(stride)), (0, *_many(padding)), (1, *_many(dilation))
+    columns = unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)  # (N, inputs * taps, places)
+    return columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _many(given: int | Iterable[int]) -> tuple[int, ...]:
+    return (given,) if isinstance(given, int) else tuple(given)
