@@ -52,22 +52,22 @@ class Native:
         return tensor(self.call(inputs))
 
 
-def native_openvino(model: nn.Module, x: Inputs) -> Native:
-    """``nncf.quantize`` on the model as OpenVINO reads it, compiled with the options of our engine."""
+def native_openvino(model: nn.Module, x: Inputs, batches: list[Inputs]) -> Native:
+    """``nncf.quantize`` on the model as OpenVINO reads it, compiled for `x` with the options of our engine."""
     import nncf
     import openvino as ov
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     is_text = not x[0].is_floating_point()
     read = ov.Core().read_model(to_onnx(model, x))
-    data = nncf.Dataset([arrays(x)] * BATCHES)
+    data = nncf.Dataset([arrays(batch) for batch in batches])
     kind = {"model_type": nncf.ModelType.TRANSFORMER} if is_text else {}
-    quantized = nncf.quantize(read, data, subset_size=BATCHES, **kind)
+    quantized = nncf.quantize(read, data, subset_size=len(batches), **kind)
     request = OpenVINO()._compile(quantized, x).create_infer_request()
     return Native(lambda inputs: request.infer(arrays(inputs), share_inputs=True, share_outputs=True)[0])
 
 
-def native_onnxruntime(model: nn.Module, x: Inputs) -> Native:
+def native_onnxruntime(model: nn.Module, x: Inputs, batches: list[Inputs]) -> Native:
     """ONNX Runtime's ``quantize_static``: uint8 activations, int8 weights per channel, its own preprocessing first."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -76,7 +76,7 @@ def native_onnxruntime(model: nn.Module, x: Inputs) -> Native:
 
     class Reader(CalibrationDataReader):
         def __init__(self, names: list[str]):
-            self.left: Iterator[dict] = iter([dict(zip(names, arrays(x), strict=True))] * BATCHES)
+            self.left: Iterator[dict] = iter([dict(zip(names, arrays(batch), strict=True)) for batch in batches])
 
         def get_next(self) -> dict | None:
             return next(self.left, None)
@@ -92,7 +92,7 @@ def native_onnxruntime(model: nn.Module, x: Inputs) -> Native:
     return Native(lambda inputs: runtime.run(None, dict(zip(names, arrays(inputs), strict=True)))[0])
 
 
-def native_inductor(model: nn.Module, x: Inputs) -> Session:
+def native_inductor(model: nn.Module, x: Inputs, batches: list[Inputs]) -> Session:
     """torchao's X86InductorQuantizer as its tutorial uses it."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -103,8 +103,9 @@ def native_inductor(model: nn.Module, x: Inputs) -> Session:
     prepared = prepare_pt2e(
         torch.export.export(copy.deepcopy(model), rows, dynamic_shapes=free).module(check_guards=False), quantizer
     )
-    for _ in range(BATCHES):
-        prepared(*x)
+    with torch.no_grad():
+        for batch in batches:
+            prepared(*batch)
     variant = Variant("native", None, made_for("inductor"), {})
     return Inductor().compile(convert_pt2e(prepared), variant, x)
 
@@ -159,7 +160,7 @@ def main() -> None:
             ours = engines.compile(quantize_static(model, rows, [x] * BATCHES, target=engine).module, x, engine=engine)
             sessions: dict = {"eager": engines.compile(model, x, engine="eager"), "ours": ours}
             try:
-                sessions["native"] = NATIVE[engine](model, x)
+                sessions["native"] = NATIVE[engine](model, x, [x] * BATCHES)
             except (RuntimeError, ValueError) as error:
                 failure = f"fails: {str(error).splitlines()[0][:60]}"
             series = interleaved(sessions, x, args.seconds, seed=0)

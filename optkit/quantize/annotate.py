@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -17,6 +18,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from optkit.core.errors import UserError, did_you_mean
+from optkit.quantize.observers import ActivationObserver
 
 aten = torch.ops.aten
 Edge = tuple[Node, Node]
@@ -154,15 +156,16 @@ class EdgeQuantizer(Quantizer):
     """Weights of convolutions and linears to int8, and the activations on chosen edges to uint8.
 
     Args:
+        scheme: of both.
         edges: gives the edges of a graph that carry int8.
-        activation: gives the quantization of the activation on an edge.
+        symmetric: whether an engine wants the activation on an edge symmetric.
     """
 
     def __init__(
-        self, edges: Callable[[GraphModule], Iterable[Edge]], activation: Callable[[Edge], QuantizationSpec]
+        self, scheme: Scheme, edges: Callable[[GraphModule], Iterable[Edge]], symmetric: Callable[[Edge], bool]
     ) -> None:
         super().__init__()
-        self.edges, self.activation = edges, activation
+        self.scheme, self.edges, self.symmetric = scheme, edges, symmetric
 
     def annotate(self, model: GraphModule) -> GraphModule:
         inputs: dict[Node, dict[Node, object]] = {}
@@ -171,16 +174,20 @@ class EdgeQuantizer(Quantizer):
         # torchao wants the edge whose scale others share to be the first of them in the graph
         for source, user in sorted(self.edges(model), key=lambda edge: order[edge[1]]):
             shares = first.get(_group(source, user, first))
-            spec = SharedQuantizationSpec(shares) if shares else self.activation((source, user))
+            spec = SharedQuantizationSpec(shares) if shares else self._activation(source, user)
             first.setdefault(source, (source, user))
             inputs.setdefault(user, {})[source] = spec
         for node in weighted(model):
-            inputs.setdefault(node, {})[node.args[1]] = weight_spec()
+            inputs.setdefault(node, {})[node.args[1]] = self.scheme.weight()
         for node, specs in inputs.items():
             node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
         return model
 
     def validate(self, model: GraphModule) -> None: ...
+
+    def _activation(self, source: Node, user: Node) -> QuantizationSpec:
+        of_product = any(leads_to_product(reader) for reader in source.users)
+        return self.scheme.activation(self.symmetric((source, user)), of_product=of_product)
 
 
 def _group(source: Node, user: Node, first: dict[Node, Edge]) -> Node:
@@ -190,13 +197,39 @@ def _group(source: Node, user: Node, first: dict[Node, Edge]) -> Node:
     return source
 
 
-def weight_spec(scheme: torch.qscheme = torch.per_channel_symmetric, lowest: int = -127) -> QuantizationSpec:
-    """int8 with a scale for each output channel."""
-    return QuantizationSpec(
-        dtype=torch.int8,
-        quant_min=lowest,
-        quant_max=127,
-        qscheme=scheme,
-        ch_axis=0,
-        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=2**-24),
+@dataclass(frozen=True)
+class Scheme:
+    """How activations and weights become int8.
+
+    Attributes:
+        reduce_range: 7 bits for weights, and for both factors of products of activations, so that the sum of two
+            products fits 16 bits.
+        histogram: whether observers keep what the schemes need that go by a histogram.
+    """
+
+    reduce_range: bool
+    histogram: bool
+
+    def activation(self, symmetric: bool, *, of_product: bool = False) -> QuantizationSpec:
+        """uint8 with one scale for the tensor; see `ActivationObserver` for what symmetric means."""
+        observer = ActivationObserver.with_args(symmetric=symmetric, keep_histogram=self.histogram)
+        highest = 127 if self.reduce_range and of_product else 255
+        return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine)
+
+    def weight(self, lowest: int = -127) -> QuantizationSpec:
+        """int8 with a symmetric scale for each output channel."""
+        return QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-63 if self.reduce_range else lowest,
+            quant_max=63 if self.reduce_range else 127,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=0,
+            observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=2**-24),
+        )
+
+
+def leads_to_product(node: Node) -> bool:
+    """Whether an operator is a product of two activations, or moves values that one reads."""
+    return node.target in PRODUCTS or (
+        node.target in LAYOUT | CONCATENATIONS and any(leads_to_product(user) for user in node.users)
     )

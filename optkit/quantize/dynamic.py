@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from optkit.core.checks import check_choice
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
+from optkit.quantize.annotate import Scheme
 from optkit.quantize.pt2e import _convert, _quiet, products_saturate
 
 DYNAMIC_TARGETS = ("inductor",)
@@ -47,7 +48,7 @@ def quantize_dynamic(
         model: a float model in eval mode; not touched.
         example_inputs: inputs of at least 2 examples, to export with; batch size and length of texts stay free.
         target: the engine whose kernels the graph is annotated for.
-        reduce_range: give activations 7 of their 8 bits; None does so where this processor's kernels would overflow.
+        reduce_range: give weights 7 of their 8 bits; None does so where this processor's kernels would overflow.
 
     Raises:
         UserError: no such target, or a model without linear layers.
@@ -73,7 +74,8 @@ def replay_dynamic(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_
         shapes = free_dims(example_inputs, model)
         graph = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes).module()
         name_calls_apart(graph)
-        scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True, reduce_range=reduce_range)
+        scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True)
+        scheme = replace(scheme, weight=Scheme(reduce_range, histogram=False).weight(-128))
         quantizer = x86.X86InductorQuantizer().set_function_type_qconfig(nn.functional.linear, scheme)
         prepared = prepare_pt2e(graph, quantizer)
         with torch.no_grad():

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from optkit.quantize.observers import DECAY, ActivationObserver, affine
 
-HIGHEST = 127  # of weights: the grid is the same on both sides, so it may be mirrored by a negative batch-norm weight
 EPS = 2.0**-24
 
 
@@ -81,16 +80,24 @@ class LearnedRange(nn.Module):
 
 
 class MaxScales(nn.Module):
-    """Fake-quantizes a weight ``(C, ...)``, each output channel to a grid that just holds its largest value."""
+    """Fake-quantizes a weight ``(C, ...)``, each output channel to a grid that just holds its largest value.
+
+    Args:
+        highest: integer; the grid is the same on both sides, so a negative batch-norm weight may mirror it.
+    """
+
+    def __init__(self, highest: int):
+        super().__init__()
+        self.highest = highest
 
     def forward(self, weight: Tensor) -> Tensor:
         weight = weight.float()
         scales, zeros = self.scales(weight), torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-        return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -HIGHEST, HIGHEST)
+        return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -self.highest, self.highest)
 
     def scales(self, weight: Tensor) -> Tensor:
         """One a channel ``(C,)``."""
-        return largest(weight).div(HIGHEST).clamp(min=EPS)
+        return largest(weight).div(self.highest).clamp(min=EPS)
 
 
 class LearnedScales(nn.Module):
@@ -98,19 +105,21 @@ class LearnedScales(nn.Module):
 
     Args:
         weight: its largest values are where the scales begin.
+        highest: as for `MaxScales`.
     """
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, highest: int):
         super().__init__()
+        self.highest = highest
         found = largest(weight)
         # a channel of zeros says nothing of the size its values may take
-        self.scale = LearnedScale(torch.where(found > 0, found, found.mean()).div(HIGHEST).clamp(min=EPS))
+        self.scale = LearnedScale(torch.where(found > 0, found, found.mean()).div(highest).clamp(min=EPS))
 
     def forward(self, weight: Tensor) -> Tensor:
         zeros = torch.zeros(len(weight), device=weight.device)
-        factor = (weight[0].numel() * HIGHEST) ** -0.5
+        factor = (weight[0].numel() * self.highest) ** -0.5
         return torch._fake_quantize_learnable_per_channel_affine(
-            weight.float(), self.scale(), zeros, 0, -HIGHEST, HIGHEST, factor
+            weight.float(), self.scale(), zeros, 0, -self.highest, self.highest, factor
         )
 
     def scales(self, weight: Tensor) -> Tensor:

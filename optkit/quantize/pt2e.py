@@ -18,7 +18,7 @@ from optkit.core.engine import MADE_FOR
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
-from optkit.quantize.annotate import keep_in_float
+from optkit.quantize.annotate import Scheme, keep_in_float
 from optkit.quantize.correction import correct_biases
 from optkit.quantize.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.layerwise import LayerError, layer_errors
@@ -38,7 +38,7 @@ class Quantized:
     Attributes:
         module: the graph.
         activations: scale, zero point and integer range of every activation in it, by node name.
-        reduce_range: whether activations take 7 bits.
+        reduce_range: whether weights, and the factors of products of activations, take 7 bits.
         target: the engine it is annotated for.
         protect: paths of the layers that stay in float.
         smoothed: names of the nodes whose activations are multiplied in front of linear layers.
@@ -140,8 +140,8 @@ def quantize_static(
         target: the engine whose kernels the graph is annotated for.
         observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
             error), ``percentile`` or ``entropy``.
-        reduce_range: give activations 7 of their 8 bits, so that sums of two products fit 16 bits. None does so where
-            this processor's kernels need it (`products_saturate`).
+        reduce_range: give weights 7 of their 8 bits, and both factors of products of activations, so that sums of two
+            products fit 16 bits. None does so where this processor's kernels need it (`products_saturate`).
         protect: patterns of layers that stay in float, see `layer_path`.
         equalize: cross-layer equalization, see `equalize_layers`.
         smooth: the alpha of SmoothQuant for linear layers, 0.5 for most models, see `smooth_inputs`; None: no.
@@ -293,21 +293,14 @@ def replay_static(
 
 def _observed(graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...]) -> GraphModule:
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
-    from optkit.quantize.observers import WITH_HISTOGRAM, ActivationObserver
+    from optkit.quantize.observers import WITH_HISTOGRAM
     from optkit.quantize.targets import target as find_target
 
-    histogram = bool(WITH_HISTOGRAM & set(schemes))
-
-    def activation(symmetric: bool) -> QuantizationSpec:
-        observer = ActivationObserver.with_args(symmetric=symmetric, keep_histogram=histogram)
-        highest = 127 if reduce_range else 255
-        return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine)
-
+    scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)))
     _hide(graph, filter(_reads_shared, _norms(graph)))
     with _quiet():
-        prepared = prepare_pt2e(graph, find_target(target).quantizer(activation))
+        prepared = prepare_pt2e(graph, find_target(target).quantizer(scheme))
     return _show(prepared)
 
 
@@ -408,7 +401,7 @@ def describe(quantized: Quantized) -> dict[str, Any]:
         "target": quantized.target,
         "quantized_weights": len(weights),
         "quantized_activations": len(quantized.activations),
-        "activation_bits": 7 if quantized.reduce_range else 8,
+        "weight_bits": 7 if quantized.reduce_range else 8,
         **quantized.tools,
         **({"in_float": list(quantized.protect)} if quantized.protect else {}),
     }

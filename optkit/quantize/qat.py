@@ -224,7 +224,8 @@ def _fake_quantize(observed: GraphModule, learned: bool) -> None:
         if isinstance(module, ActivationObserver) and module not in made:
             made[module] = LearnedRange(module) if learned else MovingRange(module)
         elif name in weights and module not in made:
-            made[module] = LearnedScales(tensor_at(observed, weights[name])) if learned else MaxScales()
+            highest = int(module.quant_max)  # type: ignore[arg-type]
+            made[module] = LearnedScales(tensor_at(observed, weights[name]), highest) if learned else MaxScales(highest)
         if module in made:
             observed.set_submodule(name, made[module])
 

@@ -83,7 +83,7 @@ class CalibratedInt8:
             error), ``percentile`` or ``entropy``.
         batches: calibration batches.
         batch_size: examples in each.
-        reduce_range: 7 bits for activations; null: where this processor's int8 kernels would overflow without.
+        reduce_range: 7 bits for weights; null: where this processor's int8 kernels would overflow with 8.
         min_int8_share: the share of MACs that must run in the engine's int8 kernels, or the stage fails and names the
             layers that do not; null: no share is asked for, and nothing is compiled for it.
         protect: patterns of layer paths that stay in float; products of attention are ``PATH.matmul``.
@@ -205,7 +205,7 @@ class DynamicQuantization:
 
     Attributes:
         target: the engine whose kernels the graph is annotated for.
-        reduce_range: 7 bits for activations; null: where this processor's int8 kernels would overflow without.
+        reduce_range: 7 bits for weights; null: where this processor's int8 kernels would overflow with 8.
     """
 
     target: str = "inductor"
@@ -229,7 +229,7 @@ class DynamicQuantization:
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         example = ctx.task.example(2)
         found = quantize_dynamic(module.eval(), example, target=self.target, reduce_range=self.reduce_range)
-        facts = describe_dynamic(found.module) | {"activation_bits": 7 if found.reduce_range else 8}
+        facts = describe_dynamic(found.module) | {"weight_bits": 7 if found.reduce_range else 8}
         return Outcome(found.module, facts, surgery={"reduce_range": found.reduce_range})
 
     @staticmethod

@@ -238,11 +238,11 @@ def test_the_error_of_a_layer_is_that_of_its_rounded_operands():
     first = next(m for m in model.modules() if isinstance(m, nn.Linear))
     flat = x.flatten(1)
     low, high = float(flat.min()), float(flat.max())
-    scale = (high - low) / 127
+    scale = (high - low) / 255
     zero = round(-low / scale)
-    rounded = ((flat / scale + zero).round().clamp(0, 127) - zero) * scale
-    w_scale = first.weight.abs().amax(1, keepdim=True) / 127.5
-    weight = (first.weight / w_scale).round().clamp(-128, 127) * w_scale
+    rounded = ((flat / scale + zero).round().clamp(0, 255) - zero) * scale
+    w_scale = first.weight.abs().amax(1, keepdim=True) / 63
+    weight = (first.weight / w_scale).round().clamp(-63, 63) * w_scale
     expected, got = F.linear(flat, first.weight, first.bias), F.linear(rounded, weight, first.bias)
     sqnr = 10 * torch.log10(expected.square().sum() / (got - expected).square().sum())
     name = next(n for n, m in model.named_modules() if m is first)

@@ -6,8 +6,9 @@ from torch import nn
 
 from optkit.core.variant import Variant
 from optkit.engines import Inductor
-from optkit.models import MLP, ResNetCIFAR, SmallCNN, torchvision
+from optkit.models import MLP, ResNetCIFAR, SmallCNN, huggingface, torchvision
 from optkit.quantize import quantize_static, replay_static
+from optkit.quantize.pt2e import _activation_nodes
 
 
 class PreActivation(nn.Module):
@@ -115,13 +116,32 @@ def test_every_product_runs_in_int8_kernels_on_inductor(quantized):
 @pytest.mark.parametrize(
     ("isa", "reduced"), [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["avx2", "avx_vnni"], False), ([], False)]
 )
-def test_activations_have_the_bits_that_the_processor_can_add_up(isa, reduced, monkeypatch):
+def test_weights_have_the_bits_that_the_processor_can_add_up(isa, reduced, monkeypatch):
     monkeypatch.setattr("optkit.quantize.pt2e.cpu", lambda: {"isa": isa})
     model, x = MLP([1, 8, 8], 10, [32]).eval(), torch.randn(16, 1, 8, 8)
-    found = quantize_static(model, (x,), [(x,)])
-    highest = {n.args[4] for n in found.module.graph.nodes if "quantize_per_tensor" in str(n.target)}
-    assert found.reduce_range is reduced
-    assert highest == {127 if reduced else 255}
+    for target, lowest in {"inductor": -128, "openvino": -127}.items():
+        found = quantize_static(model, (x,), [(x,)], target=target)
+        weights = [t for t in found.module.state_dict().values() if t.dtype == torch.int8]
+        assert found.reduce_range is reduced
+        assert {int(w.max()) for w in weights} <= ({63} if reduced else {127})
+        assert min(int(w.min()) for w in weights) >= (-63 if reduced else lowest)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_no_sum_of_two_products_overflows_16_bits(target):
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = huggingface(
+        config={"model_type": "bert", **size}, num_classes=3, vocab_size=50, pad_token_id=0, max_length=8
+    )
+    x = torch.randint(1, 50, (4, 8)), torch.ones(4, 8, dtype=torch.long)
+    found = quantize_static(model.eval(), x, [x], target=target, reduce_range=True)
+    spans = {node.name: int(node.args[4]) - int(node.args[3]) for node in _activation_nodes(found.module)}
+    # queries and keys, which are multiplied with each other; all else is multiplied with weights
+    assert sorted(spans.values()).count(127) == 2 * 2
+    assert set(spans.values()) == {127, 255}
+    weights = [t for t in found.module.state_dict().values() if t.dtype == torch.int8]
+    assert 2 * 255 * max(int(w.abs().max()) for w in weights) < 2**15
 
 
 def test_the_batch_size_stays_free(quantized):

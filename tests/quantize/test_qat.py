@@ -206,7 +206,7 @@ def test_the_gradient_of_a_learned_range_is_the_papers(symmetric, highest):
 def test_the_gradient_of_learned_scales_is_the_papers():
     torch.manual_seed(0)
     w = torch.randn(4, 3, 2, 2, requires_grad=True)
-    fake, weights = LearnedScales(w * torch.tensor([0.5, 0.7, 1, 1]).view(-1, 1, 1, 1)), torch.randn(4, 3, 2, 2)
+    fake, weights = LearnedScales(w * torch.tensor([0.5, 0.7, 1, 1]).view(-1, 1, 1, 1), 127), torch.randn(4, 3, 2, 2)
     (fake(w) * weights).sum().backward()
     scales = fake.scales(w).detach()
     reference, v = scales.double().requires_grad_(), w.detach().double().requires_grad_()
@@ -219,10 +219,10 @@ def test_the_gradient_of_learned_scales_is_the_papers():
 def test_scales_are_positive_whatever_happens():
     w = torch.randn(4, 5)
     w[1] = 0
-    for fake in (MaxScales(), LearnedScales(w), LearnedScales(torch.zeros(4, 5))):
+    for fake in (MaxScales(127), LearnedScales(w, 127), LearnedScales(torch.zeros(4, 5), 63)):
         assert (fake.scales(w) > 0).all()
         assert torch.equal(fake(torch.zeros(4, 5)), torch.zeros(4, 5))
-    learned = LearnedScales(w)
+    learned = LearnedScales(w, 127)
     assert learned.scales(w)[1].item() == pytest.approx(float(w.abs().amax(1).mean()) / 127)
     learned.scale.ratio.data.fill_(-2.0)
     assert (learned.scales(w) > 0).all()

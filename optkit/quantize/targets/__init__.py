@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
 
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantizer import QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer import Quantizer
 
-# symmetric -> how an activation is quantized
-Activation = Callable[[bool], QuantizationSpec]
+from optkit.quantize.annotate import Scheme
 
 
 class Target(Protocol):
@@ -21,7 +19,7 @@ class Target(Protocol):
         """The graph to annotate."""
         ...
 
-    def quantizer(self, activation: Activation) -> Quantizer:
+    def quantizer(self, scheme: Scheme) -> Quantizer:
         """What annotates it."""
         ...
 
@@ -34,4 +32,4 @@ def target(name: str) -> Target:
     return import_module(f"optkit.quantize.targets.{name}")  # type: ignore[return-value]
 
 
-__all__ = ["Activation", "Target", "target"]
+__all__ = ["Target", "target"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from optkit.quantize.annotate import IN_FLOAT, weight_spec
-from optkit.quantize.targets import Activation
+from optkit.quantize.annotate import IN_FLOAT, Scheme
 
 SIGNED = False
 
@@ -34,11 +32,11 @@ def name_calls_apart(graph: GraphModule) -> None:
             node.meta["nn_module_stack"] = stack | {call: (call, stack[call][1])}
 
 
-def quantizer(activation: Activation) -> Quantizer:
+def quantizer(scheme: Scheme) -> Quantizer:
     """Torchao's, with our observers."""
-    spec = activation(False)
-    scheme = x86.QuantizationConfig(spec, spec, weight_spec(torch.per_channel_symmetric, -128), None, False)
-    return _OfFloats().set_global(scheme)
+    activation = scheme.activation(symmetric=False)
+    config = x86.QuantizationConfig(activation, activation, scheme.weight(-128), None, False)
+    return _OfFloats().set_global(config)
 
 
 class _OfFloats(x86.X86InductorQuantizer):

@@ -22,6 +22,7 @@ from optkit.quantize.annotate import (
     LINEAR,
     Edge,
     EdgeQuantizer,
+    Scheme,
     aten,
     calls,
     is_float,
@@ -30,7 +31,6 @@ from optkit.quantize.annotate import (
     weighted,
 )
 from optkit.quantize.attention import explicit_attention
-from optkit.quantize.targets import Activation
 
 SIGNED = False
 LOWEST = "lowest_float"
@@ -44,9 +44,9 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     return explicit_attention(program)
 
 
-def quantizer(activation: Activation) -> Quantizer:
+def quantizer(scheme: Scheme) -> Quantizer:
     """Annotates `edges`."""
-    return _Shielding(edges, lambda edge: activation(False))
+    return _Shielding(scheme, edges, lambda edge: False)
 
 
 class _Shielding(EdgeQuantizer):

@@ -19,6 +19,7 @@ from optkit.quantize.annotate import (
     LINEAR,
     Edge,
     EdgeQuantizer,
+    Scheme,
     calls,
     is_float,
     moved_up,
@@ -26,7 +27,6 @@ from optkit.quantize.annotate import (
     weighted,
 )
 from optkit.quantize.attention import explicit_attention
-from optkit.quantize.targets import Activation
 
 SIGNED = True
 
@@ -36,9 +36,9 @@ def rewrite(program: ExportedProgram) -> GraphModule:
     return explicit_attention(program)
 
 
-def quantizer(activation: Activation) -> Quantizer:
+def quantizer(scheme: Scheme) -> Quantizer:
     """Annotates `edges`."""
-    return EdgeQuantizer(edges, lambda edge: activation(edge[1].target not in LINEAR))
+    return EdgeQuantizer(scheme, edges, lambda edge: edge[1].target not in LINEAR)
 
 
 def edges(graph: GraphModule) -> Iterable[Edge]:
