@@ -76,8 +76,9 @@ class Table:
         print(f"| {engine} | {way} | {100 * right.mean():.2f} | {' | '.join(beside)} | {seconds:.0f} |", flush=True)
 
     def difference(self, right: np.ndarray, reference: str) -> str:
-        """From a row that was printed before; nothing where there is none."""
-        if (other := self.references.get(reference)) is None:
+        """From a row that was printed before; nothing where there is none, and for that row itself."""
+        other = self.references.get(reference)
+        if other is None or other is right:
             return ""
         delta = paired_difference(right, other).delta
         return f"{100 * delta.value:+.2f} [{100 * delta.low:+.2f}, {100 * delta.high:+.2f}]"

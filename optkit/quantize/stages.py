@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.engine import made_for
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, did_you_mean
 from optkit.core.macs import macs_by_operator
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
@@ -117,6 +118,12 @@ class CalibratedInt8:
     def check(self, module: nn.Module, task: Task) -> None:
         if self.min_int8_share is not None and (reason := ENGINES[self.target]().unavailable()):
             raise UserError(f"{self.target} does not work here: {reason}", key="min_int8_share")
+        layers = {path.removesuffix(".weight") for path, x in module.named_parameters() if x.dim() > 1}
+        for pattern in self.protect:
+            # where products of attention are is known of the exported graph alone
+            if not pattern.endswith("matmul") and not any(fnmatchcase(path, pattern) for path in layers):
+                fix = did_you_mean(pattern, layers)
+                raise UserError(f"no layer matches '{pattern}'", key="protect", value=pattern, fix=fix)
 
     def calibration(self, ctx: Context) -> Calibration:
         """The inputs to calibrate with."""

@@ -347,6 +347,14 @@ def test_a_stage_refuses_what_is_not_in_range(field, value):
         StaticQuantization(**{field: value})
 
 
+def test_a_misspelt_layer_is_found_before_any_work(digits):
+    model = MLP([1, 8, 8], 10, [32])
+    name = next(path for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    StaticQuantization(protect=[name, "*.matmul"]).check(model, SealedTask(digits))
+    with pytest.raises(UserError, match=f"did you mean '{name}'"):
+        StaticQuantization(protect=[f"{name}x"]).check(model, SealedTask(digits))
+
+
 def test_a_stage_with_every_tool_says_what_each_changed_and_is_replayed(context, digits):
     torch.manual_seed(0)
     model = MLP([1, 8, 8], 10, [32, 32]).eval()

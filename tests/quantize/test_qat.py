@@ -26,6 +26,7 @@ from optkit.quantize import (
 )
 from optkit.quantize.fake import LearnedRange, LearnedScale, LearnedScales, MaxScales, MovingRange
 from optkit.quantize.observers import ActivationObserver
+from optkit.quantize.proof import float_layers
 from optkit.quantize.qat import LiveNorm, place
 from optkit.training import Callback, Train, Trainer
 from tests.distill.texts import bert
@@ -127,6 +128,25 @@ def test_what_was_trained_is_what_is_converted(case, learned):
     assert names[0] == names[1]
     assert found.activations.keys() == static.activations.keys()
     again = replay_static(copy.deepcopy(model), inputs(2), found.activations, found.reduce_range, target)
+    again.load_state_dict(found.module.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(*batches[0]), real)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_protected_layers_are_trained_and_stay_in_float(target):
+    torch.manual_seed(0)
+    model, batches = lived_in(PreActivation()).eval(), [images(32)]
+    prepared = prepare_qat(model, images(2), batches, target=target, protect=["conv1", "linear"])
+    before = prepared.module.state_dict()["conv1.weight"].clone()
+    train(prepared.module, batches)
+    assert not torch.equal(prepared.module.state_dict()["conv1.weight"], before)
+    found = convert_qat(prepared)
+    assert set(float_layers(found.module)) == {"conv1", "linear"}
+    with torch.no_grad():
+        fake, real = prepared.module(*batches[0]), found.module(*batches[0])
+    assert (fake - real).abs().median() < 1e-5 * fake.abs().max()
+    again = replay_static(copy.deepcopy(model), images(2), found.activations, found.reduce_range, target, found.protect)
     again.load_state_dict(found.module.state_dict())
     with torch.no_grad():
         assert torch.equal(again(*batches[0]), real)
