@@ -12,7 +12,7 @@ from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.environment import cpu
 from optkit.core.variant import variant_id
 
-SIZE = 2048
+SMALLEST, SIZE = 256, 2048
 SECONDS = 0.5
 COPIED = 1 << 27
 
@@ -20,8 +20,9 @@ COPIED = 1 << 27
 def peaks(threads: int, again: bool = False) -> dict[str, float]:
     """The peaks at so many torch threads: ``fp32``, ``bf16`` and ``int8`` in 1e9 operations a second, ``memory_gb_s``.
 
-    The best of repeated products of 2048 square matrices, and of copies of 128 MB: what this machine reaches at all,
-    not what it reaches on average. Kept in the cache by processor, threads and torch; ``again`` measures them anew.
+    The best of repeated products of square matrices, up to 2048 wide or as wide as half a second allows, and of copies
+    of 128 MB: what this machine reaches at all, not what it reaches on average. Kept in the cache by processor, threads
+    and torch; ``again`` measures them anew.
     A precision without kernels here has no entry.
     """
     path = peaks_file(threads)
@@ -43,9 +44,9 @@ def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copi
     torch.set_num_threads(threads)
     found = {}
     try:
-        for name, product in _products(size).items():
+        for name, product in PRODUCTS.items():
             try:
-                found[name] = 2 * size**3 / _best(product, seconds) / 1e9
+                found[name] = _rate(product, size, seconds)
             except (RuntimeError, NotImplementedError, AttributeError):
                 continue  # no kernels of this precision here
         source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
@@ -55,26 +56,41 @@ def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copi
     return {name: round(value, 2) for name, value in found.items()}
 
 
-def _products(size: int) -> dict[str, Callable[[], object]]:
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    left_16, right_16 = left.bfloat16(), right.bfloat16()
+def _of_floats(size: int, dtype: torch.dtype) -> Callable[[], object]:
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    return lambda: left @ right
 
-    def int8() -> Callable[[], object]:
-        rows = torch.randint(0, 127, (size, size), dtype=torch.uint8)
-        weight = torch.randint(-127, 127, (size, size), dtype=torch.int8)
-        packed = torch.ops.onednn.qlinear_prepack(weight, [size, size])
-        scales, zeros = torch.ones(size), torch.zeros(size, dtype=torch.long)
-        options = (None, 1.0, 0, torch.float32, "none", [], "")
-        return lambda: torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, packed, scales, zeros, *options)
 
-    made: list[Callable[[], object]] = []
+def _of_int8(size: int) -> Callable[[], object]:
+    rows = torch.randint(0, 127, (size, size), dtype=torch.uint8)
+    weight = torch.randint(-127, 127, (size, size), dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, [size, size])
+    scales, zeros = torch.ones(size), torch.zeros(size, dtype=torch.long)
+    options = (None, 1.0, 0, torch.float32, "none", [], "")
+    return lambda: torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, packed, scales, zeros, *options)
 
-    def run_int8() -> object:
-        if not made:
-            made.append(int8())
-        return made[0]()
 
-    return {"fp32": lambda: left @ right, "bf16": lambda: left_16 @ right_16, "int8": run_int8}
+# a matrix size -> a product of two such matrices
+PRODUCTS: dict[str, Callable[[int], Callable[[], object]]] = {
+    "fp32": lambda size: _of_floats(size, torch.float32),
+    "bf16": lambda size: _of_floats(size, torch.bfloat16),
+    "int8": _of_int8,
+}
+
+
+def _rate(product: Callable[[int], Callable[[], object]], size: int, seconds: float) -> float:
+    """1e9 operations a second, at the best of the sizes up to this one.
+
+    Sizes double until one takes an eighth of the time there is: a processor without instructions for a precision needs
+    minutes for the largest.
+    """
+    best, side = 0.0, min(SMALLEST, size)
+    while True:
+        took = _best(product(side), seconds if side == size else seconds / 8)
+        best = max(best, 2 * side**3 / took / 1e9)
+        if side >= size or 8 * took > seconds:
+            return best
+        side = min(2 * side, size)
 
 
 def _best(call: Callable[[], object], seconds: float) -> float:
