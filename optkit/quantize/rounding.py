@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.functional import unfold
 
@@ -47,24 +48,24 @@ def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> 
     with torch.no_grad():
         for path, moment in moments.items():
             weight, observer = tensor_at(graph, path), graph.get_submodule(observers[path])
-            scale, _ = observer.calculate_qparams()  # type: ignore[operator]
             shape = (len(moment), len(weight) // len(moment), -1)
+            scale = observer.calculate_qparams()[0].double().view(*shape[:2], 1)  # type: ignore[operator]
             limits = (int(observer.quant_min), int(observer.quant_max))  # type: ignore[arg-type]
-            found = gptq(weight.reshape(shape), moment, scale.view(shape[0], shape[1], 1), limits)
-            weight.copy_(found.reshape(weight.shape))
+            nearest = partial(_nearest, scale=scale, limits=limits)
+            weight.copy_(gptq(weight.reshape(shape), moment, nearest).reshape(weight.shape))
     return len(moments)
 
 
-def gptq(weight: Tensor, moment: Tensor, scale: Tensor, limits: tuple[int, int]) -> Tensor:
-    """Weights as multiples of their scales, column after column.
+def gptq(weight: Tensor, moment: Tensor, nearest: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Weights on their grid, column after column.
 
     Args:
         weight: ``(groups, outputs, inputs)``.
         moment: second moments of the inputs ``(groups, inputs, inputs)``.
-        scale: of each output, symmetric ``(groups, outputs, 1)``.
-        limits: smallest and largest integer.
+        nearest: gives the points of the grid next to the values of a column ``(groups, outputs, 1)``, float64, and the
+            column's number.
     """
-    weight, moment, scale = weight.double().clone(), moment.double().clone(), scale.double()
+    weight, moment = weight.double().clone(), moment.double().clone()
     diagonal = moment.diagonal(dim1=1, dim2=2)
     dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)  # inputs that were never there
     diagonal += (DAMPING * diagonal.mean(1, keepdim=True)).clamp(min=EPS)
@@ -76,13 +77,49 @@ def gptq(weight: Tensor, moment: Tensor, scale: Tensor, limits: tuple[int, int])
         errors = torch.zeros_like(weight[:, :, start:stop])
         for column in range(start, stop):
             value = weight[:, :, column : column + 1]
-            rounded = (value / scale).round().clamp(*limits) * scale
+            rounded = nearest(value, column)
             error = (value - rounded) / factor[:, column, column, None, None]
             weight[:, :, column + 1 : stop] -= error * factor[:, column, None, column + 1 : stop]
             weight[:, :, column : column + 1] = rounded
             errors[:, :, column - start : column - start + 1] = error
         weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
     return weight.float()
+
+
+def second_moments(model: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """Of the inputs of linear layers of a model, ``(inputs, inputs)``, by the layers' paths.
+
+    Args:
+        model: run as it is.
+        layers: paths of linear layers.
+        batches: inputs; read once.
+    """
+    moments: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def see(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            x = given[0].reshape(-1, given[0].shape[-1]).float()
+            size, seen = len(x), rows.get(path, 0)
+            moment = x.T @ x / size
+            moments[path] = moments[path].lerp_(moment, size / (seen + size)) if seen else moment
+            rows[path] = seen + size
+
+        return see
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in layers]
+    try:
+        with torch.no_grad():
+            for inputs in batches:
+                model(*inputs)
+    finally:
+        for found in hooks:
+            found.remove()
+    return moments
+
+
+def _nearest(value: Tensor, _: int, scale: Tensor, limits: tuple[int, int]) -> Tensor:
+    return (value / scale).round().clamp(*limits) * scale
 
 
 def _weight_path(node: Node) -> str | None:

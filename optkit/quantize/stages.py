@@ -252,11 +252,16 @@ class WeightOnlyQuantization:
         bits: 8 (a scale for each output) or 4 (a scale and an offset for each group of inputs).
         group_size: of 4-bit weights: 32, 64, 128 or 256 inputs.
         protect: patterns of layer paths that stay as they are.
+        rounding: ``nearest``, or ``gptq`` (Frantar et al., 2023), which reads train data.
+        batches, batch_size: how much of it.
     """
 
     bits: int = 8
     group_size: int = 64
     protect: Sequence[str] = field(default_factory=list)
+    rounding: str = "nearest"
+    batches: int = 32
+    batch_size: int = 32
 
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
@@ -269,17 +274,26 @@ class WeightOnlyQuantization:
         if self.group_size not in GROUP_SIZES:
             fix = f"one of {', '.join(map(str, GROUP_SIZES))}"
             raise UserError(f"no groups of {self.group_size}", key="group_size", value=self.group_size, fix=fix)
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_count("batches", self.batches)
+        check_count("batch_size", self.batch_size)
 
     def check(self, module: nn.Module, task: Task) -> None:
         check_weight_only(module, self.bits, self.group_size, tuple(self.protect))
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        batches = Calibration(ctx.task, self.batch_size, min(self.batches, ctx.max_steps or self.batches), ctx.seed)
         found = quantize_weight_only(
-            module.eval(), bits=self.bits, group_size=self.group_size, protect=tuple(self.protect)
+            module.eval(),
+            bits=self.bits,
+            group_size=self.group_size,
+            protect=tuple(self.protect),
+            batches=batches if self.rounding == "gptq" else None,
         )
         macs = macs_by_operator(found.module, ctx.task.example(2))
         facts = {
             "weight_bits": self.bits,
+            "rounding": self.rounding,
             "layers": len(found.layers),
             "left_in_float": found.left,
             "arithmetic": "bfloat16",

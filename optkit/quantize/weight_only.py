@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import StageError, UserError
+from optkit.quantize.rounding import gptq, second_moments
 
 BITS, GROUP_SIZES = (8, 4), (32, 64, 128, 256)
 SMALLEST = 1e-6
@@ -33,7 +35,12 @@ class WeightOnly:
 
 
 def quantize_weight_only(
-    model: nn.Module, *, bits: int = 8, group_size: int = 64, protect: tuple[str, ...] = ()
+    model: nn.Module,
+    *,
+    bits: int = 8,
+    group_size: int = 64,
+    protect: tuple[str, ...] = (),
+    batches: Iterable[tuple[Tensor, ...]] | None = None,
 ) -> WeightOnly:
     """Quantize the weights of linear layers, and nothing else; the products take bfloat16 activations.
 
@@ -47,6 +54,8 @@ def quantize_weight_only(
         bits: 8 or 4.
         group_size: of 4-bit weights: how many inputs share a scale.
         protect: patterns of layer paths that stay in float.
+        batches: inputs to round the weights by, with GPTQ (see `optkit.quantize.rounding`): what matters is then the
+            error of a layer's output. None rounds each weight to the nearest.
 
     Raises:
         UserError: `bits` or `group_size` for which there is no kernel.
@@ -57,11 +66,12 @@ def quantize_weight_only(
     if not layers:
         raise StageError(_nothing(model, left))
     module = copy.deepcopy(model)
+    moments = {} if batches is None else second_moments(module, layers, batches)
     for path in layers:
         linear = module.get_submodule(path)
         assert isinstance(linear, nn.Linear)
         empty = _layer(linear, bits, group_size)
-        empty.quantize_(linear)
+        empty.quantize_(linear, moments.get(path))
         module.set_submodule(path, empty)
     return WeightOnly(module.eval(), layers, left)
 
@@ -83,6 +93,8 @@ def check_weight_only(model: nn.Module, bits: int, group_size: int, protect: tup
 class WeightOnlyLinear(nn.Module):
     """A linear layer with quantized weights ``(out, in)``: bfloat16 products, answers of its input's type."""
 
+    lowest: int  # of the integers
+
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -92,10 +104,36 @@ class WeightOnlyLinear(nn.Module):
         """``x`` ``(rows, in)`` times the weights, both bfloat16."""
         raise NotImplementedError
 
-    def quantize_(self, linear: nn.Linear) -> None:
-        """Takes over a float layer's weights and bias."""
+    def quantize_(self, linear: nn.Linear, moment: Tensor | None = None) -> None:
+        """Takes over a float layer's weights and bias.
+
+        Args:
+            linear: the layer.
+            moment: second moments of its inputs ``(in, in)``, to round by; None for each weight to the nearest.
+        """
         if linear.bias is not None:
             self.bias.data = linear.bias.detach().float().clone()
+        weight = linear.weight.detach().float()
+        self.set_grid(weight)
+        if moment is not None:
+            weight = gptq(weight[None], moment[None], self._nearest)[0]
+        self.set_weight(weight)
+
+    def set_grid(self, weight: Tensor) -> None:
+        """Chooses the scales by the weights ``(out, in)``."""
+        raise NotImplementedError
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Rounds the weights ``(out, in)`` to the grid."""
+        raise NotImplementedError
+
+    def grid(self, column: int) -> tuple[Tensor, Tensor]:
+        """Scale and offset of an input's weights, ``(out, 1)`` each."""
+        raise NotImplementedError
+
+    def _nearest(self, value: Tensor, column: int) -> Tensor:
+        scale, offset = self.grid(column)
+        return ((value - offset) / scale).round().clamp(self.lowest, -self.lowest - 1) * scale + offset
 
     def float_weight(self) -> Tensor:
         """The weights in float32 ``(out, in)``."""
@@ -114,6 +152,8 @@ class WeightOnlyLinear(nn.Module):
 class Int8Linear(WeightOnlyLinear):
     """int8 weights with a scale for each output."""
 
+    lowest = -128
+
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__(in_features, out_features, bias)
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
@@ -122,12 +162,16 @@ class Int8Linear(WeightOnlyLinear):
     def product(self, x: Tensor) -> Tensor:
         return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
 
-    def quantize_(self, linear: nn.Linear) -> None:
-        super().quantize_(linear)
-        weight = linear.weight.detach().float()
-        # rounded first: the integers are those for the scale that the kernel reads
+    def set_grid(self, weight: Tensor) -> None:
         self.scale = (weight.abs().amax(1) / 127).clamp(min=SMALLEST).to(torch.bfloat16)
+
+    def set_weight(self, weight: Tensor) -> None:
+        # the integers are those for the scale that the kernel reads, which was rounded first
         self.weight = (weight / self.scale.float()[:, None]).round().clamp(-128, 127).to(torch.int8)
+
+    def grid(self, column: int) -> tuple[Tensor, Tensor]:
+        scale = self.scale.double()[:, None]
+        return scale, torch.zeros_like(scale)
 
     def float_weight(self) -> Tensor:
         return self.weight.float() * self.scale.float()[:, None]
@@ -140,6 +184,8 @@ class Int4Linear(WeightOnlyLinear):
     loaded, and not saved.
     """
 
+    lowest = -8
+
     def __init__(self, in_features: int, out_features: int, bias: bool, group_size: int):
         super().__init__(in_features, out_features, bias)
         self.group_size = group_size
@@ -151,21 +197,30 @@ class Int4Linear(WeightOnlyLinear):
     def product(self, x: Tensor) -> Tensor:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group_size, self.scale_and_offset)
 
-    def quantize_(self, linear: nn.Linear) -> None:
-        super().quantize_(linear)
-        groups = linear.weight.detach().float().unflatten(1, (-1, self.group_size))
+    def set_grid(self, weight: Tensor) -> None:
+        groups = weight.unflatten(1, (-1, self.group_size))
         low, high = groups.amin(2), groups.amax(2)
         scale = ((high - low) / 15).clamp(min=SMALLEST).to(torch.bfloat16)
         offset = (low + 8 * scale.float()).to(torch.bfloat16)
-        digits = ((groups - offset.float()[..., None]) / scale.float()[..., None] + 8).round().clamp(0, 15)
-        digits = digits.flatten(1).to(torch.uint8)
-        self.weight = digits[:, ::2] | (digits[:, 1::2] << 4)
         self.scale_and_offset = torch.stack([scale.T, offset.T], -1).contiguous()
+
+    def set_weight(self, weight: Tensor) -> None:
+        scale, offset = self._spread()
+        digits = ((weight - offset) / scale + 8).round().clamp(0, 15).to(torch.uint8)
+        self.weight = digits[:, ::2] | (digits[:, 1::2] << 4)
         self.packed = self._pack()
 
+    def grid(self, column: int) -> tuple[Tensor, Tensor]:
+        scale, offset = self.scale_and_offset[column // self.group_size].double().unbind(-1)
+        return scale[:, None], offset[:, None]
+
     def float_weight(self) -> Tensor:
-        scale, offset = (x.float().T.repeat_interleave(self.group_size, 1) for x in self.scale_and_offset.unbind(-1))
+        scale, offset = self._spread()
         return (self._digits().float() - 8) * scale + offset
+
+    def _spread(self) -> tuple[Tensor, ...]:
+        """Scale and offset of every weight ``(out, in)``."""
+        return tuple(x.float().T.repeat_interleave(self.group_size, 1) for x in self.scale_and_offset.unbind(-1))
 
     def _digits(self) -> Tensor:
         """Every weight's number from 0 to 15 ``(out, in)``."""

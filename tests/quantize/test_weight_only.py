@@ -53,6 +53,28 @@ def test_weights_are_as_near_as_torchao_brings_them(model, bits, group_size):
 
 
 @pytest.mark.parametrize(("bits", "group_size"), SCHEMES)
+def test_gptq_keeps_the_output_better_on_the_same_grid(model, bits, group_size):
+    mixing = torch.randn(64, 64)
+    batches = [((torch.randn(256, 64) @ mixing).view(-1, 1, 8, 8),) for _ in range(3)]
+    plain = quantize_weight_only(model, bits=bits, group_size=group_size)
+    found = quantize_weight_only(model, bits=bits, group_size=group_size, batches=iter(batches))
+    assert found.layers == plain.layers
+    first = model.get_submodule(found.layers[0])
+    inputs = batches[0][0].flatten(1)
+    errors = [
+        float((inputs @ (q.module.get_submodule(found.layers[0]).float_weight() - first.weight).T).square().sum())
+        for q in (found, plain)
+    ]
+    assert errors[0] < 0.6 * errors[1]
+    for path in found.layers:
+        ours, theirs = (q.module.get_submodule(path) for q in (found, plain))
+        grid = "scale" if bits == 8 else "scale_and_offset"
+        assert torch.equal(getattr(ours, grid), getattr(theirs, grid))
+        assert not torch.equal(ours.weight, theirs.weight)
+    assert not any(m._forward_pre_hooks for m in found.module.modules())
+
+
+@pytest.mark.parametrize(("bits", "group_size"), SCHEMES)
 def test_the_kernel_computes_with_the_weights_that_it_says(model, bits, group_size):
     found = quantize_weight_only(model, bits=bits, group_size=group_size)
     for path in found.layers:
