@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,11 +119,14 @@ def products(graph: GraphModule) -> list[Node]:
     ]
 
 
+def behind_observer(node: Any) -> Node:
+    """What an observer sees; the node itself where none stands before it."""
+    return node.args[0] if node.op == "call_module" else node
+
+
 def layer_path(node: Node) -> str:
     """Where in the model a convolution, linear or product is: ``layer1.0.conv1``, ``encoder.0.attention.matmul``."""
-    weight = node.args[1]
-    while weight.op == "call_module":  # an observer
-        weight = weight.args[0]
+    weight = behind_observer(node.args[1])
     if weight.op == "get_attr":
         return str(weight.target).removesuffix(".weight")
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -142,14 +146,22 @@ def keep_in_float(graph: GraphModule, patterns: Iterable[str]) -> tuple[str, ...
     paths = {node: layer_path(node) for node in nodes}
     kept: dict[str, None] = {}
     for pattern in patterns:
-        found = [node for node in nodes if fnmatchcase(paths[node], pattern)]
-        if not found:
-            fix = did_you_mean(pattern, sorted(set(paths.values())))
-            raise UserError(f"no layer matches '{pattern}'", key="protect", value=pattern, fix=fix)
-        for node in found:
-            node.meta[IN_FLOAT] = True
-            kept[paths[node]] = None
+        matching = layers_matching(pattern, paths.values())
+        for node in nodes:
+            if paths[node] in matching:
+                node.meta[IN_FLOAT] = True
+                kept[paths[node]] = None
     return tuple(kept)
+
+
+def layers_matching(pattern: str, paths: Iterable[str]) -> set[str]:
+    """The paths of layers that a pattern of ``protect`` matches; raises UserError if there is none."""
+    paths = set(paths)
+    found = {path for path in paths if fnmatchcase(path, pattern)}
+    if not found:
+        fix = did_you_mean(pattern, paths)
+        raise UserError(f"no layer matches '{pattern}'", key="protect", value=pattern, fix=fix)
+    return found
 
 
 class EdgeQuantizer(Quantizer):

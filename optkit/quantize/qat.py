@@ -21,7 +21,7 @@ from torchao.quantization.pt2e import PerChannelMinMaxObserver
 
 from optkit.core.checks import check_choice
 from optkit.core.errors import StageError
-from optkit.quantize.annotate import calls, keep_in_float, tensor_at
+from optkit.quantize.annotate import behind_observer, calls, keep_in_float, tensor_at
 from optkit.quantize.fake import LearnedRange, LearnedScales, MaxScales, MovingRange
 from optkit.quantize.observers import ActivationObserver
 from optkit.quantize.pt2e import OBSERVERS, Calibrated, Quantized, calibrate_graph, export_graph, observers
@@ -195,7 +195,7 @@ def _revive(
             continue
         source = nodes[norm.source]
         weight, bias, *rest = source.args[1:]
-        for node in (_read(weight), bias):
+        for node in (behind_observer(weight), bias):
             if node.target in raw:
                 _set(observed, node.target, raw[node.target])
             else:
@@ -253,7 +253,7 @@ def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scal
                     tensor_at(graph, path).copy_(value)
             continue
         source = nodes[norm.source]
-        weight, bias = _read(source.args[1]).target, source.args[2].target
+        weight, bias = behind_observer(source.args[1]).target, source.args[2].target
         gamma, beta, mean, variance = _state(live)
         own = tensor_at(graph, bias).clone() if bias in read else None
         fused = fuse_conv_bn_weights(
@@ -280,11 +280,6 @@ def _observed_weights(graph: GraphModule) -> dict[str, str]:
         for node in graph.graph.nodes
         if node.op == "call_module" and isinstance(graph.get_submodule(node.target), PerChannelMinMaxObserver)
     }
-
-
-def _read(node: Node) -> Node:
-    """The node that reads a weight, observed or not."""
-    return node.args[0] if node.op == "call_module" else node  # type: ignore[return-value]
 
 
 def _attributes(graph: GraphModule) -> list[str]:

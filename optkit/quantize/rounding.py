@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.nn.functional import unfold
 
-from optkit.quantize.annotate import LINEAR, aten, tensor_at
+from optkit.quantize.annotate import LINEAR, aten, behind_observer, tensor_at
 from optkit.quantize.layerwise import Call, each_call
 from optkit.quantize.observers import EPS
 
@@ -31,29 +31,25 @@ def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> 
     Returns:
         How many weights were rounded: those of linear layers and of one- and two-dimensional convolutions.
     """
-    moments: dict[str, Tensor] = {}
+    moments = _Moments()
     observers: dict[str, str] = {}
-    rows: dict[str, int] = {}
 
     def visit(call: Call) -> None:
-        path = _weight_path(call.layer.node)
-        if path is None or (columns := _columns(call)) is None:
-            return
-        size, seen = columns.shape[1], rows.get(path, 0)
-        moment = torch.bmm(columns.transpose(1, 2), columns) / size
-        moments[path] = moments[path].lerp_(moment, size / (seen + size)) if seen else moment
-        rows[path], observers[path] = seen + size, call.layer.observers[1]
+        weight = behind_observer(call.layer.node.args[1])
+        if weight.op == "get_attr" and (columns := _columns(call)) is not None:
+            moments.add(str(weight.target), columns)
+            observers[str(weight.target)] = call.layer.observers[1]
 
     each_call(graph, batches, visit)
     with torch.no_grad():
-        for path, moment in moments.items():
+        for path, moment in moments.found.items():
             weight, observer = tensor_at(graph, path), graph.get_submodule(observers[path])
             shape = (len(moment), len(weight) // len(moment), -1)
             scale = observer.calculate_qparams()[0].double().view(*shape[:2], 1)  # type: ignore[operator]
             limits = (int(observer.quant_min), int(observer.quant_max))  # type: ignore[arg-type]
             nearest = partial(_nearest, scale=scale, limits=limits)
             weight.copy_(gptq(weight.reshape(shape), moment, nearest).reshape(weight.shape))
-    return len(moments)
+    return len(moments.found)
 
 
 def gptq(weight: Tensor, moment: Tensor, nearest: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -87,25 +83,17 @@ def gptq(weight: Tensor, moment: Tensor, nearest: Callable[[Tensor, int], Tensor
 
 
 def second_moments(model: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-    """Of the inputs of linear layers of a model, ``(inputs, inputs)``, by the layers' paths.
+    """Of the inputs of linear layers of a model, ``(1, inputs, inputs)``, by the layers' paths.
 
     Args:
         model: run as it is.
         layers: paths of linear layers.
         batches: inputs; read once.
     """
-    moments: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
+    moments = _Moments()
 
     def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def see(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            x = given[0].reshape(-1, given[0].shape[-1]).float()
-            size, seen = len(x), rows.get(path, 0)
-            moment = x.T @ x / size
-            moments[path] = moments[path].lerp_(moment, size / (seen + size)) if seen else moment
-            rows[path] = seen + size
-
-        return see
+        return lambda _, given: moments.add(path, given[0].reshape(1, -1, given[0].shape[-1]).float())
 
     hooks = [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in layers]
     try:
@@ -115,17 +103,26 @@ def second_moments(model: nn.Module, layers: Iterable[str], batches: Iterable[tu
     finally:
         for found in hooks:
             found.remove()
-    return moments
+    return moments.found
+
+
+class _Moments:
+    """Mean second moments ``(groups, inputs, inputs)`` by name, whatever comes in how many batches."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, columns: Tensor) -> None:
+        """Takes in ``(groups, rows, inputs)``."""
+        size, seen = columns.shape[1], self._rows.get(name, 0)
+        moment = torch.bmm(columns.transpose(1, 2), columns) / size
+        self.found[name] = self.found[name].lerp_(moment, size / (seen + size)) if seen else moment
+        self._rows[name] = seen + size
 
 
 def _nearest(value: Tensor, _: int, scale: Tensor, limits: tuple[int, int]) -> Tensor:
     return (value / scale).round().clamp(*limits) * scale
-
-
-def _weight_path(node: Node) -> str | None:
-    weight = node.args[1]
-    read = weight.args[0] if isinstance(weight, Node) and weight.op == "call_module" else weight
-    return str(read.target) if isinstance(read, Node) and read.op == "get_attr" else None
 
 
 def _columns(call: Call) -> Tensor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.engine import made_for
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
 from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
 from optkit.quantize.analysis import LayerCosts, cost_of_layers
+from optkit.quantize.annotate import layers_matching
 from optkit.quantize.dynamic import (
     DYNAMIC_TARGETS,
     check_linears,
@@ -63,6 +63,11 @@ class Calibration:
     batch_size: int
     batches: int
     seed: int
+
+    @classmethod
+    def of(cls, ctx: Context, batches: int, batch_size: int) -> Calibration:
+        """Of a stage's task, in a smoke run no more than its steps."""
+        return cls(ctx.task, batch_size, min(batches, ctx.max_steps or batches), ctx.seed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         found = self.task.batches("train", self.batch_size, seed=self.seed)
@@ -121,13 +126,12 @@ class CalibratedInt8:
         layers = {path.removesuffix(".weight") for path, x in module.named_parameters() if x.dim() > 1}
         for pattern in self.protect:
             # where products of attention are is known of the exported graph alone
-            if not pattern.endswith("matmul") and not any(fnmatchcase(path, pattern) for path in layers):
-                fix = did_you_mean(pattern, layers)
-                raise UserError(f"no layer matches '{pattern}'", key="protect", value=pattern, fix=fix)
+            if not pattern.endswith("matmul"):
+                layers_matching(pattern, layers)
 
     def calibration(self, ctx: Context) -> Calibration:
         """The inputs to calibrate with."""
-        return Calibration(ctx.task, self.batch_size, min(self.batches, ctx.max_steps or self.batches), ctx.seed)
+        return Calibration.of(ctx, self.batches, self.batch_size)
 
     def outcome(self, quantized: Quantized, ctx: Context) -> Outcome:
         """The int8 graph with its facts and its surgery, its int8 share proved if that is asked for."""
@@ -282,7 +286,7 @@ class WeightOnlyQuantization:
         check_weight_only(module, self.bits, self.group_size, tuple(self.protect))
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
-        batches = Calibration(ctx.task, self.batch_size, min(self.batches, ctx.max_steps or self.batches), ctx.seed)
+        batches = Calibration.of(ctx, self.batches, self.batch_size)
         found = quantize_weight_only(
             module.eval(),
             bits=self.bits,

@@ -109,14 +109,14 @@ class WeightOnlyLinear(nn.Module):
 
         Args:
             linear: the layer.
-            moment: second moments of its inputs ``(in, in)``, to round by; None for each weight to the nearest.
+            moment: second moments of its inputs ``(1, in, in)``, to round by; None for each weight to the nearest.
         """
         if linear.bias is not None:
             self.bias.data = linear.bias.detach().float().clone()
         weight = linear.weight.detach().float()
         self.set_grid(weight)
         if moment is not None:
-            weight = gptq(weight[None], moment[None], self._nearest)[0]
+            weight = gptq(weight[None], moment, self._nearest)[0]
         self.set_weight(weight)
 
     def set_grid(self, weight: Tensor) -> None:
