@@ -96,12 +96,13 @@ def ablate(
         from optkit.config import to_recipe
 
         built = to_recipe(cfg)
+        from optkit.report import read_rows
         from optkit.report.ablation import ablation_markdown
         from optkit.study.ablation import ablate as ablate_recipe
 
         options = {"orders": orders, "seeds": seeds, "engine": engine, "subsets": subsets}
         done = ablate_recipe(built, command=command, **options)
-        text = ablation_markdown(done.result)
+        text = ablation_markdown(done.result, read_rows([done.folder]))
         (done.folder / "ablation.md").write_text(text)
         click.echo(text)
         click.echo(f"study folder: {done.folder}")

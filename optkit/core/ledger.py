@@ -41,12 +41,18 @@ class Ledger:
 
 
 def read(*paths: str | Path) -> list[Record]:
-    """The records of several runs: run folders, or ledger files.
+    """The records of several runs: run folders, folders of these, or ledger files.
 
     Raises:
         UserError: a path holds no ledger, or a line that is not a record.
     """
-    return [record for path in paths for record in _read_file(_ledger_file(Path(path)))]
+    return [record for path in paths for run in runs_of(Path(path)) for record in _read_file(_ledger_file(run))]
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders in a folder of runs, such as a study's; a run's own folder, or a ledger, stands for itself."""
+    inside = [] if (folder / LEDGER_NAME).is_file() else sorted(f.parent for f in folder.glob(f"*/{LEDGER_NAME}"))
+    return inside or [folder]
 
 
 def _ledger_file(path: Path) -> Path:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optkit.report.controls import against_controls
+from optkit.report.rows import Row
+from optkit.report.tables import points
+
 Result = Mapping[str, Any]
 COSTS = {"latency": "latency x", "size": "size x", "macs": "MACs x", "params": "params x", "peak_memory": "memory x"}
 
 
-def ablation_markdown(result: Result) -> str:
-    """Markdown: what each technique brings, for every batch size; then interactions, orders, and what was left out."""
+def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
+    """Markdown: what each technique brings, for every batch size; then interactions, orders, and what was left out.
+
+    Args:
+        result: what ``ablation.json`` holds.
+        rows: of the study's runs, for the controls among them.
+    """
     counters = result["counters"]
     stages = (
         f"{counters['chains']} chains of {counters['stages_in_all_chains']} stages, {counters['distinct_stages']} of"
@@ -27,6 +36,8 @@ def ablation_markdown(result: Result) -> str:
             lines += ["", "Together, beyond what each brings:", "", *_table("techniques", pairs)]
         if orders := [(" > ".join(e["chain"]), e) for e in batch.get("orders", [])]:
             lines += ["", "Another order, against the recipe's:", "", *_table("order", orders)]
+    if compared := against_controls(rows, points):
+        lines += ["", "Against the controls:", "", *(f"- {line}" for line in compared)]
     if result["skipped"]:
         lines += ["", "Not run:", ""]
         lines += [f"- {' > '.join(s['chain']) or 'the baseline'}: {s['reason']}" for s in result["skipped"]]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.core import ledger
+from optkit.core.errors import UserError
 from optkit.core.records import Measurement, Record, unpack_bits
 from optkit.core.statistics import paired_difference
 from optkit.report.recipes import flat_recipe
@@ -74,14 +75,16 @@ def diff_runs(first: Path, second: Path) -> Difference:
     """Compares two run folders.
 
     Raises:
-        UserError: a path that holds no ledger.
+        UserError: a path that holds no ledger, or several.
     """
+    first, second = _run(first), _run(second)
     records = [ledger.unique(ledger.read(path)) for path in (first, second)]
     recipes = [flat_recipe(path) for path in (first, second)]
-    found = [{_place(row): row for row in rows(each)} for each in records]
+    names = [_names(each) for each in records]
+    found = [{_place(row, n): row for row in rows(each)} for each, n in zip(records, names, strict=True)]
     differing, paired = _conditions(*records)
     pairs = [
-        _pair(found[0][place], found[1][place], records, paired, comparable="machine" not in differing)
+        _pair(place[0], found[0][place], found[1][place], records, paired, comparable="machine" not in differing)
         for place in found[0]
         if place in found[1]
     ]
@@ -100,9 +103,27 @@ def diff_runs(first: Path, second: Path) -> Difference:
     return Difference((str(first), str(second)), overrides, warnings, pairs, *only)
 
 
-def _place(row: Row) -> Place:
-    stage = row["stage"] if row["step"] > 0 else "baseline"
-    return stage, row["engine"], row["batch_size"], row["threads"], row.get("sequence_length")
+def _run(path: Path) -> Path:
+    inside = ledger.runs_of(path)
+    if len(inside) > 1:
+        raise UserError(f"{path} holds {len(inside)} runs", fix=f"give one of them, such as {inside[0]}")
+    return inside[0]
+
+
+def _names(records: Sequence[Record]) -> dict[tuple[str, int], str]:
+    """What each variant is called: its stage, and where a run branches, those after the recipe's own by their chain."""
+    names: dict[tuple[str, int], str] = {}
+    for record in records:
+        control = f"{record.control}: " if record.control else ""
+        stage = control + (record.stage if record.step > 0 else "baseline")
+        taken = stage in names.values()
+        names[record.variant, record.step] = control + "+".join(["baseline", *record.chain]) if taken else stage
+    return names
+
+
+def _place(row: Row, names: dict[tuple[str, int], str]) -> Place:
+    name = names[row["variant"], row["step"]]
+    return name, row["engine"], row["batch_size"], row["threads"], row.get("sequence_length")
 
 
 def _words(place: Place) -> str:
@@ -126,7 +147,7 @@ def _conditions(first: Sequence[Record], second: Sequence[Record]) -> tuple[dict
     return differing, "data" not in differing
 
 
-def _pair(a: Row, b: Row, records: Sequence[Sequence[Record]], paired: bool, *, comparable: bool) -> Pair:
+def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paired: bool, *, comparable: bool) -> Pair:
     answers = [_answers(of, row) for of, row in zip(records, (a, b), strict=True)]
     delta, ci, p_value = b["accuracy"] - a["accuracy"], None, None
     if paired and a["split"] == b["split"] and answers[0].n == answers[1].n:
@@ -135,7 +156,7 @@ def _pair(a: Row, b: Row, records: Sequence[Sequence[Record]], paired: bool, *, 
     both = comparable and a["latency_p50_ms"] is not None and b["latency_p50_ms"] is not None
     ratio, ratio_ci = _speedup_ratio(a, b) if comparable else (None, None)
     return Pair(
-        stage=_place(a)[0], engine=a["engine"], batch_size=a["batch_size"], threads=a["threads"],
+        stage=stage, engine=a["engine"], batch_size=a["batch_size"], threads=a["threads"],
         sequence_length=a.get("sequence_length"), accuracy=(a["accuracy"], b["accuracy"]), accuracy_delta=delta,
         accuracy_delta_ci=ci, accuracy_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
         latency_ratio=a["latency_p50_ms"] / b["latency_p50_ms"] if both else None, speedup=(a["speedup"], b["speedup"]),
@@ -144,7 +165,7 @@ def _pair(a: Row, b: Row, records: Sequence[Sequence[Record]], paired: bool, *, 
 
 
 def _answers(records: Sequence[Record], row: Row) -> Measurement:
-    wanted = {"engine": row["engine"], "batch_size": row["batch_size"], "threads": row["threads"]}
+    wanted = {key: row[key] for key in ("engine", "batch_size", "threads", "sequence_length")}
     return next(
         m
         for record in records

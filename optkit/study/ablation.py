@@ -50,7 +50,7 @@ def ablate(
     folder for each seed.
 
     Args:
-        recipe: its stages after the baseline are the techniques.
+        recipe: its stages after the baseline are the techniques; its controls are made beside them, once a seed.
         orders: also the other orders of the whole chain that the stages' traits allow.
         seeds: of so many, from the recipe's on, everything is trained and measured.
         engine: whose figures count, or ``best``: the fastest for each variant.
@@ -71,7 +71,7 @@ def ablate(
     if not techniques:
         raise PlanError("no stage comes after the baseline", key="chain", fix="add a technique, or set baseline=model")
     # a subset's own opening trainings must not become part of its baseline
-    recipe = replace(recipe, baseline=opening[-1] if opening else MODEL, controls=[])
+    recipe = replace(recipe, baseline=opening[-1] if opening else MODEL)
     wanted = _subsets(techniques, subsets) + (_orders(techniques) if orders else [])
     chains, skipped = _possible(recipe, opening, wanted, engine)
     by_seed = [replace(recipe, seed=recipe.seed + n, fresh=False) for n in range(seeds)]
@@ -86,11 +86,13 @@ def ablate(
         skipped |= {chain: reason for chain, reason in done.failed.items() if chain not in skipped}
     records = [ledger.read(done.folder) for done in runs]
     measured = Measured(records, techniques, engine)
+    planned = [step for one in by_seed for step in make_plan(one, [[*opening, *c] for c in chains]).steps if step.stage]
+    of_controls = sum(step.control is not None for step in planned)
     counters = {
         "seeds": seeds,
         "chains": len(chains),
-        "stages_in_all_chains": seeds * sum(len(opening) + len(chain) for chain in chains),
-        "distinct_stages": sum(len(make_plan(one, [[*opening, *c] for c in chains]).steps) - 1 for one in by_seed),
+        "stages_in_all_chains": seeds * sum(len(opening) + len(chain) for chain in chains) + of_controls,
+        "distinct_stages": len(planned),
         "made_now": sum(done.made for done in runs),
         "already_there": sum(max(done.reused - 1, 0) for done in runs),
     }

@@ -3,10 +3,13 @@ from dataclasses import replace
 
 import pytest
 
+from optkit.core.errors import UserError
+from optkit.core.records import pack_bits
 from optkit.core.statistics import paired_difference
 from optkit.report.diff import diff_runs
 from tests.report.runs import answers, chain, series, write_run
 
+CHAINS = (["prune"], ["prune", "recover"], ["prune", "recover", "quantize"])
 RECIPE = "name: r\nout: {out}\nstages:\n  prune: {{amount: {amount}}}\nchain: [train, prune]\n"
 
 
@@ -78,3 +81,30 @@ def test_the_command(optkit_command, folders, tmp_path):
     missing = optkit_command("diff", folders[0], tmp_path / "typo")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     assert "no ledger at" in missing.stderr
+
+
+def _judged(record, right):
+    raw = pack_bits(answers(right))
+    return [replace(m, raw=raw, value=right / 1000) if m.name == "accuracy" else m for m in record.measurements]
+
+
+def _branching(controlled_right):
+    """The chain of four with a control of its third, and a chain without the pruning."""
+    own = [replace(r, chain=names) for r, names in zip(chain(), ([], *CHAINS), strict=True)]
+    control = replace(own[2], variant="c2", control="random_prune", measurements=_judged(own[2], controlled_right))
+    other = replace(own[2], variant="o1", step=1, parent="v0", chain=["recover"], measurements=_judged(own[2], 949))
+    return [*own, control, other]
+
+
+def test_a_control_and_another_chain_do_not_take_a_variants_place(tmp_path):
+    first, second = (write_run(tmp_path / name, _branching(right)) for name, right in (("a", 900), ("b", 910)))
+    by = {(p.stage, p.engine): p for p in diff_runs(first, second).pairs}
+    assert by["recover", "eager"].accuracy == (0.948, 0.948)
+    assert by["random_prune: recover", "eager"].accuracy == (0.9, 0.91)
+    assert by["baseline+recover", "eager"].accuracy == (0.949, 0.949)
+    assert len(by) == 7 + 2 + 2
+
+
+def test_of_several_runs_in_a_folder_one_is_asked_for(folders):
+    with pytest.raises(UserError, match="holds 2 runs"):
+        diff_runs(folders[0].parent, folders[1])

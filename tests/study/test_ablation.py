@@ -4,13 +4,16 @@ from typing import ClassVar
 
 import pytest
 
+from optkit.core import ledger
 from optkit.core.cache import read_json
 from optkit.core.errors import StageError, UserError
 from optkit.core.stage import Outcome
 from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.plan import Recipe
-from optkit.prune import MagnitudePruning
+from optkit.prune import MagnitudePruning, StructuredPruning
+from optkit.prune.controls import RANDOM_PRUNE, SMALLER_DENSE
+from optkit.report import rows
 from optkit.report.ablation import ablation_markdown
 from optkit.study.ablation import RESULT, ablate
 from optkit.training import Train, Trainer
@@ -159,3 +162,22 @@ def test_a_study_that_cannot_be_is_refused(recipe, options, message):
         ablate(recipe, **options)
     with pytest.raises(UserError, match="no stage comes after the baseline"):
         ablate(replace(recipe, chain=["train"]))
+
+
+def test_controls_are_made_beside_the_subsets_and_judged_once(recipe):
+    stages = {"train": _train(2), "prune": StructuredPruning(0.5), "tune": _train(1)}
+    model = recipe.model | {"widths": [32, 32]}
+    chosen = {"chain": [*stages], "stages": stages, "model": model, "controls": [SMALLER_DENSE, RANDOM_PRUNE]}
+    done = ablate(replace(recipe, **chosen))
+    counters = done.result["counters"]
+    # train, prune, prune + tune, tune; and of the controls narrow + train + tune, prune + tune
+    of_subsets, of_controls = 4, 3 + 2
+    assert counters["distinct_stages"] == counters["made_now"] == of_subsets + of_controls
+    assert counters["stages_in_all_chains"] == 4 + 4 + of_controls
+    assert [v["chain"] for v in done.result["batches"][0]["variants"]] == [[], ["prune"], ["tune"], ["prune", "tune"]]
+    found = rows(ledger.read(done.folder))
+    assert {r["control"] for r in found} == {None, SMALLER_DENSE, RANDOM_PRUNE}
+    lines = ablation_markdown(done.result, found).splitlines()
+    judged = [line for line in lines if "smaller_dense" in line or "random_prune" in line]
+    assert len(judged) == 3
+    assert lines.index("Against the controls:") == lines.index(judged[0]) - 2

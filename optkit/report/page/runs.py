@@ -54,7 +54,7 @@ def open_runs(folders: Sequence[Path], p99_limit: float | None = None) -> list[S
     Raises:
         UserError: a folder without a ledger, or one whose ledger is empty.
     """
-    folders = [inner for folder in folders for inner in _runs_of(folder)]
+    folders = [inner for folder in folders for inner in ledger.runs_of(folder)]
     names = _names(folders)
     return [_open(folder, name, p99_limit) for folder, name in zip(folders, names, strict=True)]
 
@@ -66,13 +66,6 @@ def headline(run: ShownRun) -> tuple[str, int] | None:
         return None
     row = run.verdict.row or max(timed, key=lambda r: (r["step"], r["batch_size"]))
     return row["engine"], row["batch_size"]
-
-
-def _runs_of(folder: Path) -> list[Path]:
-    """The runs of a study's folder, or the folder itself."""
-    if (folder / ABLATION).is_file() and not (folder / ledger.LEDGER_NAME).is_file():
-        return sorted(file.parent for file in folder.glob(f"*/{ledger.LEDGER_NAME}"))
-    return [folder]
 
 
 def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:
