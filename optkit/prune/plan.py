@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -79,6 +80,10 @@ class CutPlan(Document):
                 found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {self.shapes[name]}"
                 raise UserError(f"{name} {found}", fix=f"apply the plan to a fresh dense {self.model}")
             memo[id(tensor)] = _sliced(tensor, dims, *self.scales.get(name, (1.0, 0.0)))
+        for module in model.modules():
+            # modules hold a dozen empty tables of hooks each, on which a deep copy would spend most of its time
+            empty = [v for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v]
+            memo |= {id(table): type(table)() for table in empty}
         cut = copy.deepcopy(model, memo)
         for path, name, old, new in self.attributes:
             module = cut.get_submodule(path)

@@ -265,3 +265,14 @@ def test_a_cut_model_that_does_not_run_names_the_module():
     model = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.ReLU(), nn.Linear(5, 2)))
     with pytest.raises(StageError, match=r"fails in 1\.1"):
         check_runs(model, VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.BatchNorm2d(7), (1, 8, 4, 4)), (nn.LayerNorm(7), (1, 3, 8)), (nn.Linear(7, 2), (1, 3, 8))],
+    ids=["batch norm", "layer norm", "linear"],
+)
+def test_layers_that_do_not_fit_are_named_as_torch_names_them(layer, shape):
+    model = nn.Sequential(nn.Identity(), layer)
+    with pytest.raises(UserError, match="Sequential cannot be traced: .*7"):
+        prune_structured(model, (torch.randn(shape),), amount=0.5)
