@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from optkit.core.errors import SealedSplitError
 
+POOL = "pool"  # a split: train, and behind it what the task has without labels, whose targets are NO_LABEL
+NO_LABEL = -1
 MODEL_DEFAULTS = (
     "num_classes",
     "inputs",  # names of the model's inputs, in their order
@@ -56,7 +58,11 @@ def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]
 
 
 class Task(Protocol):
-    """Data with its splits, a loss and a metric. Splits are ``train``, ``validation`` and ``test``."""
+    """Data with its splits, a loss and a metric.
+
+    Splits are ``train``, ``validation`` and ``test``, and ``pool``: what a model is distilled on, which is train, and
+    behind it the examples without labels, if there are any; their targets are `NO_LABEL`.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +91,9 @@ class Task(Protocol):
         """Logits ``(N, num_classes)``."""
         ...
 
-    def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor: ...
+    def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        """The mean over the examples that have a label; 0 where none has."""
+        ...
 
     def correct(self, logits: Tensor, batch: Batch) -> Tensor:
         """Which examples were right, bool ``(N,)``."""
@@ -117,7 +125,7 @@ class SealedTask:
     """A task as stages see it: every question about the test split is an error."""
 
     def __init__(self, task: Task):
-        open_splits = ("train", "validation")
+        open_splits = ("train", "validation", POOL)
 
         def checked(split: str) -> str:
             if split not in open_splits:

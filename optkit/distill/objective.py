@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
-from optkit.core.targets import parameters
-from optkit.core.task import Batch, Task
+from optkit.core.task import POOL, Batch, Task
 from optkit.distill.bridges import bridges_for
 from optkit.distill.pairs import Pairs, layer_pairs
 from optkit.distill.recorded import RecordedLogits
@@ -35,14 +34,18 @@ class DistillationObjective:
         label_smoothing: of the task's own loss.
         seed: of the first weights of projections.
         recorded: the teacher's logits as recorded; None runs the teacher on every batch.
+        run: the teacher as it is to be run, such as compiled, where only its logits count; None is the teacher itself.
 
     Attributes:
         own: the projections from the student's features to the teacher's, trained with the student.
         pairs: the layers that each term compares.
+        split: what is trained on: train, and what the task has without labels.
 
     Raises:
         UserError: student and teacher do not fit: classes, layers, or shapes that no projection bridges.
     """
+
+    split = POOL
 
     def __init__(
         self,
@@ -55,8 +58,10 @@ class DistillationObjective:
         label_smoothing: float = 0.0,
         seed: int = 0,
         recorded: RecordedLogits | None = None,
+        run: nn.Module | None = None,
     ):
-        self.task, self.teacher, self.terms, self.recorded = task, teacher, terms, recorded
+        self.task, self.terms, self.recorded = task, terms, recorded
+        self.teacher = teacher if run is None else run
         self.alpha, self.label_smoothing = alpha, label_smoothing
         self.pairs: dict[str, Pairs] = {}
         self._mask_at = _place_of_mask(task)
@@ -166,7 +171,7 @@ def run_teacher(task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
 
 
 def _of_logits(term: Term, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    given = {"targets": targets} if "targets" in parameters(term.kind.function) else {}
+    given = {"targets": targets} if term.needs_targets else {}
     return term.kind.function(student, teacher, **given, **term.options)
 
 

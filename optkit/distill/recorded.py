@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,16 +13,17 @@ from torch import Tensor, nn
 from optkit.core.cache import kept
 from optkit.core.errors import UserError
 from optkit.core.progress import track
-from optkit.core.task import Batch, Task
+from optkit.core.task import POOL, Batch, Task
 from optkit.core.variant import variant_id
 from optkit.models.spec import weights_digest
 
 KIND, FILE = "teacher_logits", "logits.safetensors"
+LOGITS, CLASSES, OTHERS = "logits", "classes", "others"
 STEP = 7919
 
 
 class RecordedLogits:
-    """A teacher's logits on ``views`` passes over the train split, each with an order and an augmentation of its own.
+    """A teacher's logits on ``views`` passes over the pool, each with an order and an augmentation of its own.
 
     Every epoch of a training is one of these passes, in turn; the seed decides with which it begins. A teacher that
     saw another crop than the student would teach it something else (Beyer et al., "Knowledge distillation: A good
@@ -36,6 +38,8 @@ class RecordedLogits:
         seed: of the training.
         run: runs the teacher on a batch ``-> (N, num_classes)``, in the precision of the training.
         precision: its name.
+        top: keep the largest logits of each example only, so many; in the place of each other one stands what gives all
+            of them together the chance that they had. None keeps all.
 
     Attributes:
         computed: passes that were computed and not found.
@@ -50,51 +54,71 @@ class RecordedLogits:
         seed: int,
         run: Callable[[Batch], Tensor],
         precision: str,
+        top: int | None = None,
     ):
         self.task, self.views, self.batch_size, self.seed, self.run = task, views, batch_size, seed, run
-        self.computed = 0
-        parts = (weights_digest(teacher), str(teacher), task.fingerprint, task.size("train"), batch_size, precision)
-        self._key = variant_id(*parts, torch.__version__)
-        self._logits: Tensor | None = None
+        self.top, self.computed = top, 0
+        parts = (weights_digest(teacher), str(teacher), task.fingerprint, task.size(POOL), batch_size, precision)
+        self._key = variant_id(*parts, torch.__version__, *(() if top is None else (top,)))
+        self._kept: dict[str, Tensor] = {}
 
     def begin(self, epoch: int) -> int:
         """Opens the pass of an epoch, computing it if no run has; gives the seed of its batches."""
         view = (self.seed + epoch) % self.views
         folder = kept(KIND, f"{self._key}-{view}", lambda new: self._record(view, new))
-        self._logits = self._read(folder / FILE)
+        self._kept = self._read(folder / FILE)
         return STEP * view
 
     def __call__(self, batch: Batch) -> Tensor:
         """The teacher's logits on a batch of the open pass ``(N, num_classes)``, float32."""
-        assert self._logits is not None
-        return self._logits[batch.index.cpu()].to(batch.targets.device)
+        kept = {name: part[batch.index.cpu()].to(batch.targets.device) for name, part in self._kept.items()}
+        return _whole(kept, self.task.model_defaults()["num_classes"])
 
     def _record(self, view: int, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        size = self.task.size("train")
-        logits: Tensor | None = None
+        size = self.task.size(POOL)
+        kept: dict[str, Tensor] = {}
         seen = torch.zeros(size, dtype=torch.bool)
-        batches = self.task.batches("train", self.batch_size, training=True, seed=STEP * view)
+        batches = self.task.batches(POOL, self.batch_size, training=True, seed=STEP * view)
         for batch in track(batches, f"teacher, pass {view + 1} of {self.views}", -(-size // self.batch_size)):
-            answers = self.run(batch).float().cpu()
-            logits = torch.empty(size, answers.shape[-1]) if logits is None else logits
-            logits[batch.index], seen[batch.index] = answers, True
-        assert logits is not None
+            for name, part in _parts(self.run(batch).float().cpu(), self.top).items():
+                if name not in kept:
+                    kept[name] = part.new_empty(size, *part.shape[1:])
+                kept[name][batch.index] = part
+            seen[batch.index] = True
         if not seen.all():
             message = f"{int((~seen).sum())} train examples were in no batch of the pass"
             raise UserError(message, key="cached_views", fix="cached_views=null")
-        save_file({"logits": logits}, folder / FILE)
+        save_file(kept, folder / FILE)
         self.computed += 1
 
-    def _read(self, path: Path) -> Tensor:
+    def _read(self, path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         try:
-            logits = load_file(path)["logits"]
-        except (SafetensorError, KeyError, OSError) as error:
+            kept = load_file(path)
+        except (SafetensorError, OSError) as error:
             raise UserError(f"not a teacher's logits: {error}", key=str(path), fix="delete the folder") from error
-        if logits.dim() != 2 or len(logits) != self.task.size("train"):
-            message = f"logits {list(logits.shape)} for {self.task.size('train')} examples"
-            raise UserError(message, key=str(path), fix="delete the folder")
-        return logits
+        names = {LOGITS} if self.top is None else {LOGITS, CLASSES, OTHERS}
+        if set(kept) != names or any(len(part) != self.task.size(POOL) for part in kept.values()):
+            found = ", ".join(f"{name} {list(part.shape)}" for name, part in kept.items())
+            raise UserError(f"{found} for {self.task.size(POOL)} examples", key=str(path), fix="delete the folder")
+        return kept
+
+
+def _parts(logits: Tensor, top: int | None) -> dict[str, Tensor]:
+    """What is kept of logits ``(N, C)``: all, or the largest with their classes, and what stands for each other."""
+    if top is None:
+        return {LOGITS: logits}
+    largest, classes = logits.topk(top)
+    others = logits.scatter(-1, classes, -torch.inf).logsumexp(-1, keepdim=True)
+    small = torch.int16 if logits.shape[-1] <= torch.iinfo(torch.int16).max else torch.int32
+    return {LOGITS: largest, CLASSES: classes.to(small), OTHERS: others - math.log(logits.shape[-1] - top)}
+
+
+def _whole(kept: dict[str, Tensor], num_classes: int) -> Tensor:
+    """Logits ``(N, num_classes)`` from what was kept of them."""
+    if OTHERS not in kept:
+        return kept[LOGITS]
+    return kept[OTHERS].repeat(1, num_classes).scatter(-1, kept[CLASSES].long(), kept[LOGITS])

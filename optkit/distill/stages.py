@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
-from optkit.core.task import Batch, Task
+from optkit.core.task import POOL, Batch, Task
 from optkit.distill.objective import DistillationObjective, run_teacher
 from optkit.distill.recorded import RecordedLogits
-from optkit.distill.teachers import check_teacher, load_teacher, teacher_name
+from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_name
 from optkit.distill.terms import LOGITS, read_terms
 from optkit.models import ModelSpec
 from optkit.training import Callback, Trainer, fit_stage
@@ -38,6 +38,9 @@ class Distillation:
             its arguments, ``checkpoint``), or a list of these, whose logits are averaged.
         cached_views: record the teacher's logits on so many augmented passes over the train split, once for all runs;
             the epochs take them in turn. None runs the teacher on every batch. For losses of logits only.
+        cached_top: record the so many largest logits of an example only, for many classes; each of the others gets an
+            equal part of the chance that they had together. None records all.
+        compile_teacher: run the teacher compiled, which takes half a minute first. For losses of logits only.
         trainer: how to train.
     """
 
@@ -47,6 +50,8 @@ class Distillation:
     pairs: Any = None
     teacher: dict[str, Any] | list[Any] | str | None = None
     cached_views: int | None = None
+    cached_top: int | None = None
+    compile_teacher: bool = False
     trainer: Trainer = field(default_factory=Trainer)
 
     technique: ClassVar[str] = "distill"
@@ -65,10 +70,18 @@ class Distillation:
         others = self.inside
         if self.cached_views is not None:
             check_count("cached_views", self.cached_views)
-        if others and (self.cached_views is not None or isinstance(self.teacher, list)):
-            key, what = ("cached_views", "recorded") if self.cached_views is not None else ("teacher", "averaged")
-            message = f"only logits are {what}, and {others[0]} compares more"
-            raise UserError(message, key=key, value=getattr(self, key), fix=f"~losses.{others[0]}, or {key}=null")
+        if self.cached_top is not None:
+            check_count("cached_top", self.cached_top)
+            if self.cached_views is None:
+                raise UserError("nothing is recorded", key="cached_top", fix="set cached_views too, or cached_top=null")
+        for key, what, chosen in (
+            ("cached_views", "recorded", self.cached_views is not None),
+            ("teacher", "averaged", isinstance(self.teacher, list)),
+            ("compile_teacher", "compiled", self.compile_teacher),
+        ):
+            if others and chosen:
+                message = f"only logits are {what}, and {others[0]} compares more"
+                raise UserError(message, key=key, value=getattr(self, key), fix=f"~losses.{others[0]}, or ~{key}")
 
     @property
     def inside(self) -> list[str]:
@@ -81,6 +94,15 @@ class Distillation:
         def build_model(node: dict[str, Any]) -> nn.Module:
             return ModelSpec.from_config(node, task.model_defaults(), "teacher").build(0, "teacher")
 
+        classes = task.model_defaults()["num_classes"]
+        if self.cached_top is not None and self.cached_top >= classes:
+            fix = f"fewer than {classes}, or null, which keeps all"
+            raise UserError(f"of {classes} classes", key="cached_top", value=self.cached_top, fix=fix)
+        unlabelled = task.size(POOL) - task.size("train")
+        for term in self._terms:
+            if unlabelled and term.needs_targets:
+                message = f"{term.name} needs the right classes, which the {unlabelled} unlabelled examples have not"
+                raise UserError(message, key=f"losses.{term.name}", fix="kd or dist, or task.unlabelled=null")
         teacher = load_teacher(self.teacher, lambda: copy.deepcopy(module), build_model)
         DistillationObjective(task, module, teacher, self._terms, alpha=self.alpha)
 
@@ -88,7 +110,8 @@ class Distillation:
         teacher = load_teacher(self.teacher, ctx.baseline, ctx.build_model)
         teacher.to(ctx.device, memory_format=torch.channels_last)
         student = module.to(ctx.device).eval()
-        recorded = None if self.cached_views is None else self._recorded(teacher, ctx)
+        run = compiled(teacher) if self.compile_teacher else teacher
+        recorded = None if self.cached_views is None else self._recorded(teacher, run, ctx)
         with DistillationObjective(
             ctx.task,
             student,
@@ -98,6 +121,7 @@ class Distillation:
             label_smoothing=self.trainer.label_smoothing,
             seed=ctx.seed,
             recorded=recorded,
+            run=run,
         ) as objective:
             facts = {"teacher": teacher_name(self.teacher), **objective.facts()}
             outcome = fit_stage(self.trainer, student, ctx, objective, callbacks, facts)
@@ -105,13 +129,13 @@ class Distillation:
             outcome.facts["cached"] = {"views": recorded.views, "computed": recorded.computed}
         return outcome
 
-    def _recorded(self, teacher: nn.Module, ctx: Context) -> RecordedLogits:
+    def _recorded(self, teacher: nn.Module, running: nn.Module, ctx: Context) -> RecordedLogits:
         precision = choose_precision(self.trainer.precision, ctx.device)
 
         def run(batch: Batch) -> Tensor:
             with torch.autocast(ctx.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                return run_teacher(ctx.task, teacher, batch.to(ctx.device))
+                return run_teacher(ctx.task, running, batch.to(ctx.device))
 
         assert self.cached_views is not None
         size, name = self.trainer.batch_size, f"{precision} on {ctx.device.type}"
-        return RecordedLogits(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name)
+        return RecordedLogits(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name, self.cached_top)

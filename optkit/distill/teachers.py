@@ -70,6 +70,11 @@ def load_teacher(spec: Any, baseline: Callable[[], nn.Module], build_model: Buil
     return teacher.eval().requires_grad_(False)
 
 
+def compiled(teacher: nn.Module) -> nn.Module:
+    """A teacher that inductor compiles when it is first run, with its weights as constants."""
+    return torch.compile(teacher, options={"freezing": True})
+
+
 def teacher_name(spec: Any) -> Any:
     """What the record calls a teacher."""
     if isinstance(spec, list):

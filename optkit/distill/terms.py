@@ -66,6 +66,11 @@ class Term:
     def kind(self) -> Kind:
         return KINDS[self.name]
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether it must know the right classes."""
+        return "targets" in parameters(self.kind.function)
+
 
 def read_terms(given: Mapping[str, Any], pairs: Any, temperature: float) -> list[Term]:
     """The terms of a recipe: a name with its weight, or with ``weight``, ``pairs`` and options of the loss.

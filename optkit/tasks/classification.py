@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
-from optkit.core.task import Batch
+from optkit.core.task import NO_LABEL, POOL, Batch
 
 SPLITS = ("train", "validation", "test")
+UNLABELLED = "unlabelled"
 SPLIT_SEED = 0
 
 
@@ -39,6 +40,14 @@ class Split(Labelled, Protocol):
 
     def digest(self) -> str:
         """Hash of the examples and their labels."""
+        ...
+
+    def hashes(self) -> list[bytes]:
+        """A hash of each example, whatever its label."""
+        ...
+
+    def joined(self, other: Self) -> Self:
+        """This split, and the other behind it."""
         ...
 
 
@@ -62,7 +71,7 @@ class Classification(ABC, Generic[S]):
 
     @abstractmethod
     def load(self) -> tuple[dict[str, S], list[str]]:
-        """The splits and the class names. Called once."""
+        """The splits, examples without labels as ``unlabelled`` among them, and the class names. Called once."""
 
     @abstractmethod
     def seen(self) -> Any:
@@ -90,9 +99,25 @@ class Classification(ABC, Generic[S]):
         return splits, classes
 
     @cached_property
+    def _unlabelled(self) -> S | None:
+        """The examples without labels, less those that are in validation or test as well."""
+        found = self._loaded[0].get(UNLABELLED)
+        if found is None:
+            return None
+        held_out = {key for name in ("validation", "test") for key in self._split(name).hashes()}
+        return found.subset(
+            np.asarray([n for n, key in enumerate(found.hashes()) if key not in held_out], dtype=np.int64)
+        )
+
+    @cached_property
+    def _pool(self) -> S:
+        train = self._split("train")
+        return train if self._unlabelled is None else train.joined(self._unlabelled)
+
+    @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for name in SPLITS:
+        for name in (*SPLITS, *(() if self._unlabelled is None else (POOL,))):
             digest.update(self._split(name).digest().encode())
         digest.update(repr(self.seen()).encode())
         return digest.hexdigest()[:16]
@@ -103,7 +128,7 @@ class Classification(ABC, Generic[S]):
         return self._loaded[1]
 
     def _split(self, name: str) -> S:
-        return self._loaded[0][name]
+        return self._pool if name == POOL else self._loaded[0][name]
 
     def size(self, split: str) -> int:
         return len(self._split(split))
@@ -113,13 +138,20 @@ class Classification(ABC, Generic[S]):
 
     def facts(self) -> dict[str, Any]:
         examples = {name: self.size(name) for name in SPLITS}
-        return {"fingerprint": self.fingerprint, "classes": len(self.classes), "examples": examples}
+        found = {"fingerprint": self.fingerprint, "classes": len(self.classes), "examples": examples}
+        if self._unlabelled is None:
+            return found
+        examples[UNLABELLED] = len(self._unlabelled)
+        return found | {"unlabelled_held_out": len(self._loaded[0][UNLABELLED]) - len(self._unlabelled)}
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
         return module(*batch.inputs)
 
     def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(logits, batch.targets, label_smoothing=label_smoothing)
+        total = F.cross_entropy(
+            logits, batch.targets, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
+        )
+        return total / (batch.targets != NO_LABEL).sum().clamp(min=1)
 
     def correct(self, logits: Tensor, batch: Batch) -> Tensor:
         return logits.argmax(-1) == batch.targets

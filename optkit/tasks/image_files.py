@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.errors import UserError
-from optkit.tasks.classification import with_validation
+from optkit.core.task import NO_LABEL
+from optkit.tasks.classification import UNLABELLED, with_validation
 from optkit.tasks.decode import decode_once
 from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
@@ -19,6 +20,7 @@ from optkit.tasks.split_files import (
     SplitFiles,
     Table,
     class_names,
+    files_in,
     files_key,
     find_tables,
     hub_tables,
@@ -65,20 +67,28 @@ class HubImages(_ImageFiles):
     def layout(self, split: str) -> str:
         return f"it needs {split}*.parquet"
 
+    def find_unlabelled(self, path: Path) -> Sequence[Path]:
+        return files_in(path, [".parquet"])
+
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         tables = hub_tables(self.dataset) if self.path is None else read_tables(self.find(Path(self.path)))
         splits = {name: self._decode(name, table) for name, table in tables.items()}
+        if self.unlabelled is not None:
+            (table,) = read_tables({UNLABELLED: self.find_unlabelled(Path(self.unlabelled))}, UNLABELLED).values()
+            splits[UNLABELLED] = self._decode(UNLABELLED, table, labelled=False)
         known = self.classes_from or class_names(tables, self.label_column)
         count = max(int(split.labels.max()) for split in splits.values()) + 1
         return with_validation(splits, self.validation_share), list(known or map(str, range(count)))
 
-    def _decode(self, name: str, table: Table) -> ImageSplit:
+    def _decode(self, name: str, table: Table, labelled: bool = True) -> ImageSplit:
         def encoded() -> tuple[Sequence[bytes | Path], NDArray[np.int64]]:
             images = table.column(self.image_column, "image_column", name)
-            labels = np.asarray(table.column(self.label_column, "label_column", name), dtype=np.int64)
-            return [i if isinstance(i, bytes) else i["bytes"] or Path(i["path"]) for i in images], labels
+            labels = table.column(self.label_column, "label_column", name) if labelled else [NO_LABEL] * len(images)
+            found = [i if isinstance(i, bytes) else i["bytes"] or Path(i["path"]) for i in images]
+            return found, np.asarray(labels, dtype=np.int64)
 
-        key = files_key([], table.key, self.image_size, self.image_column, self.label_column)
+        label_column = self.label_column if labelled else None
+        key = files_key([], table.key, self.image_size, self.image_column, label_column)
         return decode_once(key, encoded, self.image_size, f"{name} images")
 
 
@@ -117,23 +127,35 @@ class ImageFolder(_ImageFiles):
     def layout(self, split: str) -> str:
         return f"it needs {split}/CLASS/*.png"
 
+    def find_unlabelled(self, path: Path) -> Sequence[Path]:
+        return [path] if path.suffix.lower() in SUFFIXES and path.is_file() else _images_in(path)
+
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         assert self.path is not None
         folders = self.find(Path(self.path))
         classes = self._class_names(Path(self.path))
         splits = {name: self._decode(name, folder, classes) for name, folder in folders.items()}
+        if self.unlabelled is not None:
+            paths = self.find_unlabelled(Path(self.unlabelled))
+            splits[UNLABELLED] = self._decode_files(UNLABELLED, paths, [NO_LABEL] * len(paths))
         return with_validation(splits, self.validation_share), classes
 
     def _decode(self, name: str, folder: Path, classes: list[str]) -> ImageSplit:
         extra = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in classes)
         if extra:
             raise UserError(f"{name} has a class that train has not: '{extra[0]}'", key="task.path")
-        files = [(f, n) for n, c in enumerate(classes) for f in sorted((folder / c).rglob("*"))]
-        files = [(f, n) for f, n in files if f.suffix.lower() in SUFFIXES]
+        files = [(f, n) for n, c in enumerate(classes) for f in _images_in(folder / c)]
         if not files:
             raise UserError(f"{folder} holds no images", key="task.path", fix=f"known: {', '.join(SUFFIXES)}")
-        paths = [f for f, _ in files]
-        labels = np.asarray([n for _, n in files], dtype=np.int64)
-        return decode_once(
-            files_key(paths, self.image_size), lambda: (paths, labels), self.image_size, f"{name} images"
-        )
+        paths, labels = zip(*files, strict=True)
+        return self._decode_files(name, paths, labels)
+
+    def _decode_files(self, name: str, paths: Sequence[Path], labels: Sequence[int]) -> ImageSplit:
+        def encoded() -> tuple[Sequence[bytes | Path], NDArray[np.int64]]:
+            return paths, np.asarray(labels, dtype=np.int64)
+
+        return decode_once(files_key(paths, self.image_size), encoded, self.image_size, f"{name} images")
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in SUFFIXES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,33 @@ from optkit.core.task import Batch
 from optkit.tasks.classification import in_batches
 
 
+class Joined:
+    """Two arrays, one behind the other along the first axis, without a copy of either."""
+
+    def __init__(self, first: Images, second: Images):
+        self.first, self.second = first, second
+        self.shape = (len(first) + len(second), *first.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        places = np.arange(len(self))[index]
+        behind = places >= len(self.first)
+        found = np.empty((len(places), *self.shape[1:]), dtype=np.uint8)
+        found[~behind] = self.first[places[~behind]]
+        found[behind] = self.second[places[behind] - len(self.first)]
+        return found
+
+
+Images = NDArray[np.uint8] | Joined
+
+
 @dataclass(frozen=True)
 class ImageSplit:
     """Decoded images ``(N, C, H, W)`` uint8, possibly a memory map, and labels ``(N,)`` int64."""
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -36,6 +59,15 @@ class ImageSplit:
             digest.update(np.ascontiguousarray(self.images[start : start + 4096]).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
+
+    def hashes(self) -> list[bytes]:
+        """A hash of each image."""
+        images = (self.images[n : n + 1].tobytes() for n in range(len(self)))
+        return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
+
+    def joined(self, other: ImageSplit) -> ImageSplit:
+        """This split, and the other behind it."""
+        return ImageSplit(Joined(self.images, other.images), np.concatenate([self.labels, other.labels]))
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,20 @@ class SplitFiles:
     Attributes:
         path: the local folder.
         validation_share: share of train held out, by class, where there is no validation split.
+        unlabelled: a folder or a file of examples without labels, on which stages that distill train as well; those
+            that are in validation or test, too, are left out.
     """
 
     path: str | None = None
     validation_share: float = 0.1
+    unlabelled: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
         check_share("validation_share", self.validation_share)
+        if self.unlabelled is not None and not self.find_unlabelled(Path(self.unlabelled)):
+            fix = "a folder or a file of what train has, without labels"
+            raise UserError(f"no examples in {self.unlabelled}", key="unlabelled", value=self.unlabelled, fix=fix)
         if self.path is None:
             return
         if not Path(self.path).is_dir():
@@ -47,6 +53,10 @@ class SplitFiles:
 
     def find(self, folder: Path) -> Mapping[str, Any]:
         """What the folder holds of each split."""
+        raise NotImplementedError
+
+    def find_unlabelled(self, path: Path) -> Sequence[Path]:
+        """The files of a folder, or the file itself, that hold examples without labels."""
         raise NotImplementedError
 
     def layout(self, split: str) -> str:
@@ -80,8 +90,15 @@ def find_tables(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     return found
 
 
-def read_tables(files: Mapping[str, Sequence[Path]]) -> dict[str, Table]:
-    """Parquet, CSV and JSON (one object a line, or one list) files as tables.
+def files_in(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """A file of one of these suffixes, or those in a folder; the first suffix of which there are files counts."""
+    if path.is_file():
+        return [path] if path.suffix in suffixes else []
+    return next((files for suffix in suffixes if (files := sorted(path.glob(f"*{suffix}")))), [])
+
+
+def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> dict[str, Table]:
+    """Parquet, CSV and JSON (one object a line, or one list) files as tables; ``option`` is the config key to blame.
 
     Raises:
         UserError: a file that is not what its ending says.
@@ -99,7 +116,7 @@ def read_tables(files: Mapping[str, Sequence[Path]]) -> dict[str, Table]:
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
             reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-            raise UserError(f"cannot read {paths[0]}: {reason}", key="task.path") from error
+            raise UserError(f"cannot read {paths[0]}: {reason}", key=f"task.{option}") from error
     return found
 
 

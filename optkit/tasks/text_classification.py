@@ -14,7 +14,7 @@ from torch import Tensor
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
-from optkit.tasks.classification import SPLITS, Classification, in_batches
+from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, in_batches
 from optkit.tasks.texts import Padding, TextBatches, Texts, TextSplit
 from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize_once, trained_tokenizer
 
@@ -61,7 +61,9 @@ class TextClassification(Classification[TextSplit]):
             if not len(texts.get(name, ())):
                 raise UserError(f"the data set has no {name} split", key="task", fix="a recipe needs train and test")
         return {
-            name: tokenize_once(texts[name], self._tokenizer, self.max_length, f"{name} texts") for name in SPLITS
+            name: tokenize_once(texts[name], self._tokenizer, self.max_length, f"{name} texts")
+            for name in (*SPLITS, UNLABELLED)
+            if name in texts
         }, classes
 
     def seen(self) -> Any:

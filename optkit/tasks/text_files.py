@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.errors import UserError, did_you_mean
-from optkit.tasks.classification import with_validation
-from optkit.tasks.split_files import SplitFiles, Table, class_names, find_tables, hub_tables, read_tables
+from optkit.core.task import NO_LABEL
+from optkit.tasks.classification import UNLABELLED, with_validation
+from optkit.tasks.split_files import SplitFiles, Table, class_names, files_in, find_tables, hub_tables, read_tables
 from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
@@ -52,6 +53,9 @@ class TextFiles(SplitFiles, TextClassification):
     def layout(self, split: str) -> str:
         return f"it needs {split}*.parquet, .csv, .json or .jsonl"
 
+    def find_unlabelled(self, path: Path) -> Sequence[Path]:
+        return files_in(path, SUFFIXES)
+
     def read(self) -> tuple[dict[str, Texts], list[str]]:
         if self.path is not None:
             tables = read_tables(self.find(Path(self.path)))
@@ -68,6 +72,9 @@ class TextFiles(SplitFiles, TextClassification):
         splits = {
             name: self._texts(name, tables[name], numbers) for name, numbers in self._numbers(labels, classes).items()
         }
+        if self.unlabelled is not None:
+            (table,) = read_tables({UNLABELLED: self.find_unlabelled(Path(self.unlabelled))}, UNLABELLED).values()
+            splits[UNLABELLED] = self._texts(UNLABELLED, table, np.full(len(table.rows), NO_LABEL))
         return with_validation(splits, self.validation_share), classes
 
     def _classes(self, tables: Mapping[str, Table], labels: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -71,6 +71,16 @@ class TextSplit:
         for array in (self.lengths, self.labels):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def hashes(self) -> list[bytes]:
+        """The tokens of each example."""
+        return [self.tokens[s : s + n].tobytes() for s, n in zip(self.starts, self.lengths, strict=True)]
+
+    def joined(self, other: TextSplit) -> TextSplit:
+        """This split, and the other behind it."""
+        behind = replace(other, starts=other.starts + len(self.tokens))
+        names = [f.name for f in fields(self)]
+        return TextSplit(*(np.concatenate([getattr(self, name), getattr(behind, name)]) for name in names))
 
     @cached_property
     def has_kinds(self) -> bool:

@@ -37,7 +37,7 @@ class Trainer:
     """How to train; its fields are the config group ``trainer``.
 
     Attributes:
-        epochs: passes over the train split.
+        epochs: passes over the train split; in distillation, with what is unlabelled.
         batch_size: examples a step (a process).
         optimizer: a class of ``torch.optim`` by name, in any case.
         optimizer_options: its other arguments (``momentum``, ``betas``, ...); one that is None is left out.
@@ -154,7 +154,8 @@ class _Fit:
         self.seed, self.workdir, self.device, self.callbacks = seed, workdir, device, callbacks
         self.description = description
         self.own = objective.own if isinstance(objective, OwnParameters) else nn.Module()
-        self.steps_per_epoch = math.ceil(task.size("train") / trainer.batch_size)
+        self.split = objective.split if isinstance(objective, ChoosesBatches) else "train"
+        self.steps_per_epoch = math.ceil(task.size(self.split) / trainer.batch_size)
         self.total = min(self.steps_per_epoch * trainer.epochs, max_steps or math.inf)
         self.epoch = self.step = 0
         self.losses: list[float] = []
@@ -216,7 +217,7 @@ class _Fit:
         chooses = isinstance(self.objective, ChoosesBatches)
         chosen = self.objective.batches_seed(self.epoch) if chooses else None  # type: ignore[attr-defined]
         seed = self.seed + 7919 * self.epoch if chosen is None else chosen
-        return self.task.batches("train", self.config.batch_size, training=True, seed=seed)
+        return self.task.batches(self.split, self.config.batch_size, training=True, seed=seed)
 
     def _one_step(self, accelerator: Accelerator, optimizer: Any, batch: Batch) -> Tensor:
         with accelerator.autocast():

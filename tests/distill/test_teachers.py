@@ -10,7 +10,7 @@ from optkit.core.errors import UserError
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
-from optkit.distill.recorded import STEP
+from optkit.distill.recorded import STEP, RecordedLogits
 from optkit.distill.teachers import load_teacher
 from optkit.models import ModelSpec
 from optkit.tasks import Digits
@@ -98,6 +98,15 @@ def test_a_recorded_teacher_trains_as_one_that_is_run(context, tmp_path, augment
         torch.testing.assert_close(tensor, recorded.module.state_dict()[name], atol=1e-4, rtol=1e-3)
 
 
+def test_a_compiled_teacher_trains_as_one_that_is_not(context, tmp_path, augmented):
+    plain, run = (
+        _apply(Distillation(compile_teacher=each, trainer=TRAINER), context, tmp_path, str(each), augmented).module
+        for each in (False, True)
+    )
+    for name, tensor in run.state_dict().items():
+        torch.testing.assert_close(tensor, plain.state_dict()[name], atol=1e-4, rtol=1e-3)
+
+
 def test_what_is_recorded_is_used_again_and_only_for_the_same_teacher_and_data(context, tmp_path, augmented):
     stage = Distillation(cached_views=1, trainer=TRAINER)
     computed = []
@@ -112,6 +121,32 @@ def test_what_is_recorded_is_used_again_and_only_for_the_same_teacher_and_data(c
     assert computed == [1, 0, 0, 1]
     other = Distillation(cached_views=1, teacher=NODE, trainer=TRAINER)
     assert _apply(other, context, tmp_path, "other teacher", augmented).facts["cached"]["computed"] == 1
+
+
+def test_the_largest_logits_are_kept_and_the_others_share_what_is_left(context, tmp_path, augmented):
+    stage = Distillation(cached_views=1, cached_top=3, trainer=TRAINER)
+    outcome = _apply(stage, context, tmp_path, "one", augmented)
+    (path,) = _files()
+    assert {name: list(t.shape) for name, t in load_file(path).items()} == {
+        "logits": [200, 3], "classes": [200, 3], "others": [200, 1],
+    }  # fmt: skip
+    assert outcome.facts["cached"] == {"views": 1, "computed": 1}
+    teacher = SPEC.build(3).eval()
+
+    def run(batch):
+        with torch.no_grad():
+            return teacher(*batch.inputs)
+
+    recorded = RecordedLogits(augmented, teacher, 1, 64, 0, run, "fp32 on cpu", 3)
+    seed = recorded.begin(0)
+    assert recorded.computed == 0
+    for batch in augmented.batches("train", 64, training=True, seed=seed):
+        expected, found = run(batch).softmax(-1), recorded(batch).softmax(-1)
+        largest, classes = expected.topk(3)
+        torch.testing.assert_close(found.gather(-1, classes), largest, atol=1e-5, rtol=1e-4)
+        left = found.scatter(-1, classes, 0)
+        torch.testing.assert_close(left.sum(-1), 1 - largest.sum(-1), atol=1e-5, rtol=1e-4)
+        assert all(row[row > 0].unique().numel() == 1 for row in left)
 
 
 def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
@@ -131,6 +166,9 @@ def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
         ({"teacher": ["baseline"]}, "teacher: 1 in the list"),
         ({"teacher": 3}, "teacher: 3 is no teacher"),
         ({"teacher": [None, None], "losses": {"hint": 1}}, "teacher: only logits are averaged, and hint compares"),
+        ({"compile_teacher": True, "losses": {"hint": 1}}, "compile_teacher: only logits are compiled, and hint"),
+        ({"cached_top": 3}, "cached_top: nothing is recorded"),
+        ({"cached_views": 1, "cached_top": 0}, "cached_top: 0 is not a whole number"),
         ({"cached_views": 0}, "cached_views: 0 is not a whole number"),
         ({"cached_views": 2, "losses": {"kd": 1, "rkd": 1}}, "cached_views: only logits are recorded, and rkd"),
     ],
@@ -149,3 +187,9 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_work(digits):
     ):
         with pytest.raises(UserError, match=message):
             Distillation(teacher=node).check(student, SealedTask(digits))
+
+
+def test_more_logits_than_there_are_classes_are_refused_before_any_work(digits):
+    stage = Distillation(cached_views=1, cached_top=10)
+    with pytest.raises(UserError, match=r"cached_top: of 10 classes \(fewer than 10"):
+        stage.check(SPEC.build(0).eval(), SealedTask(digits))
