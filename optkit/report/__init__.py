@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
 
 log = logging.getLogger(__name__)
-WIDE = 400  # columns where there is no terminal: a file holds every column
 __all__ = ["Row", "read_rows", "render", "rows", "save_report", "write_report"]
 
 
@@ -45,7 +43,7 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
         add_limits(found, p99_limit)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
-    from optkit.report.tables import limit_table, markdown, points, table
+    from optkit.report.tables import limit_table, markdown, points, table, terminal_width
 
     if format_ == "md":
         return markdown(found)
@@ -54,7 +52,7 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
 
     from rich.console import Console
 
-    width = shutil.get_terminal_size((WIDE, 24)).columns
+    width = terminal_width()
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
     console.print(table(found, width))

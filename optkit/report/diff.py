@@ -185,26 +185,29 @@ def _speedup_ratio(a: Row, b: Row) -> tuple[float | None, list[float] | None]:
     return ratio, [ratio * math.exp(-below), ratio * math.exp(above)]
 
 
-def table(difference: Difference) -> Table:
+def table(difference: Difference, width: int) -> Table:
     """The pairs as a rich table."""
-    from rich.table import Table
-    from rich.text import Text
+    from optkit.report.tables import Column, fitted
 
-    result = Table(box=None, header_style="bold", pad_edge=False, caption=NOTE, caption_justify="left")
-    headers = ("stage", "engine", "batch", "accuracy %", "change, points", "latency ratio", "ratio of speedups")
-    for header in headers:
-        result.add_column(header, justify="left" if header in ("stage", "engine") else "right")
-    for pair in difference.pairs:
-        cells = (
-            pair.stage, pair.engine, str(pair.batch_size),
-            " > ".join(f"{100 * a:.1f}" for a in pair.accuracy),
-            f"{100 * pair.accuracy_delta:+.1f}" + _bounds(pair.accuracy_delta_ci, 100, "+.1f"),
-            "-" if pair.latency_ratio is None else f"{pair.latency_ratio:.2f}",
-            "-" if pair.speedup_ratio is None
-            else f"{pair.speedup_ratio:.2f}" + _bounds(pair.speedup_ratio_ci, 1, ".2f"),
-        )  # fmt: skip
-        result.add_row(*(Text(cell) for cell in cells))
-    return result
+    columns: list[Column] = [
+        ("stage", lambda p: p.stage, 0),
+        ("engine", lambda p: p.engine, 0),
+        ("batch", lambda p: str(p.batch_size), 0),
+        ("tokens", lambda p: str(p.sequence_length or "-"), 60),
+        ("accuracy %", lambda p: " > ".join(f"{100 * a:.1f}" for a in p.accuracy), 90),
+        ("change, points", lambda p: f"{100 * p.accuracy_delta:+.1f}" + _bounds(p.accuracy_delta_ci, 100, "+.1f"), 60),
+        ("latency ratio", lambda p: "-" if p.latency_ratio is None else f"{p.latency_ratio:.2f}", 80),
+        ("ratio of speedups", _ratio_of_speedups, 0),
+    ]
+    if not any(pair.sequence_length for pair in difference.pairs):
+        columns = [c for c in columns if c[0] != "tokens"]
+    return fitted(columns, difference.pairs, width, NOTE)
+
+
+def _ratio_of_speedups(pair: Pair) -> str:
+    if pair.speedup_ratio is None:
+        return "-"
+    return f"{pair.speedup_ratio:.2f}" + _bounds(pair.speedup_ratio_ci, 1, ".2f")
 
 
 def _bounds(ci: Sequence[float] | None, scale: float, spec: str) -> str:
@@ -215,7 +218,10 @@ def print_diff(difference: Difference) -> None:
     """Overrides, warnings and the table on standard output."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    from optkit.report.tables import terminal_width
+
+    width = terminal_width()
+    console = Console(highlight=False, markup=False, soft_wrap=True, width=width)
     for place, run in zip(("first", "second"), difference.runs, strict=True):
         console.print(f"{place}: {run}")
     for override in difference.overrides:
@@ -223,7 +229,7 @@ def print_diff(difference: Difference) -> None:
     for warning in difference.warnings:
         console.print(f"warning: {warning}")
     if difference.pairs:
-        console.print(table(difference))
+        console.print(table(difference, width), soft_wrap=False)
     for run, only in zip(difference.runs, (difference.only_first, difference.only_second), strict=True):
         if only:
             console.print(f"only in {run}: {'; '.join(only)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from optkit.report.controls import against_controls
 from optkit.report.rows import Row
 from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
 
-# header, cell, narrowest console that shows it
-Column = tuple[str, Callable[[Row], str], int]
+# header, cell of a row (or whatever else the table has a line for), narrowest console that shows it
+Column = tuple[str, Callable[[Any], str], int]
+WIDE = 400  # columns where there is no terminal: a file holds every column
 
 
 def _percent(value: float | None) -> str:
@@ -89,34 +91,53 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     return [c for c in COLUMNS if of_texts or c[0] not in ("tokens", "tokenize ms")]
 
 
+def terminal_width() -> int:
+    """Columns of the terminal; `WIDE` where there is none."""
+    return shutil.get_terminal_size((WIDE, 24)).columns
+
+
 def table(rows: Sequence[Row], width: int) -> Table:
-    """A rich table; a narrow console, or long names, get fewer columns, never broken ones."""
-    shown = [c for c in _columns(rows) if c[2] <= width]
+    """A rich table of rows."""
+
+    def setting(row: Row) -> tuple[Any, Any]:
+        return row.get("sequence_length"), row["batch_size"]
+
+    ends = [place for place in range(1, len(rows)) if setting(rows[place]) != setting(rows[place - 1])]
+    return fitted(_columns(rows), rows, width, NOTE, ends)
+
+
+def fitted(columns: Sequence[Column], rows: Sequence[Any], width: int, note: str, ends: Sequence[int] = ()) -> Table:
+    """A rich table; a narrow console, or long names, get fewer columns, never broken ones.
+
+    Args:
+        columns: the first holds names.
+        rows: one a line.
+        width: of the console.
+        note: beneath it.
+        ends: numbers of the rows that begin a new part.
+    """
+    shown = [c for c in columns if c[2] <= width]
     while len(shown) > 1 and _width(rows, shown) > width and max(c[2] for c in shown) > 0:
         least = max(c[2] for c in shown)
         shown.remove([c for c in shown if c[2] == least][-1])
     fits = _width(rows, shown) <= width
     # where all but the names fit, only they are folded
     rest_fits = _width(rows, shown[1:]) + NARROWEST_NAME + GAP <= width
-    result = Table(box=None, header_style="bold", pad_edge=False, caption=NOTE, caption_justify="left")
+    result = Table(box=None, header_style="bold", pad_edge=False, caption=note, caption_justify="left")
     for place, (header, _, _) in enumerate(shown):
         whole = fits or (rest_fits and place > 0)
         side = "left" if header in ("stage", "engine") else "right"
         result.add_column(header, justify=side, no_wrap=whole, overflow="fold")
     for place, row in enumerate(rows):
-        last = place + 1 == len(rows) or _setting(rows[place + 1]) != _setting(row)
+        last = place + 1 == len(rows) or place + 1 in ends
         result.add_row(*(Text(cell(row)) for _, cell, _ in shown), end_section=last)
     return result
 
 
-def _width(rows: Sequence[Row], columns: Sequence[Column]) -> int:
+def _width(rows: Sequence[Any], columns: Sequence[Column]) -> int:
     """Characters that a table takes whose cells stay whole."""
     widths = [max(cell_len(text) for text in (header, *map(cell, rows))) for header, cell, _ in columns]
     return sum(widths) + GAP * (len(widths) - 1)
-
-
-def _setting(row: Row) -> tuple[Any, Any]:
-    return row.get("sequence_length"), row["batch_size"]
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -1,12 +1,14 @@
+import io
 import json
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from optkit.core.errors import UserError
 from optkit.core.records import pack_bits
 from optkit.core.statistics import paired_difference
-from optkit.report.diff import diff_runs
+from optkit.report.diff import diff_runs, table
 from tests.report.runs import answers, chain, series, write_run
 
 CHAINS = (["prune"], ["prune", "recover"], ["prune", "recover", "quantize"])
@@ -108,3 +110,13 @@ def test_a_control_and_another_chain_do_not_take_a_variants_place(tmp_path):
 def test_of_several_runs_in_a_folder_one_is_asked_for(folders):
     with pytest.raises(UserError, match="holds 2 runs"):
         diff_runs(folders[0].parent, folders[1])
+
+
+@pytest.mark.parametrize("width", [44, 80, 400])
+def test_a_narrow_terminal_gets_fewer_columns_not_broken_ones(folders, width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(table(diff_runs(*folders), width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert ("change, points" in lines[0]) == (width >= 80)
+    assert sum("[" in line for line in lines) == 7
