@@ -14,7 +14,8 @@ from optkit.core.checks import check_choice
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import Scheme
-from optkit.quantize.pt2e import _convert, _quiet, products_saturate
+from optkit.quantize.conversion import convert, prepare, quiet
+from optkit.quantize.pt2e import products_saturate
 
 DYNAMIC_TARGETS = ("inductor",)
 
@@ -65,22 +66,21 @@ def quantize_dynamic(
 
 def replay_dynamic(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_range: bool) -> GraphModule:
     """The structure that `quantize_dynamic` gives; on a fresh model, the weights are loaded over it."""
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
     from optkit.quantize.targets.inductor import name_calls_apart
 
-    with _quiet():
+    with quiet():
         shapes = free_dims(example_inputs, model)
         graph = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes).module()
         name_calls_apart(graph)
         scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True)
         scheme = replace(scheme, weight=Scheme(reduce_range, histogram=False).weight(-128))
         quantizer = x86.X86InductorQuantizer().set_function_type_qconfig(nn.functional.linear, scheme)
-        prepared = prepare_pt2e(graph, quantizer)
+        prepared = prepare(graph, quantizer)
         with torch.no_grad():
             prepared(*example_inputs)
-        return _convert(prepared)
+        return convert(prepared)
 
 
 def check_linears(model: nn.Module) -> None:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from optkit.core.checks import check_choice
-from optkit.core.engine import MADE_FOR
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import Scheme, keep_in_float
+from optkit.quantize.conversion import activation_nodes, convert, prepare, quiet
 from optkit.quantize.correction import correct_biases
 from optkit.quantize.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.layerwise import LayerError, layer_errors
 from optkit.quantize.rounding import round_weights
 
 TARGETS = ("inductor", "onnxruntime", "openvino")
-BATCH_NORM = torch.ops.aten.batch_norm.default
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
 Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
@@ -102,8 +99,8 @@ class Calibrated:
         Raises:
             StageError: no operator could be quantized.
         """
-        converted = _convert(self.choose(observer).graph, self.target)
-        activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in _activation_nodes(converted)}
+        converted = convert(self.choose(observer).graph, self.target)
+        activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in activation_nodes(converted)}
         if not activations:
             raise StageError("no operator of this model could be quantized")
         return Quantized(
@@ -237,7 +234,7 @@ def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...], target: s
     from optkit.quantize.targets import target as find_target
 
     check_choice("target", target, TARGETS)
-    with _quiet():
+    with quiet():
         shapes = free_dims(example_inputs, model)
         program = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes)
         return find_target(target).rewrite(program)
@@ -282,8 +279,8 @@ def replay_static(
     prepared = _observed(graph, target, reduce_range, ())
     with torch.no_grad():
         prepared(*example_inputs)
-    converted = _convert(prepared, target)
-    for node in _activation_nodes(converted):
+    converted = convert(prepared, target)
+    for node in activation_nodes(converted):
         scale, *integers = activations[node.name]
         dtype = torch.int8 if len(integers) == 3 and integers[1] < 0 else torch.uint8
         node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], dtype)
@@ -292,50 +289,11 @@ def replay_static(
 
 
 def _observed(graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...]) -> GraphModule:
-    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
-
     from optkit.quantize.observers import WITH_HISTOGRAM
     from optkit.quantize.targets import target as find_target
 
     scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)))
-    _hide(graph, filter(_reads_shared, _norms(graph)))
-    with _quiet():
-        prepared = prepare_pt2e(graph, find_target(target).quantizer(scheme))
-    return _show(prepared)
-
-
-def _norms(graph: GraphModule) -> list[Node]:
-    return [node for node in graph.graph.nodes if node.target is BATCH_NORM]
-
-
-def _reads_shared(norm: Node) -> bool:
-    """Whether others read the layer before a batch norm too, or it runs more than once.
-
-    torchao folds a norm into any layer before it: whoever else reads that layer would get what the norm gives, and the
-    second call of a layer would lose its bias.
-    """
-    layer = norm.args[0]
-    assert isinstance(layer, Node)
-    return any(isinstance(read, Node) and len(read.users) > 1 for read in (layer, *layer.args[1:2]))
-
-
-def _batch_norm(*args: Any) -> Tensor:
-    """The operator under a name that torchao does not know for a batch norm."""
-    return BATCH_NORM(*args)
-
-
-def _hide(graph: GraphModule, norms: Iterable[Node]) -> None:
-    for norm in norms:
-        norm.target = _batch_norm
-    graph.recompile()
-
-
-def _show(graph: GraphModule) -> GraphModule:
-    for norm in graph.graph.nodes:
-        if norm.target is _batch_norm:
-            norm.target = BATCH_NORM
-    graph.recompile()
-    return graph
+    return prepare(graph, find_target(target).quantizer(scheme))
 
 
 def observers(graph: GraphModule) -> Iterator[Any]:
@@ -343,55 +301,6 @@ def observers(graph: GraphModule) -> Iterator[Any]:
     from optkit.quantize.observers import ActivationObserver
 
     return (module for module in graph.modules() if isinstance(module, ActivationObserver))
-
-
-def _drop_unused(graph: GraphModule) -> None:
-    """Removes the float weights whose int8 copies the graph reads instead, or they would be saved too."""
-    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
-        if name not in used:
-            path, _, leaf = name.rpartition(".")
-            delattr(graph.get_submodule(path), leaf)
-
-
-def _convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
-
-    from optkit.quantize.targets import target as find_target
-
-    # at a batch norm, torchao exports its patterns of training graphs, for a minute, to find none
-    _hide(prepared, _norms(prepared))
-    with _quiet():
-        converted = _show(convert_pt2e(prepared))
-    _drop_unused(converted)
-    if find_target(target).SIGNED:
-        _sign(converted)
-    converted.meta[MADE_FOR] = target
-    return converted
-
-
-def _sign(graph: GraphModule) -> None:
-    """Activations with the zero point in the middle become int8 with a zero point of 0: the same values."""
-    for node in _activation_nodes(graph):
-        x, scale, zero_point, low, high, _ = node.args
-        if zero_point == (low + high + 1) // 2:
-            node.args = (x, scale, 0, low - zero_point, high - zero_point, torch.int8)
-    graph.recompile()
-
-
-def _activation_nodes(graph: GraphModule) -> Iterator[Node]:
-    """The quantize and dequantize nodes that carry a literal scale and zero point."""
-    ops = torch.ops.quantized_decomposed
-    per_tensor = (ops.quantize_per_tensor.default, ops.dequantize_per_tensor.default)
-    return (node for node in graph.graph.nodes if node.target in per_tensor)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torchao's deprecation warnings, which a user can do nothing about."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def describe(quantized: Quantized) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from optkit.engines import Eager, Inductor
 from optkit.measure.static import measure_macs, measure_static
 from optkit.models import huggingface
 from optkit.quantize import quantize_dynamic, replay_dynamic
+from tests.quantize.test_pt2e import PreActivation
 
 VARIANT = Variant("v", None, frozenset({"int8"}), {})
 SMALL = {
@@ -113,3 +114,15 @@ def test_a_model_without_linear_layers_and_an_unknown_target_are_named():
         quantize_dynamic(nn.Sequential(nn.Conv2d(1, 2, 3)), (torch.randn(2, 1, 8, 8),))
     with pytest.raises(UserError, match="target"):
         quantize_dynamic(nn.Linear(4, 4), (torch.randn(2, 4),), target="inductr")
+
+
+def test_batch_norms_whose_layer_others_read_stay_where_they_are():
+    torch.manual_seed(0)
+    model = PreActivation()
+    for norm in (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.2, 2)
+    images = torch.randn(16, 1, 8, 8)
+    expected = model.eval()(images)
+    answers = quantize_dynamic(model, (images,), reduce_range=False).module(images)
+    assert (answers - expected).norm() < 0.05 * expected.norm()

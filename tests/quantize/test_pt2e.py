@@ -8,7 +8,7 @@ from optkit.core.variant import Variant
 from optkit.engines import Inductor
 from optkit.models import MLP, ResNetCIFAR, SmallCNN, huggingface, torchvision
 from optkit.quantize import quantize_static, replay_static
-from optkit.quantize.pt2e import _activation_nodes
+from optkit.quantize.conversion import activation_nodes
 
 
 class PreActivation(nn.Module):
@@ -136,7 +136,7 @@ def test_no_sum_of_two_products_overflows_16_bits(target):
     )
     x = torch.randint(1, 50, (4, 8)), torch.ones(4, 8, dtype=torch.long)
     found = quantize_static(model.eval(), x, [x], target=target, reduce_range=True)
-    spans = {node.name: int(node.args[4]) - int(node.args[3]) for node in _activation_nodes(found.module)}
+    spans = {node.name: int(node.args[4]) - int(node.args[3]) for node in activation_nodes(found.module)}
     # queries and keys, which are multiplied with each other; all else is multiplied with weights
     assert sorted(spans.values()).count(127) == 2 * 2
     assert set(spans.values()) == {127, 255}

@@ -1,0 +1,110 @@
+"""torchao's preparation and conversion of a graph, with what must be hidden from it and mended after it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from optkit.core.engine import MADE_FOR
+
+BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+def prepare(graph: GraphModule, quantizer: Any) -> GraphModule:
+    """Observers where the quantizer wants them; batch norms are folded into the layers they follow, in place."""
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    _hide(graph, filter(_reads_shared, _norms(graph)))
+    with quiet():
+        prepared = prepare_pt2e(graph, quantizer)
+    return _show(prepared)
+
+
+def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
+    """The int8 graph of a prepared one, for a target."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    from optkit.quantize.targets import target as find_target
+
+    # at a batch norm, torchao exports its patterns of training graphs, for a minute, to find none
+    _hide(prepared, _norms(prepared))
+    with quiet():
+        converted = _show(convert_pt2e(prepared))
+    _drop_unused(converted)
+    if find_target(target).SIGNED:
+        _sign(converted)
+    converted.meta[MADE_FOR] = target
+    return converted
+
+
+def activation_nodes(graph: GraphModule) -> Iterator[Node]:
+    """The quantize and dequantize nodes that carry a literal scale and zero point."""
+    ops = torch.ops.quantized_decomposed
+    per_tensor = (ops.quantize_per_tensor.default, ops.dequantize_per_tensor.default)
+    return (node for node in graph.graph.nodes if node.target in per_tensor)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torchao's deprecation warnings, which a user can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _norms(graph: GraphModule) -> list[Node]:
+    return [node for node in graph.graph.nodes if node.target is BATCH_NORM]
+
+
+def _reads_shared(norm: Node) -> bool:
+    """Whether others read the layer before a batch norm too, or it runs more than once.
+
+    torchao folds a norm into any layer before it: whoever else reads that layer would get what the norm gives, and the
+    second call of a layer would lose its bias.
+    """
+    layer = norm.args[0]
+    assert isinstance(layer, Node)
+    return any(isinstance(read, Node) and len(read.users) > 1 for read in (layer, *layer.args[1:2]))
+
+
+def _batch_norm(*args: Any) -> Tensor:
+    """The operator under a name that torchao does not know for a batch norm."""
+    return BATCH_NORM(*args)
+
+
+def _hide(graph: GraphModule, norms: Iterable[Node]) -> None:
+    for norm in norms:
+        norm.target = _batch_norm
+    graph.recompile()
+
+
+def _show(graph: GraphModule) -> GraphModule:
+    for norm in graph.graph.nodes:
+        if norm.target is _batch_norm:
+            norm.target = BATCH_NORM
+    graph.recompile()
+    return graph
+
+
+def _drop_unused(graph: GraphModule) -> None:
+    """Removes the float weights whose int8 copies the graph reads instead, or they would be saved too."""
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
+        if name not in used:
+            path, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(path), leaf)
+
+
+def _sign(graph: GraphModule) -> None:
+    """Activations with the zero point in the middle become int8 with a zero point of 0: the same values."""
+    for node in activation_nodes(graph):
+        x, scale, zero_point, low, high, _ = node.args
+        if zero_point == (low + high + 1) // 2:
+            node.args = (x, scale, 0, low - zero_point, high - zero_point, torch.int8)
+    graph.recompile()
