@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,15 +97,47 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Te
 
 
 def _layer_norm(x: torch.Tensor, shape: Any, *of_features: Any) -> torch.Tensor | None:
-    fits = tuple(x.shape[-len(shape) :]) == tuple(shape) and all(t is None or t.shape == shape for t in of_features[:2])
-    return x.new_empty(x.shape) if fits else None
+    shapes = [x.shape[-len(shape) :], *(t.shape for t in of_features[:2] if t is not None)]
+    return x.new_empty(x.shape) if all(tuple(s) == tuple(shape) for s in shapes) else None
+
+
+def _conv2d(
+    x: torch.Tensor, weight: torch.Tensor, bias: Any = None, stride: Any = (1, 1), padding: Any = (0, 0),
+    dilation: Any = (1, 1), groups: int = 1,
+) -> torch.Tensor | None:  # fmt: skip
+    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None
+    pairs = [p if len(p) == 2 else (*p, *p) for p in (stride, padding, dilation)]
+    size = [
+        (n + 2 * pad - spread * (kernel - 1) - 1) // step + 1
+        for n, kernel, step, pad, spread in zip(x.shape[2:], weight.shape[2:], *pairs, strict=True)
+    ]
+    if min(size) <= 0:
+        return None
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return x.new_empty(x.shape[0], weight.shape[0], *size).to(memory_format=layout)
+
+
+def _reshape(x: torch.Tensor, shape: Any) -> torch.Tensor | None:
+    known = math.prod(n for n in shape if n != -1)
+    sizes = [x.numel() // max(known, 1) if n == -1 else n for n in shape]
+    if not x.is_contiguous() or math.prod(sizes) != x.numel() or list(shape).count(-1) > 1 or not x.numel():
+        return None
+    strides = [math.prod(sizes[place + 1 :]) for place in range(len(sizes))]
+    return x.as_strided(sizes, strides, x.storage_offset())
 
 
 # what fake tensors make a long detour for, most of a recording's time: its result where the arguments fit, else None
 RESULTS = {
     torch.ops.aten.batch_norm.default: _batch_norm,
+    torch.ops.aten.conv2d.default: _conv2d,
     torch.ops.aten.layer_norm.default: _layer_norm,
     torch.ops.aten.linear.default: _linear,
+    torch.ops.aten.reshape.default: _reshape,
+    torch.ops.aten.view.default: _reshape,
 }
 
 
