@@ -29,7 +29,8 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
     Args:
         module: in eval mode.
         example: inputs of any batch size.
-        turn_weights: store the int8 weights of linears as ONNX's products read them, ``(in, out)``.
+        turn_weights: store the int8 weights of linears as ONNX's products read them, ``(in, out)``, and write all
+            linears with int8 weights as products.
 
     Raises:
         StageError: torch cannot export it, or ONNX has no operator for a part of it; the message names it.
@@ -41,13 +42,16 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
             program = torch.export.export(module, rows, dynamic_shapes=free_dims(rows, module), strict=False)
             if not _batch_is_free(program):
                 program = torch.export.export(module, example, strict=False)
-            exported = torch.onnx.export(program, example, dynamo=True, verbose=False)
+            table = _dynamic_quantization()
+            exported = torch.onnx.export(program, example, dynamo=True, verbose=False, custom_translation_table=table)
     except _failures() as error:
         raise StageError(f"cannot write this model as ONNX: {_reason(error)}") from error
     assert exported is not None
     _drop_zero_points(exported.model)
+    _quantize_once(exported.model)
     if turn_weights:
         _turn_weights(exported.model)
+        _multiply(exported.model)
     return exported.model_proto.SerializeToString()
 
 
@@ -87,6 +91,44 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _dynamic_quantization() -> dict[Any, Any]:
+    """Activations that are scaled at every call, whose operators torch's exporter does not know."""
+    import torch.ao.quantization.fx._decomposed
+    from onnxscript import opset18 as op
+
+    def choose(x: Any, low: int, high: int, eps: float, dtype: int) -> Any:
+        _, scale, zero_point = op.DynamicQuantizeLinear(x)
+        return scale, zero_point
+
+    def quantize(x: Any, scale: Any, zero_point: Any, low: int, high: int, dtype: int) -> Any:
+        return op.QuantizeLinear(x, scale, zero_point)
+
+    def dequantize(x: Any, scale: Any, zero_point: Any, low: int, high: int, dtype: int) -> Any:
+        return op.DequantizeLinear(x, scale, zero_point)
+
+    ops = torch.ops.quantized_decomposed
+    return {
+        ops.choose_qparams.tensor: choose,
+        ops.quantize_per_tensor.tensor: quantize,
+        ops.dequantize_per_tensor.tensor: dequantize,
+    }
+
+
+def _quantize_once(model: Any) -> None:
+    """DynamicQuantizeLinear gives the quantized tensor, too: what else quantizes with its scale reads that."""
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        if node.op_type == "DynamicQuantizeLinear":
+            for output, dtype in zip(node.outputs[1:], (ir.DataType.FLOAT, ir.DataType.UINT8), strict=True):
+                output.type = ir.TensorType(dtype)
+            continue
+        made = node.inputs[1].producer() if node.op_type == "QuantizeLinear" else None
+        if made is not None and made.op_type == "DynamicQuantizeLinear" and made.inputs[0] is node.inputs[0]:
+            ir.convenience.replace_all_uses_with(node.outputs[0], made.outputs[0])
+            model.graph.remove(node, safe=True)
+
+
 def _drop_zero_points(model: Any) -> None:
     """Leaves out the zero points of weights, all 0: the exporter makes one constant of all that are of one length.
 
@@ -108,20 +150,54 @@ def _turn_weights(model: Any) -> None:
     for node in list(model.graph):
         if node.op_type != "Transpose" or list(node.attributes["perm"].as_ints()) != [1, 0]:
             continue
-        dequantize = node.inputs[0].producer()
-        weight = dequantize.inputs[0] if dequantize is not None and dequantize.op_type == "DequantizeLinear" else None
-        if weight is None or not weight.is_initializer() or len(dequantize.outputs[0].uses()) > 1:
+        if (dequantize := _int8_weight(node.inputs[0])) is not None:
+            _turn(model, dequantize)
+            ir.convenience.replace_all_uses_with(node.outputs[0], dequantize.outputs[0])
+            model.graph.remove(node, safe=True)
+
+
+def _multiply(model: Any) -> None:
+    """Writes a Gemm of int8 weights as a product and a sum: of a Gemm with a float bias there is no int8 kernel."""
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        if node.op_type != "Gemm" or (dequantize := _int8_weight(node.inputs[1])) is None:
             continue
-        turned = _constant(model, f"{weight.name}_transposed", weight.const_value.numpy().T.copy())
-        dequantize.replace_input_with(0, turned)
-        if dequantize.attributes.get_int("axis", 1) == 0:
-            dequantize.attributes["axis"] = ir.AttrInt64("axis", 1)
-        elif len(dequantize.inputs[1].shape or ()) == 1:
-            dequantize.attributes["axis"] = ir.AttrInt64("axis", 0)
-        ir.convenience.replace_all_uses_with(node.outputs[0], dequantize.outputs[0])
+        scaled = any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+        if scaled or node.attributes.get_int("transA", 0):
+            continue
+        if node.attributes.get_int("transB", 0):
+            _turn(model, dequantize)
+        added = [ir.node("MatMul", list(node.inputs[:2]))]
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            added.append(ir.node("Add", [added[0].outputs[0], node.inputs[2]]))
+        added[0].name, added[-1].outputs[0].name = node.name, node.outputs[0].name
+        for made in added:
+            made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        model.graph.insert_before(node, added)
+        node.outputs[0].replace_all_uses_with(added[-1].outputs[0], replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
-        if not weight.uses():
-            del model.graph.initializers[weight.name]
+
+
+def _int8_weight(value: Any) -> Any | None:
+    """The DequantizeLinear that alone gives a value to its reader, from stored integers."""
+    made = value.producer()
+    stored = made is not None and made.op_type == "DequantizeLinear" and made.inputs[0].is_initializer()
+    return made if stored and len(value.uses()) == 1 else None
+
+
+def _turn(model: Any, dequantize: Any) -> None:
+    """Stores a matrix of integers transposed, and its scales along the other axis."""
+    import onnx_ir as ir
+
+    weight = dequantize.inputs[0]
+    dequantize.replace_input_with(0, _constant(model, f"{weight.name}_transposed", weight.const_value.numpy().T.copy()))
+    if dequantize.attributes.get_int("axis", 1) == 0:
+        dequantize.attributes["axis"] = ir.AttrInt64("axis", 1)
+    elif len(dequantize.inputs[1].shape or ()) == 1:
+        dequantize.attributes["axis"] = ir.AttrInt64("axis", 0)
+    if not weight.uses():
+        del model.graph.initializers[weight.name]
 
 
 def _constant(model: Any, name: str, array: Any) -> Any:

@@ -17,7 +17,7 @@ from optkit.quantize.annotate import Scheme
 from optkit.quantize.conversion import convert, prepare, quiet
 from optkit.quantize.pt2e import products_saturate
 
-DYNAMIC_TARGETS = ("inductor",)
+DYNAMIC_TARGETS = ("inductor", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class DynamicInt8:
 
     Attributes:
         module: the graph.
-        reduce_range: whether activations take 7 bits.
+        reduce_range: whether weights take 7 bits.
+        target: the engine whose kernels it is for.
     """
 
     module: GraphModule
     reduce_range: bool
+    target: str
 
 
 def quantize_dynamic(
@@ -58,13 +60,15 @@ def quantize_dynamic(
     check_choice("target", target, DYNAMIC_TARGETS)
     check_linears(model)
     reduce_range = products_saturate() if reduce_range is None else reduce_range
-    graph = replay_dynamic(model, example_inputs, reduce_range)
+    graph = replay_dynamic(model, example_inputs, reduce_range, target)
     if not describe_dynamic(graph)["quantized_weights"]:
         raise StageError("no linear layer of this model could be quantized")
-    return DynamicInt8(graph, reduce_range)
+    return DynamicInt8(graph, reduce_range, target)
 
 
-def replay_dynamic(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_range: bool) -> GraphModule:
+def replay_dynamic(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_range: bool, target: str = "inductor"
+) -> GraphModule:
     """The structure that `quantize_dynamic` gives; on a fresh model, the weights are loaded over it."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -80,7 +84,7 @@ def replay_dynamic(model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_
         prepared = prepare(graph, quantizer)
         with torch.no_grad():
             prepared(*example_inputs)
-        return convert(prepared)
+        return convert(prepared, target)
 
 
 def check_linears(model: nn.Module) -> None:

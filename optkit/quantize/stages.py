@@ -241,11 +241,11 @@ class DynamicQuantization:
         example = ctx.task.example(2)
         found = quantize_dynamic(module.eval(), example, target=self.target, reduce_range=self.reduce_range)
         facts = describe_dynamic(found.module) | {"weight_bits": 7 if found.reduce_range else 8}
-        return Outcome(found.module, facts, surgery={"reduce_range": found.reduce_range})
+        return Outcome(found.module, facts, surgery={"reduce_range": found.reduce_range, "target": found.target})
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return replay_dynamic(module, example, surgery["reduce_range"])
+        return replay_dynamic(module, example, surgery["reduce_range"], surgery.get("target", "inductor"))
 
 
 @dataclass

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.variant import Variant
-from optkit.engines import Eager, Inductor
+from optkit.engines import Eager, Inductor, ONNXRuntime
 from optkit.measure.static import measure_macs, measure_static
 from optkit.models import huggingface
 from optkit.quantize import quantize_dynamic, replay_dynamic
@@ -94,6 +95,19 @@ def test_inductor_runs_its_linears_in_int8_and_counts_attention_beside_them(mode
         expected = quantized.module(*x)
     assert (session(*x) - expected).pow(2).mean() < 0.01 * expected.pow(2).mean()
     assert "simulation" in Eager().unsupported(VARIANT.traits)
+
+
+def test_onnx_runtime_runs_every_linear_in_int8_at_any_size(model, tmp_path):
+    found = quantize_dynamic(model, tokens(2, 16), target="onnxruntime")
+    x = tokens(4, 16)
+    session = ONNXRuntime().compile(found.module, VARIANT, x)
+    hidden, length = 64, 16
+    linears = length * (4 * hidden**2 + 2 * hidden * 128) + hidden**2 + hidden * 3
+    attention = 2 * length**2 * hidden
+    assert session.facts()["int8_share"] == pytest.approx(linears / (linears + attention), rel=0.01)
+    with torch.no_grad():
+        torch.testing.assert_close(session(*x), found.module(*x), atol=2e-3, rtol=1e-2)
+    assert ONNXRuntime().unsupported(made_for("inductor") | {"int8"}) is not None
 
 
 def test_parameters_and_macs_are_those_of_the_float_model(model, quantized):
