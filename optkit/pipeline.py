@@ -30,7 +30,7 @@ from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.measure.peaks import peaks
 from optkit.models import ModelSpec
-from optkit.plan import MODEL, OTHER, OWN, START, PlannedStep, Recipe, make_plan, params_of, target_of
+from optkit.plan import MODEL, OWN, START, PlannedStep, Recipe, make_plan, params_of, target_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class Run:
         worked: whether anything was left to do.
         made: how many stages were applied.
         reused: how many variants were there already.
-        failed: why a chain besides the recipe's own ended early, by its stages after the baseline.
+        failed: why a chain besides the recipe's own ended early, by its stages after the baseline; before those of a
+            control stands its name.
     """
 
     folder: Path
@@ -62,7 +63,7 @@ def run(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Run:
     Args:
         recipe: what to run.
         chains: other chains of its stages, from the model as loaded. One that fails ends there, and is named in the
-            result.
+            result; so is a control, where there are other chains.
 
     Raises:
         UserError: a mistake found before any work; nothing is left behind.
@@ -93,6 +94,7 @@ class _Fold:
         self.threads = recipe.threads or available_cores()
         torch.set_num_threads(self.threads)
         self.recipe, self.plan = recipe, make_plan(recipe, chains)
+        self.is_study = bool(chains)
         self.folder = _run_folder(Path(recipe.out), self.plan.run, recipe.fresh)
         self.store = _store(recipe, self.folder)
         self.ledger = Ledger(self.folder / LEDGER_NAME)
@@ -125,7 +127,7 @@ class _Fold:
                 with _naming(step.name):
                     self._advance(step, step in missing, bench)
             except OptkitError as error:
-                if step.of != OTHER:
+                if step.of == OWN or (step.control and not self.is_study):
                     raise
                 failed[step.id] = str(error)
                 log.warning("%s", error)
@@ -134,7 +136,11 @@ class _Fold:
             worked=True,
             made=self.num_made,
             reused=len(self.made) - self.num_made,
-            failed={step.chain: failed[step.id] for step in self.plan.steps if step.id in failed},
+            failed={
+                (*([step.control] if step.control else []), *step.chain): failed[step.id]
+                for step in self.plan.steps
+                if step.id in failed
+            },
         )
 
     def _advance(self, step: PlannedStep, missing: bool, bench: Bench) -> None:

@@ -18,7 +18,7 @@ from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.stage import Choosy, Stage
 from optkit.core.targets import TARGET
-from optkit.core.task import SealedTask, Task
+from optkit.core.task import POOL, SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.measure import Measure, tasks_to_measure
 from optkit.models import ModelSpec
@@ -229,10 +229,17 @@ def _grow(steps: dict[str, PlannedStep], recipe: Recipe, start: str, chain: Sequ
     for place, (name, stage, number) in enumerate(chain, 1):
         seed = recipe.seed * 1009 + place
         made = variant_id(
-            last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, *map(_source, _classes(stage))
-        )
+            last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, *map(_source, _classes(stage)),
+            *_pool_of(stage, recipe.task),
+        )  # fmt: skip
         names = (*last.chain, name) if number > 0 else ()
         last = steps.setdefault(made, PlannedStep(name, stage, made, last.id, seed, number, names, of))
+
+
+def _pool_of(stage: Stage, task: Task) -> list[str]:
+    """What examples without labels a stage or a training within it sees."""
+    seen = any(getattr(kind, "split", None) == POOL for kind in _classes(stage))
+    return [task.pool_fingerprint] if seen and task.pool_fingerprint else []
 
 
 def _check_fit(model: nn.Module, task: Task) -> None:

@@ -50,15 +50,19 @@ def read(*paths: str | Path) -> list[Record]:
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The run folders in a folder of runs, such as a study's; a run's own folder, or a ledger, stands for itself."""
-    inside = [] if (folder / LEDGER_NAME).is_file() else sorted(f.parent for f in folder.glob(f"*/{LEDGER_NAME}"))
-    return inside or [folder]
+    """The run folders in a folder of runs or of studies of runs; a run's own folder, or a ledger, stands for itself."""
+    if (folder / LEDGER_NAME).is_file():
+        return [folder]
+    found = [file.parent for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{LEDGER_NAME}")]
+    return sorted(found) or [folder]
 
 
 def _ledger_file(path: Path) -> Path:
     file = path / LEDGER_NAME if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"no ledger at {path}", fix=f"give a run folder, which holds a {LEDGER_NAME}")
+        raise UserError(
+            f"no ledger at {path}", fix=f"give a run folder, which holds a {LEDGER_NAME}, or a folder of these"
+        )
     return file
 
 

@@ -69,6 +69,11 @@ class Task(Protocol):
         """Hash of the data and of everything that changes what a model sees of it."""
         ...
 
+    @property
+    def pool_fingerprint(self) -> str | None:
+        """Hash of the examples without labels; None where there are none."""
+        ...
+
     def model_defaults(self) -> dict[str, Any]:
         """What a model may ask of its task: see `MODEL_DEFAULTS`."""
         ...
@@ -146,3 +151,4 @@ class SealedTask:
         self.example = lambda batch_size: task.example(batch_size)
         self.metric = lambda correct: task.metric(correct)
         self.fingerprint = task.fingerprint
+        self.pool_fingerprint = task.pool_fingerprint

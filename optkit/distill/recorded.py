@@ -38,8 +38,8 @@ class RecordedLogits:
         seed: of the training.
         run: runs the teacher on a batch ``-> (N, num_classes)``, in the precision of the training.
         precision: its name.
-        top: keep the largest logits of each example only, so many; in the place of each other one stands what gives all
-            of them together the chance that they had. None keeps all.
+        top: keep so many of the largest logits of each example only; in the place of each other one stands what gives
+            all of them together the chance that they had at the temperature that is the second number. None keeps all.
 
     Attributes:
         computed: passes that were computed and not found.
@@ -54,12 +54,13 @@ class RecordedLogits:
         seed: int,
         run: Callable[[Batch], Tensor],
         precision: str,
-        top: int | None = None,
+        top: tuple[int, float] | None = None,
     ):
         self.task, self.views, self.batch_size, self.seed, self.run = task, views, batch_size, seed, run
         self.top, self.computed = top, 0
-        parts = (weights_digest(teacher), str(teacher), task.fingerprint, task.size(POOL), batch_size, precision)
-        self._key = variant_id(*parts, torch.__version__, *(() if top is None else (top,)))
+        data = (task.fingerprint, task.pool_fingerprint, task.size(POOL))
+        parts = (weights_digest(teacher), str(teacher), *data, batch_size, precision)
+        self._key = variant_id(*parts, torch.__version__, *(top or ()))
         self._kept: dict[str, Tensor] = {}
 
     def begin(self, epoch: int) -> int:
@@ -107,14 +108,21 @@ class RecordedLogits:
         return kept
 
 
-def _parts(logits: Tensor, top: int | None) -> dict[str, Tensor]:
+def bytes_of_top(top: int) -> int:
+    """What an example takes of which so many logits are kept, of up to 32,767 classes."""
+    return 6 * top + 4
+
+
+def _parts(logits: Tensor, top: tuple[int, float] | None) -> dict[str, Tensor]:
     """What is kept of logits ``(N, C)``: all, or the largest with their classes, and what stands for each other."""
     if top is None:
         return {LOGITS: logits}
-    largest, classes = logits.topk(top)
-    others = logits.scatter(-1, classes, -torch.inf).logsumexp(-1, keepdim=True)
+    count, temperature = top
+    largest, classes = logits.topk(count)
+    others = logits.scatter(-1, classes, -torch.inf).div(temperature).logsumexp(-1, keepdim=True)
+    others = temperature * (others - math.log(logits.shape[-1] - count))
     small = torch.int16 if logits.shape[-1] <= torch.iinfo(torch.int16).max else torch.int32
-    return {LOGITS: largest, CLASSES: classes.to(small), OTHERS: others - math.log(logits.shape[-1] - top)}
+    return {LOGITS: largest, CLASSES: classes.to(small), OTHERS: others}
 
 
 def _whole(kept: dict[str, Tensor], num_classes: int) -> Tensor:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optkit.core.checks import check_count
+from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import POOL, Batch, Task
 from optkit.distill.objective import DistillationObjective, run_teacher
-from optkit.distill.recorded import RecordedLogits
+from optkit.distill.recorded import RecordedLogits, bytes_of_top
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_name
 from optkit.distill.terms import LOGITS, read_terms
 from optkit.models import ModelSpec
@@ -39,8 +39,9 @@ class Distillation:
         cached_views: record the teacher's logits on so many augmented passes over the train split, once for all runs;
             the epochs take them in turn. None runs the teacher on every batch. For losses of logits only.
         cached_top: record the so many largest logits of an example only, for many classes; each of the others gets an
-            equal part of the chance that they had together. None records all.
-        compile_teacher: run the teacher compiled, which takes half a minute first. For losses of logits only.
+            equal part of the chance that they had together at this ``temperature``. None records all.
+        compile_teacher: run the teacher compiled by inductor, which takes half a minute first. For losses of logits
+            only.
         trainer: how to train.
     """
 
@@ -54,6 +55,7 @@ class Distillation:
     compile_teacher: bool = False
     trainer: Trainer = field(default_factory=Trainer)
 
+    split: ClassVar[str] = POOL
     technique: ClassVar[str] = "distill"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     adds: ClassVar[frozenset[str]] = frozenset()
@@ -67,6 +69,7 @@ class Distillation:
                 raise UserError(f"{value!r} is not {limits}", key=name, value=value)
         self._terms = read_terms(self.losses, self.pairs, self.temperature)
         check_teacher(self.teacher)
+        check_choice("compile_teacher", self.compile_teacher, (True, False))
         others = self.inside
         if self.cached_views is not None:
             check_count("cached_views", self.cached_views)
@@ -98,12 +101,17 @@ class Distillation:
         if self.cached_top is not None and self.cached_top >= classes:
             fix = f"fewer than {classes}, or null, which keeps all"
             raise UserError(f"of {classes} classes", key="cached_top", value=self.cached_top, fix=fix)
+        if self.cached_top is not None and bytes_of_top(self.cached_top) >= 4 * classes:
+            message = f"{bytes_of_top(self.cached_top)} bytes an example, and all {classes} logits take {4 * classes}"
+            raise UserError(message, key="cached_top", value=self.cached_top, fix="null, which keeps all")
         unlabelled = task.size(POOL) - task.size("train")
         for term in self._terms:
             if unlabelled and term.needs_targets:
                 message = f"{term.name} needs the right classes, which the {unlabelled} unlabelled examples have not"
                 raise UserError(message, key=f"losses.{term.name}", fix="kd or dist, or task.unlabelled=null")
         teacher = load_teacher(self.teacher, lambda: copy.deepcopy(module), build_model)
+        if self.compile_teacher:
+            compiled(teacher)
         DistillationObjective(task, module, teacher, self._terms, alpha=self.alpha)
 
     def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
@@ -138,4 +146,5 @@ class Distillation:
 
         assert self.cached_views is not None
         size, name = self.trainer.batch_size, f"{precision} on {ctx.device.type}"
-        return RecordedLogits(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name, self.cached_top)
+        top = None if self.cached_top is None else (self.cached_top, self.temperature)
+        return RecordedLogits(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name, top)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from optkit.core.artifact import open_artifact
 from optkit.core.errors import UserError
 from optkit.core.targets import TARGET
+from optkit.engines import Inductor
 
 BASELINE = "baseline"
 BuildModel = Callable[[dict[str, Any]], nn.Module]
@@ -71,8 +72,14 @@ def load_teacher(spec: Any, baseline: Callable[[], nn.Module], build_model: Buil
 
 
 def compiled(teacher: nn.Module) -> nn.Module:
-    """A teacher that inductor compiles when it is first run, with its weights as constants."""
-    return torch.compile(teacher, options={"freezing": True})
+    """A teacher that inductor compiles when it is first run.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    if reason := Inductor().unavailable():
+        raise UserError(reason, key="compile_teacher", fix="or compile_teacher=false")
+    return torch.compile(teacher)
 
 
 def teacher_name(spec: Any) -> Any:

@@ -85,13 +85,24 @@ class CutPlan(Document):
             empty = [v for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v]
             memo |= {id(table): type(table)() for table in empty}
         cut = copy.deepcopy(model, memo)
+        self._resize(cut)
+        return cut
+
+    def apply_again(self, cut: nn.Module, earlier: CutPlan) -> nn.Module:
+        """The same model under this plan, which keeps of every tensor what the earlier one kept, in place."""
+        for path, name, old, _ in earlier.attributes:
+            module = cut.get_submodule(path)
+            setattr(module, name, tuple(old) if isinstance(getattr(module, name, None), tuple) else old)
+        self._resize(cut)
+        return cut
+
+    def _resize(self, cut: nn.Module) -> None:
         for path, name, old, new in self.attributes:
             module = cut.get_submodule(path)
             found = getattr(module, name, None)
             if (list(found) if isinstance(found, tuple) else found) != old:
                 raise UserError(f"{path}.{name} is {found}, not {old}", fix="apply the plan to a fresh dense model")
             setattr(module, name, tuple(new) if isinstance(found, tuple) else new)
-        return cut
 
     def summary(self) -> str:
         """What each layer keeps, and which operators froze what."""

@@ -32,7 +32,7 @@ class Probe:
         trace: what the walk found; frozen labels are added to it.
 
     Attributes:
-        latest: the plan and the model of the last cut that was tried.
+        latest: the plan and the model of the last cut that held.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs, trace: Trace):
@@ -57,10 +57,18 @@ class Probe:
         Raises:
             StageError: if a failure cannot be traced to any label.
         """
+        tried: tuple[CutPlan, nn.Module] | None = None
+        first = True
         while removed.any():
-            where, problem = self._trial(units, removed)
+            plan = build_plan(self.model, self.trace, units, removed, self.guesses)
+            # another reading changes attributes alone, which is far cheaper than another cut
+            tried = plan, plan.apply(self.model) if tried is None else plan.apply_again(tried[1], tried[0])
+            where, problem = self._trial(*tried, units, removed)
             if problem is None:
+                # a model that failed may have kept something of it
+                self.latest = tried if first else (plan, plan.apply(self.model))
                 return False
+            first = False
             if self._guess_again(where):
                 continue
             if not self._freeze_around(where, resolved, units, removed):
@@ -68,11 +76,8 @@ class Probe:
             return True
         return False
 
-    def _trial(self, units: Units, removed: np.ndarray) -> tuple[str, str | None]:
+    def _trial(self, plan: CutPlan, cut: nn.Module, units: Units, removed: np.ndarray) -> tuple[str, str | None]:
         """The module that fails and how, or None if none does."""
-        plan = build_plan(self.model, self.trace, units, removed, self.guesses)
-        cut = plan.apply(self.model)
-        self.latest = plan, cut
         try:
             if deviation(self.model, cut, plan, self.inputs) < TOLERANCE:
                 return "", None

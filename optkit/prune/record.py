@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,13 +87,20 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
+def _of_one_type(*tensors: torch.Tensor | None) -> bool:
+    return len({t.dtype for t in tensors if t is not None}) == 1
+
+
 def _batch_norm(x: torch.Tensor, *of_channels: Any) -> torch.Tensor | None:
-    fits = all(t is None or tuple(t.shape) == (x.shape[1],) for t in of_channels[:4])
+    *tensors, training = of_channels[:5]
+    known = training or (tensors[2] is not None and tensors[3] is not None)
+    fits = known and x.dim() > 1 and all(t is None or tuple(t.shape) == (x.shape[1],) for t in tensors)
     return torch.empty_like(x) if fits else None
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor | None:
     fits = weight.dim() == 2 and x.shape[-1] == weight.shape[1] and (bias is None or bias.shape == weight.shape[:1])
+    fits = fits and _of_one_type(x, weight, bias)
     return x.new_empty(*x.shape[:-1], weight.shape[0]) if fits else None
 
 
@@ -107,7 +115,7 @@ def _conv2d(
 ) -> torch.Tensor | None:  # fmt: skip
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         return None
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if (bias is not None and bias.shape != weight.shape[:1]) or not _of_one_type(x, weight, bias):
         return None
     pairs = [p if len(p) == 2 else (*p, *p) for p in (stride, padding, dilation)]
     size = [
@@ -116,7 +124,7 @@ def _conv2d(
     ]
     if min(size) <= 0:
         return None
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    last = torch.channels_last in (suggest_memory_format(x), suggest_memory_format(weight))
     layout = torch.channels_last if last else torch.contiguous_format
     return x.new_empty(x.shape[0], weight.shape[0], *size).to(memory_format=layout)
 

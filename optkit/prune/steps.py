@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
-from optkit.training import Training, check_training
+from optkit.training import Training, check_training, split_of
 from optkit.training.checkpoint import load_state, save_state
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class InSteps:
         limit = ctx.max_steps
         if number < self.steps and self.between < 1:
             trainer = self.training.trainer
-            whole = trainer.epochs * math.ceil(ctx.task.size("train") / trainer.batch_size)
+            whole = trainer.epochs * math.ceil(ctx.task.size(split_of(self.training)) / trainer.batch_size)
             limit = min(math.ceil(self.between * whole), limit or whole)
         folder = _folder(ctx, number)
         folder.mkdir(exist_ok=True)

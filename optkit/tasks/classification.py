@@ -100,14 +100,16 @@ class Classification(ABC, Generic[S]):
 
     @cached_property
     def _unlabelled(self) -> S | None:
-        """The examples without labels, less those that are in validation or test as well."""
+        """The examples without labels, each once, less those that the other splits hold."""
         found = self._loaded[0].get(UNLABELLED)
         if found is None:
             return None
-        held_out = {key for name in ("validation", "test") for key in self._split(name).hashes()}
-        return found.subset(
-            np.asarray([n for n, key in enumerate(found.hashes()) if key not in held_out], dtype=np.int64)
-        )
+        seen = {key for name in SPLITS for key in self._split(name).hashes()}
+        new = [n for n, key in enumerate(found.hashes()) if not (key in seen or seen.add(key))]  # type: ignore[func-returns-value]
+        if not new:
+            message = f"all {len(found)} examples are in the other splits as well"
+            raise UserError(message, key="task.unlabelled", fix="give others, or task.unlabelled=null")
+        return found.subset(np.asarray(new, dtype=np.int64))
 
     @cached_property
     def _pool(self) -> S:
@@ -117,10 +119,14 @@ class Classification(ABC, Generic[S]):
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for name in (*SPLITS, *(() if self._unlabelled is None else (POOL,))):
+        for name in SPLITS:
             digest.update(self._split(name).digest().encode())
         digest.update(repr(self.seen()).encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def pool_fingerprint(self) -> str | None:
+        return None if self._unlabelled is None else self._unlabelled.digest()
 
     @property
     def classes(self) -> list[str]:
@@ -142,7 +148,8 @@ class Classification(ABC, Generic[S]):
         if self._unlabelled is None:
             return found
         examples[UNLABELLED] = len(self._unlabelled)
-        return found | {"unlabelled_held_out": len(self._loaded[0][UNLABELLED]) - len(self._unlabelled)}
+        left_out = len(self._loaded[0][UNLABELLED]) - len(self._unlabelled)
+        return found | {"pool_fingerprint": self.pool_fingerprint, "unlabelled_left_out": left_out}
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
         return module(*batch.inputs)

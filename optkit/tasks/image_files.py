@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from optkit.core.errors import UserError
 from optkit.core.task import NO_LABEL
-from optkit.tasks.classification import UNLABELLED, with_validation
+from optkit.tasks.classification import SPLITS, UNLABELLED, with_validation
 from optkit.tasks.decode import decode_once
 from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
@@ -71,7 +71,8 @@ class HubImages(_ImageFiles):
         return files_in(path, [".parquet"])
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
-        tables = hub_tables(self.dataset) if self.path is None else read_tables(self.find(Path(self.path)))
+        found = hub_tables(self.dataset) if self.path is None else read_tables(self.find(Path(self.path)))
+        tables = {name: table for name, table in found.items() if name in SPLITS}
         splits = {name: self._decode(name, table) for name, table in tables.items()}
         if self.unlabelled is not None:
             (table,) = read_tables({UNLABELLED: self.find_unlabelled(Path(self.unlabelled))}, UNLABELLED).values()

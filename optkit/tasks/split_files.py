@@ -91,10 +91,16 @@ def find_tables(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def files_in(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """A file of one of these suffixes, or those in a folder; the first suffix of which there are files counts."""
-    if path.is_file():
-        return [path] if path.suffix in suffixes else []
-    return next((files for suffix in suffixes if (files := sorted(path.glob(f"*{suffix}")))), [])
+    """A file of one of these suffixes, or those in a folder.
+
+    Raises:
+        UserError: files of several of them.
+    """
+    files = [path] if path.is_file() else sorted(path.glob("*"))
+    files = [file for file in files if file.suffix.lower() in suffixes]
+    if len(kinds := sorted({file.suffix.lower() for file in files})) > 1:
+        raise UserError(f"{path} holds {' and '.join(kinds)} files", key="unlabelled", fix="give files of one kind")
+    return files
 
 
 def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> dict[str, Table]:
@@ -110,7 +116,7 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
     readers = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
     found = {}
     for split, paths in files.items():
-        read = readers.get(paths[0].suffix, Dataset.from_json)
+        read = readers.get(paths[0].suffix.lower(), Dataset.from_json)
         try:
             found[split] = Table(read([str(p) for p in paths], keep_in_memory=True), files_key(paths))
         except (DatasetGenerationError, ValueError, OSError) as error:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.task import NO_LABEL
-from optkit.tasks.classification import UNLABELLED, with_validation
+from optkit.tasks.classification import SPLITS, UNLABELLED, with_validation
 from optkit.tasks.split_files import SplitFiles, Table, class_names, files_in, find_tables, hub_tables, read_tables
 from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
@@ -61,7 +61,7 @@ class TextFiles(SplitFiles, TextClassification):
             tables = read_tables(self.find(Path(self.path)))
         else:
             assert self.dataset is not None
-            tables = hub_tables(self.dataset)
+            tables = {name: table for name, table in hub_tables(self.dataset).items() if name in SPLITS}
         labels = {name: table.column(self.label_column, "label_column", name) for name, table in tables.items()}
         if "test" not in tables or ("validation" in tables and _unlabelled(labels["test"])):
             # as in GLUE, whose test labels are not public

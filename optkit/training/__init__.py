@@ -2,7 +2,7 @@
 
 from optkit.training.callbacks import Callback, KeepZeros
 from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters, TaskLoss
-from optkit.training.stages import LooksInside, Train, Training, check_training, fit_stage
+from optkit.training.stages import LooksInside, Train, Training, check_training, fit_stage, split_of
 from optkit.training.trainer import FitReport, Trainer
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Training",
     "check_training",
     "fit_stage",
+    "split_of",
 ]

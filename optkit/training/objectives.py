@@ -34,11 +34,8 @@ class OwnParameters(Protocol):
 class ChoosesBatches(Protocol):
     """An objective that has a say in which batches an epoch sees.
 
-    Attributes:
-        split: what it trains on, ``train`` or ``pool``.
+    One with an attribute ``split`` trains on that split, ``train`` or ``pool``.
     """
-
-    split: str
 
     def batches_seed(self, epoch: int) -> int | None:
         """Called as an epoch begins, counted from 0: the seed of its batches, or None for the trainer's own."""

@@ -42,6 +42,11 @@ class LooksInside(Protocol):
     def inside(self) -> Sequence[str]: ...
 
 
+def split_of(training: Training) -> str:
+    """What a training stage trains on, ``train`` or ``pool``: its attribute ``split``, if it has one."""
+    return getattr(training, "split", "train")
+
+
 def check_training(key: str, value: object) -> None:
     """Raise a UserError unless ``value`` is a training stage."""
     if not isinstance(value, Training) or "callbacks" not in parameters(value.apply):

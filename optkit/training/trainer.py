@@ -154,7 +154,7 @@ class _Fit:
         self.seed, self.workdir, self.device, self.callbacks = seed, workdir, device, callbacks
         self.description = description
         self.own = objective.own if isinstance(objective, OwnParameters) else nn.Module()
-        self.split = objective.split if isinstance(objective, ChoosesBatches) else "train"
+        self.split = getattr(objective, "split", "train")
         self.steps_per_epoch = math.ceil(task.size(self.split) / trainer.batch_size)
         self.total = min(self.steps_per_epoch * trainer.epochs, max_steps or math.inf)
         self.epoch = self.step = 0

@@ -137,11 +137,11 @@ def test_the_largest_logits_are_kept_and_the_others_share_what_is_left(context, 
         with torch.no_grad():
             return teacher(*batch.inputs)
 
-    recorded = RecordedLogits(augmented, teacher, 1, 64, 0, run, "fp32 on cpu", 3)
+    recorded = RecordedLogits(augmented, teacher, 1, 64, 0, run, "fp32 on cpu", (3, stage.temperature))
     seed = recorded.begin(0)
     assert recorded.computed == 0
     for batch in augmented.batches("train", 64, training=True, seed=seed):
-        expected, found = run(batch).softmax(-1), recorded(batch).softmax(-1)
+        expected, found = ((x / stage.temperature).softmax(-1) for x in (run(batch), recorded(batch)))
         largest, classes = expected.topk(3)
         torch.testing.assert_close(found.gather(-1, classes), largest, atol=1e-5, rtol=1e-4)
         left = found.scatter(-1, classes, 0)
@@ -167,6 +167,7 @@ def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
         ({"teacher": 3}, "teacher: 3 is no teacher"),
         ({"teacher": [None, None], "losses": {"hint": 1}}, "teacher: only logits are averaged, and hint compares"),
         ({"compile_teacher": True, "losses": {"hint": 1}}, "compile_teacher: only logits are compiled, and hint"),
+        ({"compile_teacher": "no"}, "compile_teacher"),
         ({"cached_top": 3}, "cached_top: nothing is recorded"),
         ({"cached_views": 1, "cached_top": 0}, "cached_top: 0 is not a whole number"),
         ({"cached_views": 0}, "cached_views: 0 is not a whole number"),
@@ -190,6 +191,12 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_work(digits):
 
 
 def test_more_logits_than_there_are_classes_are_refused_before_any_work(digits):
-    stage = Distillation(cached_views=1, cached_top=10)
-    with pytest.raises(UserError, match=r"cached_top: of 10 classes \(fewer than 10"):
-        stage.check(SPEC.build(0).eval(), SealedTask(digits))
+    for top, message in ((10, r"cached_top: of 10 classes \(fewer than 10"), (6, "40 bytes an example, and all 10")):
+        with pytest.raises(UserError, match=message):
+            Distillation(cached_views=1, cached_top=top).check(SPEC.build(0).eval(), SealedTask(digits))
+
+
+def test_a_teacher_is_not_compiled_without_a_compiler(digits, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="compile_teacher: no C\\+\\+ compiler"):
+        Distillation(compile_teacher=True).check(SPEC.build(0).eval(), SealedTask(digits))

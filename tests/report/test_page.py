@@ -210,7 +210,7 @@ def _ablation():
         "attribution": {"method": "shapley", "reason": None, "effects": effects},
         "interactions": [{"techniques": ["prune", "quantize"], **_effect(0.01, 1.1)}],
     }  # fmt: skip
-    return {"format": 1, "batches": [batch]}
+    return {"format": 1, "recipe": "the studied", "batches": [batch]}
 
 
 def test_a_study_shows_its_attribution_once_and_all_its_runs(tmp_path):
@@ -224,6 +224,7 @@ def test_a_study_shows_its_attribution_once_and_all_its_runs(tmp_path):
     assert {name: bar["value"] for name, bar in bars.items()} == {"prune": 2.0, "quantize": 1.25, "whole chain": 2.5}
     shown = "".join(page.texts)
     assert "prune + quantize" in shown
+    assert "the studied: 2 runs" in shown
     assert "seed-0" in shown
     assert "seed-1" in shown
 
@@ -271,7 +272,7 @@ def test_the_command_writes_a_file(optkit_command, folder, tmp_path):
     done = optkit_command("report", tmp_path / "typo", "--format", "html")
     assert (done.returncode, done.stderr) == (
         2,
-        f"error: no ledger at {tmp_path}/typo (give a run folder, which holds a ledger.jsonl)\n",
+        f"error: no ledger at {tmp_path}/typo (give a run folder, which holds a ledger.jsonl, or a folder of these)\n",
     )
 
 

@@ -12,7 +12,7 @@ from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.plan import Recipe
 from optkit.prune import MagnitudePruning, StructuredPruning
-from optkit.prune.controls import RANDOM_PRUNE, SMALLER_DENSE
+from optkit.prune.controls import RANDOM_PRUNE, SMALLER_DENSE, SmallerDense
 from optkit.report import rows
 from optkit.report.ablation import ablation_markdown
 from optkit.study.ablation import RESULT, ablate
@@ -162,6 +162,21 @@ def test_a_study_that_cannot_be_is_refused(recipe, options, message):
         ablate(recipe, **options)
     with pytest.raises(UserError, match="no stage comes after the baseline"):
         ablate(replace(recipe, chain=["train"]))
+
+
+def test_a_control_that_fails_is_named_and_the_study_goes_on(recipe, monkeypatch):
+    def too_narrow(self, module, ctx):
+        raise StageError("too narrow")
+
+    monkeypatch.setattr(SmallerDense, "apply", too_narrow)
+    stages = {"train": _train(1), "prune": StructuredPruning(0.5), "tune": _train(1)}
+    model = recipe.model | {"widths": [32, 32]}
+    done = ablate(replace(recipe, chain=[*stages], stages=stages, model=model, controls=[SMALLER_DENSE]))
+    assert all(
+        skipped["chain"][0] == SMALLER_DENSE and "too narrow" in skipped["reason"] for skipped in done.result["skipped"]
+    )
+    assert done.result["skipped"]
+    assert len(done.result["batches"][0]["variants"]) == 4
 
 
 def test_controls_are_made_beside_the_subsets_and_judged_once(recipe):

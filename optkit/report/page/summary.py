@@ -14,8 +14,9 @@ from optkit.report.rows import REFERENCE, Row
 
 
 def title(runs: Sequence[ShownRun]) -> str:
-    """The recipe's name, or the names of several."""
-    names = list(dict.fromkeys(run.first.recipe for run in runs))
+    """The recipe's name, or the names of several; the runs of a study are called after its recipe."""
+    found = ((run.ablation or {}).get("recipe", run.first.recipe) for run in runs)
+    names = list(dict.fromkeys(found))
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return shown if len(runs) == 1 else f"{shown}: {len(runs)} runs"
 
