@@ -102,9 +102,10 @@ class RecordedLogits:
         except (SafetensorError, OSError) as error:
             raise UserError(f"not a teacher's logits: {error}", key=str(path), fix="delete the folder") from error
         names = {LOGITS} if self.top is None else {LOGITS, CLASSES, OTHERS}
-        if set(kept) != names or any(len(part) != self.task.size(POOL) for part in kept.values()):
+        size = self.task.size(POOL)
+        if set(kept) != names or any(part.dim() != 2 or len(part) != size for part in kept.values()):
             found = ", ".join(f"{name} {list(part.shape)}" for name, part in kept.items())
-            raise UserError(f"{found} for {self.task.size(POOL)} examples", key=str(path), fix="delete the folder")
+            raise UserError(f"{found} for {size} examples", key=str(path), fix="delete the folder")
         return kept
 
 

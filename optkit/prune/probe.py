@@ -57,18 +57,17 @@ class Probe:
         Raises:
             StageError: if a failure cannot be traced to any label.
         """
-        tried: tuple[CutPlan, nn.Module] | None = None
-        first = True
+        failed: tuple[CutPlan, nn.Module] | None = None
         while removed.any():
             plan = build_plan(self.model, self.trace, units, removed, self.guesses)
             # another reading changes attributes alone, which is far cheaper than another cut
-            tried = plan, plan.apply(self.model) if tried is None else plan.apply_again(tried[1], tried[0])
-            where, problem = self._trial(*tried, units, removed)
+            cut = plan.apply(self.model) if failed is None else plan.apply_again(failed[1], failed[0])
+            where, problem = self._trial(plan, cut, units, removed)
             if problem is None:
                 # a model that failed may have kept something of it
-                self.latest = tried if first else (plan, plan.apply(self.model))
+                self.latest = plan, cut if failed is None else plan.apply(self.model)
                 return False
-            first = False
+            failed = plan, cut
             if self._guess_again(where):
                 continue
             if not self._freeze_around(where, resolved, units, removed):
