@@ -41,7 +41,7 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     from optkit.core.errors import OptkitError
     from optkit.prune import CutPlan, prune_structured
     from optkit.prune.graph import call, tensors_of
-    from optkit.prune.verify import deviation
+    from optkit.prune.verify import deviation, run
 
     torch.manual_seed(0)
     model = make().eval()
@@ -57,7 +57,7 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     row["seconds"] = start()
     row["gigabytes"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e9
     row |= {key: 1 - plan.facts[f"{key}_after"] / max(plan.facts[f"{key}_before"], 1) for key in ("params", "macs")}
-    row["deviation"] = deviation(model, pruned, plan, inputs)
+    row["deviation"] = deviation(model, plan, inputs, run(pruned, inputs).outputs)
     del model
     fresh = CutPlan.from_json(plan.to_json()).apply(make()).eval()
     fresh.load_state_dict(pruned.state_dict())

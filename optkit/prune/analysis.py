@@ -13,7 +13,7 @@ from torch import nn
 
 from optkit.core.errors import UserError, did_you_mean
 from optkit.prune.budget import Meter, macs_meter, params_meter
-from optkit.prune.criteria import NORMS, LossFn, normalize, score_units
+from optkit.prune.criteria import NORMS, Importance, LossFn, normalize
 from optkit.prune.graph import Inputs, Trace
 from optkit.prune.groups import Units
 from optkit.prune.labels import Resolved
@@ -70,11 +70,18 @@ class Analysis:
             "macs": macs_meter(self.units, self.trace),
         }
 
-    def scores(self, criterion: str, batches: Iterable[Any], loss_fn: LossFn | None, seed: int) -> np.ndarray:
-        """The importance of every unit, comparable between groups; see :func:`score_units`."""
+    def importance(self, criterion: str, batches: Iterable[Any], loss_fn: LossFn | None, seed: int) -> Importance:
+        """What the weights are worth under a criterion, for :meth:`scores`."""
+        dims = {
+            name: [d for d, axis in enumerate(axes) if axis is not None] for name, axes in self.trace.params.items()
+        }
         with evaluating(self.model):
-            scores = score_units(criterion, self.units, self.model, batches, loss_fn, seed)
-        return normalize(self.units, scores**2 if criterion in NORMS else scores)
+            return Importance(criterion, dims, self.model, batches, loss_fn, seed)
+
+    def scores(self, importance: Importance) -> np.ndarray:
+        """The importance of every unit as it now stands, comparable between groups."""
+        scores = importance.of(self.units)
+        return normalize(self.units, scores**2 if importance.criterion in NORMS else scores)
 
     def plan(self, removed: np.ndarray) -> CutPlan:
         """The plan that cuts ``removed`` (bool per unit), not tried."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from optkit.core.errors import UserError
-from optkit.prune.groups import Slot, Units
+from optkit.prune.groups import Units
 
 LossFn = Callable[[nn.Module, Any], torch.Tensor]
+Slices = dict[tuple[str, int], np.ndarray]  # (parameter, dimension) -> a score for each index
 NEED_DATA = ("taylor", "fisher", "activation")
 NORMS = ("l1", "l2", "bn_scale", "fpgm", "activation")  # linear in the weights; the others are changes of the loss
 CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
@@ -33,10 +34,8 @@ def data_for(criterion: str, batches: Iterable[Any] | None, loss_fn: LossFn | No
     return list(batches)
 
 
-def score_units(
-    criterion: str, units: Units, model: nn.Module, batches: Iterable[Any] | None, loss_fn: LossFn | None, seed: int
-) -> np.ndarray:
-    """Importance of every unit, larger is better.
+class Importance:
+    """How much every slice of every weight matters, found once; what units are worth is summed as often as they change.
 
     - ``random``: uniform, the control that every other criterion has to beat.
     - ``l1``, ``l2``: norm of all weights that go with the unit (Li et al., ICLR 2017; over coupled weights as in Fang
@@ -49,32 +48,73 @@ def score_units(
 
     Args:
         criterion: one of ``CRITERIA``.
-        units: what can be cut.
+        dims: the dimensions of each parameter whose slices may be cut.
         model: the dense model, in evaluation mode; neither its weights nor its gradients are touched.
         batches: data for the criteria in ``NEED_DATA``.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for these.
         seed: of the random criterion.
     """
-    params = {name: p.detach() for name, p in model.named_parameters()}
-    if criterion == "random":
-        return np.random.default_rng(seed).random(units.count)
-    if criterion in ("taylor", "fisher"):
-        return _gradient_scores(criterion, units, model, batches or (), loss_fn)
-    if criterion == "activation":
-        return _sum(units, _wanda(model, batches or (), loss_fn))
-    if criterion == "l1":
-        return _sum(units, {name: p.abs() for name, p in params.items()})
-    squares = np.sqrt(_sum(units, {name: p.float().square() for name, p in params.items()}))
-    if criterion == "l2":
-        return squares
-    if criterion == "fpgm":
-        scores = _sum_slots(units, {name: p for name, p in params.items() if p.ndim > 1}, _distances)
-    else:
-        norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
-        held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
-        scores = _sum(units, {name: p.abs() for name, p in params.items() if name in held})
-    silent = np.bincount(units.group, scores, minlength=len(units.names)) == 0
-    return np.where(silent[units.group], squares, scores)
+
+    def __init__(
+        self,
+        criterion: str,
+        dims: Mapping[str, Sequence[int]],
+        model: nn.Module,
+        batches: Iterable[Any] | None,
+        loss_fn: LossFn | None,
+        seed: int,
+    ):
+        self.criterion, self._dims, self._seed = criterion, dims, seed
+        self._tables: list[Slices] = []  # one, or one for each batch where the criterion squares sums
+        self._squares: Slices = {}
+        params = {name: p.detach() for name, p in model.named_parameters()}
+        if criterion in ("l2", "bn_scale", "fpgm"):
+            self._squares = self._sums((name, p.float().square()) for name, p in params.items())
+        if criterion == "l1":
+            self._tables = [self._sums((name, p.abs()) for name, p in params.items())]
+        elif criterion == "bn_scale":
+            norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+            held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
+            self._tables = [self._sums((name, p.abs()) for name, p in params.items() if name in held)]
+        elif criterion == "fpgm":
+            self._tables = [self._slices(((name, p) for name, p in params.items() if p.ndim > 1), _distances)]
+        elif criterion in ("taylor", "fisher"):
+            self._tables = [
+                self._sums(products.items()) for products in _products(criterion, model, batches or (), loss_fn)
+            ]
+            _some(len(self._tables))
+        elif criterion == "activation":
+            self._tables = [self._sums(_wanda(model, batches or (), loss_fn).items())]
+
+    def of(self, units: Units) -> np.ndarray:
+        """Importance of every unit, larger is better."""
+        if self.criterion == "random":
+            return np.random.default_rng(self._seed).random(units.count)
+        if self.criterion == "l2":
+            return np.sqrt(_over_units(units, self._squares))
+        scores = [_over_units(units, table) for table in self._tables]
+        if self.criterion == "taylor":
+            return sum(found**2 for found in scores) / len(scores)
+        total = sum(scores) / len(scores)
+        if self.criterion not in ("bn_scale", "fpgm"):
+            return total
+        silent = np.bincount(units.group, total, minlength=len(units.names)) == 0
+        return np.where(silent[units.group], np.sqrt(_over_units(units, self._squares)), total)
+
+    def _sums(self, elements: Iterable[tuple[str, torch.Tensor]]) -> Slices:
+        """Sum the scores of single weights over each slice."""
+        return self._slices(elements, lambda x, dim: x.sum([d for d in range(x.ndim) if d != dim] or ()))
+
+    def _slices(
+        self, values: Iterable[tuple[str, torch.Tensor]], reduce: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> Slices:
+        found = {}
+        for name, value in values:
+            value = value.float()
+            for dim in self._dims.get(name, ()):
+                slices = value if value.ndim == 1 else reduce(value, dim)
+                found[name, dim] = slices.double().cpu().numpy()
+        return found
 
 
 def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
@@ -110,28 +150,13 @@ def weigh_by_use(scores: np.ndarray, params: np.ndarray, macs: np.ndarray) -> np
     return scores * np.sqrt(params / np.maximum(macs, 1.0))
 
 
-def _sum(units: Units, elements: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Sum the scores of single weights over each unit."""
-    return _sum_slots(
-        units, elements, lambda values, dim: values.sum([d for d in range(values.ndim) if d != dim] or ())
-    )
-
-
-def _sum_slots(
-    units: Units, elements: Mapping[str, torch.Tensor], reduce: Callable[[torch.Tensor, int], torch.Tensor]
-) -> np.ndarray:
+def _over_units(units: Units, slices: Slices) -> np.ndarray:
     scores = np.zeros(units.count)
     for slot in units.slots:
-        if slot.param in elements:
-            values = elements[slot.param].float()
-            values = values if values.ndim == 1 else reduce(values, slot.dim)
-            scores += _scatter(units, slot, values)
+        if (slot.param, slot.dim) in slices:
+            held = slot.units >= 0
+            scores += np.bincount(slot.units[held], slices[slot.param, slot.dim][held], minlength=units.count)
     return scores
-
-
-def _scatter(units: Units, slot: Slot, values: torch.Tensor) -> np.ndarray:
-    held = slot.units >= 0
-    return np.bincount(slot.units[held], values.double().cpu().numpy()[held], minlength=units.count)
 
 
 def _distances(weight: torch.Tensor, dim: int) -> torch.Tensor:
@@ -142,21 +167,16 @@ def _distances(weight: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cdist(flat, flat).sum(1)
 
 
-def _gradient_scores(
-    criterion: str, units: Units, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None
-) -> np.ndarray:
+def _products(
+    criterion: str, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """For each batch the change of the loss, to first order or by its square, when single weights go."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    scores, count = np.zeros(units.count), 0
     for batch in batches:
         with torch.enable_grad():
             grads = torch.autograd.grad(loss_fn(model, batch), list(params.values()), allow_unused=True)
         products = {n: p.detach() * g for (n, p), g in zip(params.items(), grads, strict=True) if g is not None}
-        if criterion == "taylor":
-            scores += _sum(units, products) ** 2
-        else:
-            scores += _sum(units, {name: value.float().square() for name, value in products.items()})
-        count += 1
-    return scores / _some(count)
+        yield products if criterion == "taylor" else {name: x.float().square() for name, x in products.items()}
 
 
 def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> dict[str, torch.Tensor]:

@@ -136,8 +136,9 @@ def sensitivity(
         check_share("shares", share)
     batches = data_for(criterion, batches, loss_fn)
     analysis, found = Analysis(model, example_inputs, protect), None
+    importance = analysis.importance(criterion, batches, loss_fn, seed)
     while found is None:  # zeroing stands for cutting only where a cut of every group has been tried
-        selector = Selector(analysis.units, analysis.scores(criterion, batches, loss_fn, seed), "local", 1, seed)
+        selector = Selector(analysis.units, analysis.scores(importance), "local", 1, seed)
         if selector.most == 0:
             raise UserError("nothing in this model can be cut", fix="every group is a single unit")
         found = analysis.cut(selector.cut(max(1, selector.most // 2)))

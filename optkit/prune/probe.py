@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -13,9 +14,8 @@ from optkit.prune.graph import Inputs, Trace
 from optkit.prune.groups import Units, find_units
 from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan
-from optkit.prune.record import ERRORS
-from optkit.prune.surgery import Guesses, Key, build_plan
-from optkit.prune.verify import TOLERANCE, deviation, diverging_module, failing_module
+from optkit.prune.surgery import Guesses, Key, all_attributes, build_plan
+from optkit.prune.verify import TOLERANCE, Run, check_gradient, deviation, diverging_module, run
 
 MAX_GUESSES = 24  # combinations of attribute meanings tried per class
 
@@ -55,35 +55,36 @@ class Probe:
             removed: the cut, a bool per unit.
 
         Raises:
-            StageError: if a failure cannot be traced to any label.
+            StageError: if a failure cannot be traced to any label, or no gradient flows through the cut model.
         """
-        failed: tuple[CutPlan, nn.Module] | None = None
-        while removed.any():
-            plan = build_plan(self.model, self.trace, units, removed, self.guesses)
+        if not removed.any():
+            return False
+        plan = build_plan(self.model, self.trace, units, removed, self.guesses)
+        cut = plan.apply(self.model)
+        failed = False
+        while found := self._trial(plan, cut, units, removed):
+            if not self._guess_again(found.where):
+                if not self._freeze_around(found.where, resolved, units, removed):
+                    raise StageError(f"a trial cut fails in {found.where or 'the model'}: {found.problem}")
+                return True
             # another reading changes attributes alone, which is far cheaper than another cut
-            cut = plan.apply(self.model) if failed is None else plan.apply_again(failed[1], failed[0])
-            where, problem = self._trial(plan, cut, units, removed)
-            if problem is None:
-                # a model that failed may have kept something of it
-                self.latest = plan, cut if failed is None else plan.apply(self.model)
-                return False
-            failed = plan, cut
-            if self._guess_again(where):
-                continue
-            if not self._freeze_around(where, resolved, units, removed):
-                raise StageError(f"a trial cut fails in {where or 'the model'}: {problem}")
-            return True
+            attributes = all_attributes(self.model, self.trace, units, removed, self.guesses)
+            plan, earlier, failed = replace(plan, attributes=attributes), plan, True
+            plan.apply_again(cut, earlier)
+        # a model that failed may have kept something of it
+        self.latest = plan, plan.apply(self.model) if failed else cut
         return False
 
-    def _trial(self, plan: CutPlan, cut: nn.Module, units: Units, removed: np.ndarray) -> tuple[str, str | None]:
-        """The module that fails and how, or None if none does."""
-        try:
-            if deviation(self.model, cut, plan, self.inputs) < TOLERANCE:
-                return "", None
-        except ERRORS as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return failing_module(cut, self.inputs) or "", problem
-        return diverging_module(self.model, cut, plan, self.inputs, self.trace, units, removed), "other outputs"
+    def _trial(self, plan: CutPlan, cut: nn.Module, units: Units, removed: np.ndarray) -> Run | None:
+        """Where and how the cut model fails, or None if it does not."""
+        found = run(cut, self.inputs)
+        if found.problem:
+            return found
+        if deviation(self.model, plan, self.inputs, found.outputs) < TOLERANCE:
+            check_gradient(cut, found.outputs)
+            return None
+        where = diverging_module(self.model, cut, plan, self.inputs, self.trace, units, removed)
+        return Run([], where, "other outputs")
 
     def _guess_again(self, where: str) -> bool:
         """Move on to the next reading of the attributes of the failing module or of the one that holds it."""

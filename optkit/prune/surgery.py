@@ -57,12 +57,16 @@ def build_plan(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray
         {"name": name, "units": int(n), "kept": int(n - g), "width": int(w)}
         for name, n, g, w in zip(units.names, sizes, gone, units.width, strict=True)
     ]
-    attributes = size_attributes(model, trace, units, removed, guesses) + epsilon_attributes(
-        model, trace, units, removed
-    )
+    attributes = all_attributes(model, trace, units, removed, guesses)
     scales = {name: [_factor(debts, units, removed, -1.0), offset] for name, (offset, debts) in trace.scales.items()}
     scales = {name: pair for name, pair in scales.items() if pair[0] != 1.0}
     return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, scales, layers=layers)
+
+
+def all_attributes(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray, guesses: Guesses) -> list[list]:
+    """``[module, attribute, old, new]`` for every attribute that changes with the cut."""
+    sizes = size_attributes(model, trace, units, removed, guesses)
+    return sizes + epsilon_attributes(model, trace, units, removed)
 
 
 def _factor(debts: Debts, units: Units, removed: np.ndarray, sign: float = 1.0) -> float:

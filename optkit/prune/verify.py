@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from optkit.core.errors import StageError
 from optkit.prune.graph import Inputs, Trace, call, tensors_of
@@ -65,15 +67,41 @@ def _write(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tenso
         tensors[name].copy_(value)
 
 
-def deviation(model: nn.Module, cut: nn.Module, plan: CutPlan, inputs: Inputs) -> float:
-    """Largest difference between the cut model and the zeroed dense one, relative to the largest output.
+@dataclass
+class Run:
+    """One forward pass in evaluation mode, from which gradients can flow back, or what went wrong in it.
+
+    Attributes:
+        outputs: the tensors that the model returns.
+        where: the path of the innermost module whose forward raised, if one did.
+        problem: what it raised.
+    """
+
+    outputs: list[torch.Tensor]
+    where: str = ""
+    problem: str = ""
+
+
+def run(model: nn.Module, inputs: Inputs) -> Run:
+    """Call a model that may not work."""
+    with running(model) as stack, evaluating(model), torch.enable_grad():
+        try:
+            return Run(tensors_of(call(model, inputs)))
+        except ERRORS as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return Run([], stack[-1] if stack else "", problem)
+
+
+def deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, outputs: list[torch.Tensor]) -> float:
+    """Largest difference between the outputs of the cut model and those of the zeroed dense one, over the largest.
 
     Where single precision leaves doubt, both are run again in double precision.
     """
-    found = _deviation(model, cut, plan, inputs)
+    found = _deviation(model, plan, inputs, outputs)
     if TOLERANCE <= found < 0.1:
-        inputs = torch.utils._pytree.tree_map_only(torch.Tensor, _double, inputs)
-        found = _deviation(copy.deepcopy(model).double(), copy.deepcopy(cut).double(), plan, inputs)
+        inputs = pytree.tree_map_only(torch.Tensor, _double, inputs)
+        model = copy.deepcopy(model).double()
+        found = _deviation(model, plan, inputs, run(plan.apply(model), inputs).outputs)
     return found
 
 
@@ -82,9 +110,8 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _deviation(model: nn.Module, cut: nn.Module, plan: CutPlan, inputs: Inputs) -> float:
-    with evaluating(model), evaluating(cut):
-        small = tensors_of(call(cut, inputs))
+def _deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, small: list[torch.Tensor]) -> float:
+    with evaluating(model):
         dense = tensors_of(_call_zeroed(model, plan, inputs))
     if [t.shape for t in dense] != [t.shape for t in small]:
         return float("inf")
@@ -136,31 +163,32 @@ def diverging_module(
     return ""
 
 
-def failing_module(cut: nn.Module, inputs: Inputs) -> str | None:
-    """The path of the innermost module whose forward raises, or None if none does."""
-    with running(cut) as stack, torch.no_grad(), evaluating(cut):
-        try:
-            call(cut, inputs)
-        except ERRORS:
-            return stack[-1]
-    return None
-
-
 def check_runs(cut: nn.Module, inputs: Inputs) -> None:
     """One forward and one backward pass.
 
     Raises:
         StageError: naming the module that fails, or saying that no gradient flows.
     """
+    found = run(cut, inputs)
+    if found.problem:
+        raise StageError(f"the cut model fails in {found.where or 'the model'}: {found.problem}")
+    check_gradient(cut, found.outputs)
+
+
+def check_gradient(cut: nn.Module, outputs: list[torch.Tensor]) -> None:
+    """Let gradients flow from the outputs, once, to the parameters, which hold none afterwards.
+
+    Raises:
+        StageError: if they do not.
+    """
+    outputs = [tensor for tensor in outputs if tensor.requires_grad]
     try:
-        with evaluating(cut), torch.enable_grad():
-            outputs = [t for t in tensors_of(call(cut, inputs)) if t.requires_grad]
-            if outputs:
-                torch.autograd.backward([t.float().sum() for t in outputs])
+        if outputs:
+            with torch.enable_grad():
+                torch.autograd.backward([tensor.float().sum() for tensor in outputs])
     except ERRORS as error:
-        where = failing_module(cut, inputs) or "the model"
-        raise StageError(f"the cut model fails in {where}: {str(error).splitlines()[0]}") from error
-    grads = [p.grad for p in cut.parameters() if p.grad is not None]
+        raise StageError(f"the cut model fails in the backward pass: {str(error).splitlines()[0]}") from error
+    reached = any(p.grad is not None for p in cut.parameters())
     cut.zero_grad(set_to_none=True)
-    if any(p.requires_grad for p in cut.parameters()) and not grads:
+    if not reached and any(p.requires_grad for p in cut.parameters()):
         raise StageError("no gradient reaches the parameters of the cut model")

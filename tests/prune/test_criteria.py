@@ -9,7 +9,7 @@ from optkit.models import ResNetCIFAR
 from optkit.prune import prune_structured
 from optkit.prune.analysis import Analysis, trace_model
 from optkit.prune.budget import Selector
-from optkit.prune.criteria import normalize, score_units
+from optkit.prune.criteria import Importance, normalize
 from optkit.prune.graph import Trace
 from optkit.prune.groups import find_units
 
@@ -34,7 +34,8 @@ def scores(net, criterion, batches=None):
     units = find_units(trace, trace.space.resolve())
     assert units.count == 4
     order = units.slots[0].units
-    return score_units(criterion, units, net, batches, loss_fn, 0)[order]
+    dims = {name: range(p.ndim) for name, p in net.named_parameters()}
+    return Importance(criterion, dims, net, batches, loss_fn, 0).of(units)[order]
 
 
 def test_norms(net):

@@ -39,7 +39,7 @@ def test_every_point_is_what_the_really_cut_model_gives(make, inputs):
     assert table.dense == evaluate(model)
 
     analysis = Analysis(model, inputs)
-    alone = Selector(analysis.units, analysis.scores("l2", [], None, 0), "local", 1, 0).alone
+    alone = Selector(analysis.units, analysis.scores(analysis.importance("l2", [], None, 0)), "local", 1, 0).alone
     assert [curve.name for curve in table.curves] == analysis.units.names
     params = sum(p.numel() for p in model.parameters())
     for group, curve in enumerate(table.curves):
