@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from optkit.core.errors import StageError
+from optkit.core.errors import StageError, UserError
 from optkit.prune.graph import Inputs, Trace, call, tensors_of
 from optkit.prune.groups import Units
 from optkit.prune.plan import CutPlan
@@ -95,7 +96,11 @@ def run(model: nn.Module, inputs: Inputs) -> Run:
 def deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, outputs: list[torch.Tensor]) -> float:
     """Largest difference between the outputs of the cut model and those of the zeroed dense one, over the largest.
 
-    Where single precision leaves doubt, both are run again in double precision.
+    Where single precision leaves doubt, both are run again in double precision. Values that are not finite must be the
+    same ones.
+
+    Raises:
+        UserError: if no output of the dense model is finite.
     """
     found = _deviation(model, plan, inputs, outputs)
     if TOLERANCE <= found < 0.1:
@@ -115,12 +120,26 @@ def _deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, small: list[torc
         dense = tensors_of(_call_zeroed(model, plan, inputs))
     if [t.shape for t in dense] != [t.shape for t in small]:
         return float("inf")
-    worst = 0.0
-    for a, b in zip(dense, small, strict=True):
-        if a.is_floating_point() and a.numel():
-            spread = (a - a.mean()).abs().max() if a.numel() > 1 else a.abs().max()
-            worst = max(worst, float((a - b).abs().max() / spread.clamp_min(1e-12)))
-    return worst
+    pairs = [(a, b) for a, b in zip(dense, small, strict=True) if a.is_floating_point() and a.numel()]
+    if pairs and not any(a.isfinite().any() for a, _ in pairs):
+        raise UserError(
+            f"the outputs of {type(model).__name__} are not finite, so that no cut can be checked",
+            key="example_inputs",
+            fix="give inputs on which it works",
+        )
+    return max([_difference(a, b) for a, b in pairs] or [0.0])
+
+
+def _difference(dense: torch.Tensor, small: torch.Tensor) -> float:
+    known = dense.isfinite()
+    if not torch.equal(dense[~known].nan_to_num(), small[~known].nan_to_num()):
+        return math.inf
+    if not known.any():
+        return 0.0
+    a, b = dense[known], small[known]
+    spread = (a - a.mean()).abs().max() if a.numel() > 1 else a.abs().max()
+    found = float((a - b).abs().max() / spread.clamp_min(1e-12))
+    return found if math.isfinite(found) else math.inf
 
 
 def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:

@@ -9,6 +9,7 @@ from optkit.core.errors import StageError, UserError
 from optkit.prune.criteria import CRITERIA, NEED_DATA
 from optkit.prune.plan import CutPlan
 from optkit.prune.structured import prune_structured
+from optkit.prune.verify import check_runs, deviation, run
 from tests.prune import zoo
 
 IMAGE = (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
@@ -259,9 +260,32 @@ def test_plans_for_another_model_are_refused(tmp_path):
         CutPlan.load(tmp_path / "absent.json")
 
 
-def test_a_cut_model_that_does_not_run_names_the_module():
-    from optkit.prune.verify import check_runs
+class Masked(nn.Module):
+    """Some outputs are never finite."""
 
+    def __init__(self, share):
+        super().__init__()
+        self.net, self.share = zoo.mlp(), share
+
+    def forward(self, x):
+        scores = self.net(x)
+        hidden = torch.arange(scores.shape[1]) < self.share * scores.shape[1]
+        return scores.masked_fill(hidden, float("-inf"))
+
+
+def test_outputs_that_are_not_finite_must_be_the_same_and_are_not_enough():
+    assert prune_structured(Masked(0.5), VECTOR, amount=0.3).plan.facts["params_after"]
+    with pytest.raises(UserError, match="outputs of Masked are not finite"):
+        prune_structured(Masked(1.0), VECTOR, amount=0.3)
+
+
+def test_a_cut_that_makes_nan_is_not_taken_for_exact():
+    model, cut = zoo.mlp().eval(), prune_structured(zoo.mlp(), VECTOR, amount=0.3)
+    outputs = [tensor.detach() * float("nan") for tensor in run(cut.model, VECTOR).outputs]
+    assert deviation(model, cut.plan, VECTOR, outputs) == float("inf")
+
+
+def test_a_cut_model_that_does_not_run_names_the_module():
     model = nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.ReLU(), nn.Linear(5, 2)))
     with pytest.raises(StageError, match=r"fails in 1\.1"):
         check_runs(model, VECTOR)
