@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from optkit.core.errors import UserError, did_you_mean
 
@@ -26,3 +27,12 @@ def check_count(key: str, value: object, least: int = 1) -> None:
     """Raise a UserError unless ``value`` is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{value!r} is not a whole number of at least {least}", key=key, value=value)
+
+
+def check_pattern(key: str, pattern: str, paths: Iterable[str], what: str = "module") -> list[str]:
+    """The paths that a pattern (as in :mod:`fnmatch`) matches, in their order; raise a UserError if it matches none."""
+    paths = list(dict.fromkeys(paths))
+    found = [path for path in paths if fnmatchcase(path, pattern)]
+    if not found:
+        raise UserError(f"no {what} matches '{pattern}'", key=key, value=pattern, fix=did_you_mean(pattern, paths))
+    return found

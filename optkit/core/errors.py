@@ -47,9 +47,10 @@ class SealedSplitError(StageError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """One clause naming the close matches of ``name`` in ``known``, or all of ``known`` if none is close."""
+    """One clause naming the closest match of ``name`` in ``known``, or what is known (40 at most) if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"known: {', '.join(known)}" if known else "none is known"
+    more = f" and {len(known) - 40} more" if len(known) > 40 else ""
+    return f"known: {', '.join(known[:40])}{more}" if known else "none is known"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.checks import check_pattern
 from optkit.models.stacks import first_tensor
 
 _ATTENTION = F.scaled_dot_product_attention
@@ -168,8 +167,4 @@ def matching(model: nn.Module, pattern: str, key: str) -> list[str]:
         UserError: none does.
     """
     paths = [path for path, _ in model.named_modules() if path]
-    found = [path for path in paths if fnmatchcase(path, pattern)]
-    if not found:
-        message = f"no module of {type(model).__name__} matches '{pattern}'"
-        raise UserError(message, key=key, value=pattern, fix=did_you_mean(pattern, paths[:40]))
-    return found
+    return check_pattern(key, pattern, paths, f"module of {type(model).__name__}")

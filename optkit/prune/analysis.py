@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.checks import check_pattern
+from optkit.core.errors import UserError
 from optkit.prune.budget import Meter, macs_meter, params_meter
 from optkit.prune.criteria import NORMS, Importance, LossFn, normalize
 from optkit.prune.graph import Inputs, Trace
@@ -100,12 +100,7 @@ def protected_tensors(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     modules = [name for name, _ in model.named_modules() if name]
     shielded: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        found = fnmatch.filter(modules, pattern)
-        if not found:
-            raise UserError(
-                f"no module matches '{pattern}'", key="protect", value=pattern, fix=did_you_mean(pattern, modules[:50])
-            )
-        shielded.update(found)
+        shielded.update(check_pattern("protect", pattern, modules))
     return [t for t, _ in named_tensors(model) if any(t.startswith(m + ".") for m in shielded)]
 
 

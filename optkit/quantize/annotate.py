@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.checks import check_pattern
 from optkit.quantize.observers import ActivationObserver
 
 aten = torch.ops.aten
@@ -146,22 +145,12 @@ def keep_in_float(graph: GraphModule, patterns: Iterable[str]) -> tuple[str, ...
     paths = {node: layer_path(node) for node in nodes}
     kept: dict[str, None] = {}
     for pattern in patterns:
-        matching = layers_matching(pattern, paths.values())
+        matching = check_pattern("protect", pattern, paths.values(), "layer")
         for node in nodes:
             if paths[node] in matching:
                 node.meta[IN_FLOAT] = True
                 kept[paths[node]] = None
     return tuple(kept)
-
-
-def layers_matching(pattern: str, paths: Iterable[str]) -> set[str]:
-    """The paths of layers that a pattern of ``protect`` matches; raises UserError if there is none."""
-    paths = set(paths)
-    found = {path for path in paths if fnmatchcase(path, pattern)}
-    if not found:
-        fix = did_you_mean(pattern, paths)
-        raise UserError(f"no layer matches '{pattern}'", key="protect", value=pattern, fix=fix)
-    return found
 
 
 class EdgeQuantizer(Quantizer):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from optkit.core.checks import check_choice, check_count, check_share
+from optkit.core.checks import check_choice, check_count, check_pattern, check_share
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
@@ -18,7 +18,6 @@ from optkit.core.task import Task
 from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
 from optkit.quantize.analysis import LayerCosts, cost_of_layers
-from optkit.quantize.annotate import layers_matching
 from optkit.quantize.dynamic import (
     DYNAMIC_TARGETS,
     check_linears,
@@ -127,7 +126,7 @@ class CalibratedInt8:
         for pattern in self.protect:
             # where products of attention are is known of the exported graph alone
             if not pattern.endswith("matmul"):
-                layers_matching(pattern, layers)
+                check_pattern("protect", pattern, layers, "layer")
 
     def calibration(self, ctx: Context) -> Calibration:
         """The inputs to calibrate with."""
