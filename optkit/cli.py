@@ -132,47 +132,35 @@ def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique:
     _log_to_stderr(debug)
     from optkit.config import launch
 
-    measure = _measure_sensitivity if technique == "prune" else _measure_int8
-    launch(recipe, arguments, lambda cfg: measure(cfg, metric))
+    launch(recipe, arguments, lambda cfg: _measure_layers(cfg, technique, metric))
 
 
-def _measure_int8(cfg: Any, metric: str) -> None:
-    """One composed recipe: print what int8 costs in each layer of its baseline; JSON goes into the run folder."""
+def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
+    """One composed recipe: print the table of its baseline; JSON, and a picture of cuts, go into the run folder."""
     from optkit.config import to_recipe
     from optkit.core.errors import UserError
 
-    if metric != "loss":
+    if technique == "quantize" and metric != "loss":
         raise UserError("int8 is told apart by the loss alone", key="--metric", value=metric, fix="leave --metric out")
     recipe = to_recipe(cfg)
     from optkit.core.task import SealedTask
     from optkit.pipeline import baseline
-    from optkit.quantize import StaticQuantization
-
-    folder, module = baseline(recipe)
-    stages = (recipe.stages[name] for name in recipe.chain)
-    stage = next((s for s in stages if isinstance(s, StaticQuantization)), StaticQuantization())
-    table = stage.measure_layers(module, SealedTask(recipe.task), recipe.seed)
-    table.save(folder / "sensitivity_int8.json")
-    click.echo(table.summary())
-    click.echo(f"run folder: {folder}")
-
-
-def _measure_sensitivity(cfg: Any, metric: str) -> None:
-    """One composed recipe: print the table of its baseline; JSON and picture go into the run folder."""
-    from optkit.config import to_recipe
-
-    recipe = to_recipe(cfg)
-    from optkit.core.task import SealedTask
-    from optkit.pipeline import baseline
     from optkit.prune import StructuredPruning
+    from optkit.quantize import StaticQuantization
     from optkit.report.heatmap import save_heatmap
 
     folder, module = baseline(recipe)
+    task = SealedTask(recipe.task)
+    kind = StructuredPruning if technique == "prune" else StaticQuantization
     stages = (recipe.stages[name] for name in recipe.chain)
-    stage = next((s for s in stages if isinstance(s, StructuredPruning)), StructuredPruning())
-    table = stage.measure_sensitivity(module, SealedTask(recipe.task), recipe.seed, metric)
-    table.save(folder / "sensitivity.json")
-    save_heatmap(table, folder / "sensitivity.svg")
+    stage = next((stage for stage in stages if isinstance(stage, kind)), kind())
+    if isinstance(stage, StructuredPruning):
+        table = stage.measure_sensitivity(module, task, recipe.seed, metric)
+        table.save(folder / "sensitivity.json")
+        save_heatmap(table, folder / "sensitivity.svg")
+    else:
+        table = stage.measure_layers(module, task, recipe.seed)
+        table.save(folder / "sensitivity_int8.json")
     click.echo(table.summary())
     click.echo(f"run folder: {folder}")
 

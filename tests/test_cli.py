@@ -108,6 +108,13 @@ def test_sensitivity_is_that_of_the_baseline_in_the_store(optkit_command, recipe
     record = json.loads((folder / "ledger.jsonl").read_text().splitlines()[1])
     curves = json.loads((folder / "sensitivity.json").read_text())["curves"]
     assert curves == record["facts"]["sensitivity"]["curves"]
+    done = optkit_command("sensitivity", recipe, *cut, "--technique", "quantize", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"run folder: {folder.relative_to(tmp_path)}\n")
+    assert (folder / "sensitivity_int8.json").exists()
+    done = optkit_command("sensitivity", recipe, *cut, "--technique", "quantize", "--metric", "accuracy", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--metric: int8 is told apart by the loss alone" in done.stderr
 
 
 def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path):
