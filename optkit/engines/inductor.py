@@ -24,6 +24,8 @@ from optkit.core.variant import Variant
 from optkit.engines.deployed import check_shapes
 from optkit.engines.saved import Saved, save_session
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass
 class Inductor:
@@ -33,7 +35,7 @@ class Inductor:
         freezing: fold and prepack the weights; int8 kernels need it.
         cpp_wrapper: call the kernels from C++ instead of Python: a quarter less latency where a model's kernels are
             short, for a few seconds more of compiling.
-        precision: ``fp32``, or ``bf16`` for the products of a float variant.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` for the products of a float variant.
     """
 
     freezing: bool = True
@@ -43,7 +45,7 @@ class Inductor:
     name: ClassVar[str] = "inductor"
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, ("fp32", "bf16"))
+        check_choice("precision", self.precision, ("fp32", *HALVES))
 
     def unavailable(self) -> str | None:
         if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
@@ -94,8 +96,8 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _autocast(precision: str) -> AbstractContextManager[Any]:
-    """The products in bf16, norms and softmax as they are."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    """The products in half precision, norms and softmax as they are."""
+    return torch.autocast("cpu", HALVES.get(precision), enabled=precision in HALVES)
 
 
 def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:

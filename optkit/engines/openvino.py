@@ -1,10 +1,11 @@
-"""The OpenVINO engine: its CPU plugin, in fp32, bf16 or int8."""
+"""The OpenVINO engine: its CPU plugin, in fp32, bf16, fp16 or int8."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_choice
 from optkit.core.engine import not_made_for
-from optkit.core.environment import cpu
 from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
@@ -23,7 +23,15 @@ from optkit.engines.saved import Saved, save_session
 
 MODEL = "model.xml"
 KERNELS = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}
-PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@cache
+def _capabilities() -> list[str]:
+    """The precisions that OpenVINO has kernels for on this processor, ``FP32`` among them."""
+    import openvino as ov
+
+    return ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @dataclass
@@ -31,7 +39,7 @@ class OpenVINO:
     """OpenVINO's CPU plugin, one request at a time on the session's threads.
 
     Attributes:
-        precision: ``fp32`` or ``bf16``, for all that is not int8.
+        precision: ``fp32``, ``bf16`` or ``fp16``, for all that is not int8.
     """
 
     precision: str = "fp32"
@@ -42,9 +50,11 @@ class OpenVINO:
         check_choice("precision", self.precision, PRECISIONS)
 
     def unavailable(self) -> str | None:
-        if self.precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(cpu()["isa"]):
-            return "this processor has no bf16 products"
-        return missing("openvino")
+        if reason := missing("openvino"):
+            return reason
+        if self.precision != "fp32" and self.precision.upper() not in _capabilities():
+            return f"this processor has no {self.precision} products"
+        return None
 
     def unsupported(self, traits: frozenset[str]) -> str | None:
         return not_made_for(self.name, traits)

@@ -18,7 +18,7 @@ COPIED = 1 << 27
 
 
 def peaks(threads: int, again: bool = False) -> dict[str, float]:
-    """The peaks at so many torch threads: ``fp32``, ``bf16`` and ``int8`` in 1e9 operations a second, ``memory_gb_s``.
+    """The peaks at so many torch threads, in 1e9 operations a second and for memory in ``memory_gb_s``.
 
     The best of repeated products of square matrices, up to 2048 wide or as wide as half a second allows, and of copies
     of 128 MB: what this machine reaches at all, not what it reaches on average. Kept in the cache by processor, threads
@@ -35,7 +35,7 @@ def peaks(threads: int, again: bool = False) -> dict[str, float]:
 
 def peaks_file(threads: int) -> Path:
     """Where the peaks at so many threads are kept."""
-    return cache_dir() / "peaks" / f"{variant_id(cpu(), threads, torch.__version__)}.json"
+    return cache_dir() / "peaks" / f"{variant_id(cpu(), threads, torch.__version__, sorted(PRODUCTS))}.json"
 
 
 def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copied: int = COPIED) -> dict[str, float]:
@@ -74,6 +74,7 @@ def _of_int8(size: int) -> Callable[[], object]:
 PRODUCTS: dict[str, Callable[[int], Callable[[], object]]] = {
     "fp32": lambda size: _of_floats(size, torch.float32),
     "bf16": lambda size: _of_floats(size, torch.bfloat16),
+    "fp16": lambda size: _of_floats(size, torch.float16),
     "int8": _of_int8,
 }
 

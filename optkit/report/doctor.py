@@ -42,7 +42,7 @@ def print_peaks(again: bool = False) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in (f"peak at {threads} threads", "measured"):
         table.add_column(header)
-    for name in ("fp32", "bf16", "int8"):
+    for name in ("fp32", "bf16", "fp16", "int8"):
         table.add_row(name, f"{found[name]:,.1f} billion operations/s" if name in found else "no kernels here")
     table.add_row("copying memory", f"{found['memory_gb_s']:,.1f} GB/s")
     console = Console(soft_wrap=True)

@@ -16,7 +16,7 @@ from optkit.report.sweep import MIN_CALLS, add_limits
 
 Row = dict[str, Any]
 REFERENCE = "eager"
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 def rows(records: Iterable[Record]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from optkit import engines
 from optkit.core.errors import StageError, UserError
-from optkit.engines import ENGINES, OpenVINO, load
+from optkit.engines import ENGINES, Inductor, OpenVINO, load
 from optkit.models import ResNetCIFAR, SmallCNN
 from optkit.quantize import quantize_static
 
@@ -157,16 +158,30 @@ def test_an_int8_graph_is_refused_by_the_engines_it_is_not_made_for(case):
             engines.compile(found.module, x, engine=other)
 
 
-def test_bf16_is_close_to_the_module_and_is_not_fp32():
-    engine = OpenVINO(precision="bf16")
+@pytest.mark.parametrize(("precision", "most"), [("bf16", 0.01), ("fp16", 0.002)])
+@pytest.mark.parametrize("kind", [OpenVINO, partial(Inductor, cpp_wrapper=False)])
+def test_half_precision_is_close_to_the_module_and_is_not_fp32(kind, precision, most):
+    engine = kind(precision=precision)
     if reason := engine.unavailable():
         pytest.skip(reason)
     torch.manual_seed(0)
     model, x = SmallCNN(10, 3, [16, 32]).eval(), images(4)
     session = engines.compile(model, x, engine=engine)
-    assert session.facts()["precision"] == "bf16"
+    assert session.facts()["precision"] == precision
     with torch.no_grad():
-        assert 0 < noise(session(*x), model(*x)) < 0.01
+        assert 0 < noise(session(*x), model(*x)) < most
+
+
+@pytest.mark.parametrize("kind", [OpenVINO, Inductor])
+def test_an_unknown_precision_is_refused(kind):
+    with pytest.raises(UserError, match="no precision 'fp8'.*known: bf16, fp16, fp32"):
+        kind(precision="fp8")
+
+
+def test_openvino_takes_the_precisions_that_its_plugin_has_kernels_for(monkeypatch):
+    monkeypatch.setattr("optkit.engines.openvino._capabilities", lambda: ["FP32", "FP16"])
+    found = {name: OpenVINO(precision=name).unavailable() for name in ("fp32", "bf16", "fp16")}
+    assert found == {"fp32": None, "bf16": "this processor has no bf16 products", "fp16": None}
 
 
 def test_what_cannot_be_written_as_onnx_names_the_operator():
