@@ -41,7 +41,7 @@ class Session(Protocol):
         """What the engine really runs: ``int8_share`` (of MACs), precision, compile seconds."""
         ...
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Writes what `optkit.load` needs to open this session again in a fresh process."""
         ...
 

@@ -6,6 +6,7 @@ from optkit.engines.inductor import Inductor
 from optkit.engines.loading import load
 from optkit.engines.onnxruntime import ONNXRuntime
 from optkit.engines.openvino import OpenVINO
+from optkit.engines.program import save_program
 from optkit.engines.registry import ENGINES
 
-__all__ = ["ENGINES", "Eager", "Inductor", "ONNXRuntime", "OpenVINO", "compile", "load"]
+__all__ = ["ENGINES", "Eager", "Inductor", "ONNXRuntime", "OpenVINO", "compile", "load", "save_program"]

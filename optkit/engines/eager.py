@@ -46,5 +46,5 @@ class EagerSession:
     def facts(self) -> dict[str, Any]:
         return {"int8_share": 0.0, "precision": "fp32", "compile_s": 0.0}
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         save_session(directory, self.variant, self.module, Saved(Eager.name, {}, self.example, self.facts()))

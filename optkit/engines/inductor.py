@@ -22,6 +22,7 @@ from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.deployed import check_shapes
+from optkit.engines.program import export_failures
 from optkit.engines.saved import Saved, save_session
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,18 +82,13 @@ class Inductor:
                 compiled = torch.compile(graph, dynamic=False, fullgraph=True)
                 with _autocast(self.precision):
                     compiled(*example)
-            except _failures() as error:
+            except export_failures() as error:
                 reason = str(error).strip().splitlines()[0]
                 raise StageError(f"inductor cannot compile this model: {reason}") from error
         seconds = time.perf_counter() - started
         share = sum(int8_macs) / max(count_macs(module, example), 1)
         facts = {"int8_share": share, "precision": self.precision, "compile_s": round(seconds, 3)}
         return InductorSession(module, variant, self, compiled, example, facts)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What exporting and compiling raise; looked up late, for dynamo takes seconds to import."""
-    return (torch._dynamo.exc.TorchDynamoException, RuntimeError)
 
 
 def _autocast(precision: str) -> AbstractContextManager[Any]:
@@ -140,7 +136,7 @@ class InductorSession:
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
         save_session(directory, self.variant, self.module, saved)
 

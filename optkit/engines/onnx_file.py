@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import StageError
-from optkit.core.task import free_dims
+from optkit.engines.program import export_failures, export_program, innermost_reason
 
 
 def missing(*packages: str) -> str | None:
@@ -35,17 +35,13 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
     Raises:
         StageError: torch cannot export it, or ONNX has no operator for a part of it; the message names it.
     """
-    # an export with one example would fix the batch size at one
-    rows = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in example)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(module, rows, dynamic_shapes=free_dims(rows, module), strict=False)
-            if not _batch_is_free(program):
-                program = torch.export.export(module, example, strict=False)
+            program = export_program(module, example)
             table = _dynamic_quantization()
             exported = torch.onnx.export(program, example, dynamo=True, verbose=False, custom_translation_table=table)
     except _failures() as error:
-        raise StageError(f"cannot write this model as ONNX: {_reason(error)}") from error
+        raise StageError(f"cannot write this model as ONNX: {innermost_reason(error)}") from error
     assert exported is not None
     _drop_zero_points(exported.model)
     _quantize_once(exported.model)
@@ -59,20 +55,7 @@ def _failures() -> tuple[type[Exception], ...]:
     """What exporting raises; looked up late, for these take seconds to import."""
     from torch.onnx.errors import OnnxExporterError
 
-    return (OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause's first line: the exporter wraps it in reports."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-
-
-def _batch_is_free(program: Any) -> bool:
-    inputs = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
-    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    return all(isinstance(value.shape[0], torch.SymInt) for value in values)
+    return (OnnxExporterError, *export_failures())
 
 
 @contextlib.contextmanager

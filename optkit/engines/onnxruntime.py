@@ -85,11 +85,11 @@ class ONNXRuntimeSession:
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Writes the variant and the ONNX file, whose batch size stays free."""
         saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
-        save_session(directory, self.variant, self.source, saved)
-        (directory / MODEL).write_bytes(self.file)
+        folder = save_session(directory, self.variant, self.source, saved)
+        (folder / MODEL).write_bytes(self.file)
 
 
 def _runtime(file: bytes, profile: Path | None = None) -> Any:

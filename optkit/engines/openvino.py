@@ -135,13 +135,13 @@ class OpenVINOSession:
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str | Path) -> None:
         """Writes the variant, and the model as OpenVINO's own files: the batch size stays free in them."""
         import openvino as ov
 
         saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
-        save_session(directory, self.variant, self.source, saved)
-        ov.save_model(self.model, directory / MODEL, compress_to_fp16=False)
+        folder = save_session(directory, self.variant, self.source, saved)
+        ov.save_model(self.model, folder / MODEL, compress_to_fp16=False)
 
 
 def _last_line(error: Exception) -> str:

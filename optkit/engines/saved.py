@@ -34,7 +34,7 @@ class Saved:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def save_session(folder: Path, variant: Variant, source: nn.Module | Path, saved: Saved) -> None:
+def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path, saved: Saved) -> Path:
     """Writes a variant and what its session was; `optkit.load` opens it again.
 
     Args:
@@ -42,7 +42,11 @@ def save_session(folder: Path, variant: Variant, source: nn.Module | Path, saved
         variant: of the session.
         source: its module, or the folder that the session was itself opened from.
         saved: the session.
+
+    Returns:
+        The folder.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(source, nn.Module):
         save_artifact(folder, variant, source, saved.example)
@@ -52,6 +56,7 @@ def save_session(folder: Path, variant: Variant, source: nn.Module | Path, saved
     inputs = [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in saved.example]
     text = {"engine": saved.engine, "options": saved.options, "inputs": inputs, "facts": saved.facts}
     (folder / ENGINE).write_text(json.dumps(text, indent=1) + "\n")
+    return folder
 
 
 def read_session(folder: Path) -> Saved | None:

@@ -121,7 +121,7 @@ def test_convolutions_and_linears_run_in_int8_kernels(case):
 
 def test_a_saved_session_gives_the_same_answers_where_there_is_no_optkit(case, tmp_path):
     engine, _, x, _, session = case
-    session.save(tmp_path)
+    session.save(str(tmp_path))
     expected = session(*x)
     again = load(tmp_path)
     assert type(again) is type(session)
