@@ -103,12 +103,15 @@ class TextFiles(SplitFiles, TextClassification):
 
     def _texts(self, split: str, table: Table, labels: NDArray[np.int64]) -> Texts:
         columns = [table.column(name, "text_columns", split) for name in self.text_columns]
+        found = []
         for name, column in zip(self.text_columns, columns, strict=True):
-            wrong = next((i for i, text in enumerate(column) if not isinstance(text, str)), None)
+            texts = ["" if text is None else text for text in column]  # an empty cell of a CSV file is read as None
+            wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
             if wrong is not None:
-                message = f"{split}: row {wrong} of '{name}' is no text: {column[wrong]!r}"
-                raise UserError(message, key="task.text_columns", value=name)
-        return Texts(tuple(columns), labels)
+                message = f"{split}: row {wrong} of '{name}' is no text: {texts[wrong]!r}"
+                raise UserError(message, key="task.text_columns", value=name, fix="name another column")
+            found.append(texts)
+        return Texts(tuple(found), labels)
 
     def facts(self) -> dict[str, Any]:
         empty = {

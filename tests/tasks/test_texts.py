@@ -110,10 +110,15 @@ def test_a_test_split_without_labels_gives_way_to_validation(tmp_path):
 
 
 def test_empty_texts_are_kept_and_counted(tmp_path):
-    test = [{"sentence": text, "label": 0} for text in ("", "  ", "a film")]
+    test = [{"sentence": text, "label": 0} for text in ("", "  ", "a film", None)]
     task = _task(_folder(tmp_path, test=test))
-    assert task.facts()["empty_texts"] == {"train": 0, "validation": 0, "test": 2}
-    assert next(task.batches("test", 3)).inputs[1].sum(1).tolist()[0] == 2  # its marks alone
+    assert task.facts()["empty_texts"] == {"train": 0, "validation": 0, "test": 3}
+    assert next(task.batches("test", 4)).inputs[1].sum(1).tolist()[::3] == [2, 2]  # their marks alone
+
+
+def test_an_empty_cell_of_a_csv_file_is_an_empty_text(tmp_path):
+    test = [{"sentence": "", "label": 0}, {"sentence": "a film", "label": 1}]
+    assert _task(_folder(tmp_path, "csv", test=test)).facts()["empty_texts"]["test"] == 1
 
 
 def test_the_same_task_at_another_length(tmp_path):
