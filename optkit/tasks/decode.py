@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from optkit.core.cache import kept
 from optkit.core.errors import UserError
 from optkit.core.progress import track
+from optkit.tasks.classification import UNLABELLED
 from optkit.tasks.images import ImageSplit
 
 
 def decode_once(
-    key: str, encoded: Callable[[], tuple[Sequence[bytes | Path], NDArray[np.int64]]], size: int | None, what: str
+    key: str, encoded: Callable[[], tuple[Sequence[bytes | Path], NDArray[np.int64]]], size: int | None, split: str
 ) -> ImageSplit:
     """The decoded split under ``key``, decoding what ``encoded()`` gives if it is not kept yet.
 
@@ -25,12 +26,15 @@ def decode_once(
         encoded: gives images (bytes or files) and labels ``(N,)``; called only when needed.
         size: images are resized (shorter side, bicubic) and center-cropped to this; None keeps them, and then all
             must be of one size.
-        what: for the progress bar and errors.
+        split: its name, for the progress bar and errors.
+
+    Raises:
+        UserError: an image that cannot be read, or is of another size than the first if none is set.
     """
 
     def make(new: Path) -> None:
         images, labels = encoded()
-        _decode_to(new, images, size, what)
+        _decode_to(new, images, size, split)
         np.save(new / "labels.npy", labels, allow_pickle=False)
 
     folder = kept("images", key, make)
@@ -38,27 +42,30 @@ def decode_once(
     return ImageSplit(pixels, np.load(folder / "labels.npy", allow_pickle=False))
 
 
-def _decode_to(folder: Path, images: Sequence[bytes | Path], size: int | None, what: str) -> None:
-    first = _decode(images[0], size, what)
+def _decode_to(folder: Path, images: Sequence[bytes | Path], size: int | None, split: str) -> None:
+    first = _decode(images[0], size, split, 0)
     shape = (len(images), *first.shape)
     out = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    for place, image in enumerate(track(images, f"decoding {what}", len(images))):
-        pixels = _decode(image, size, what)
+    for place, image in enumerate(track(images, f"decoding {split} images", len(images))):
+        pixels = _decode(image, size, split, place)
         if pixels.shape != first.shape:
-            message = f"{what}: image {place} is {pixels.shape[1:]}, the first {first.shape[1:]}"
+            message = f"{split} image {place} is {pixels.shape[1:]}, the first {first.shape[1:]}"
             raise UserError(message, key="task.image_size", fix="set task.image_size")
         out[place] = pixels
     out.flush()
 
 
-def _decode(image: bytes | Path, size: int | None, what: str) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
+def _decode(image: bytes | Path, size: int | None, split: str, place: int) -> NDArray[np.uint8]:
+    from PIL import Image
 
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             picture = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{what}: not an image: {error}", key="task.path") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        name = f" ({image})" if isinstance(image, Path) else f" of {len(image)} bytes"
+        setting = "task.unlabelled" if split == UNLABELLED else "task.path"
+        message = f"{split} image {place}{name} cannot be read"
+        raise UserError(message, key=setting, fix="repair the file, or take it out") from error
     if size is not None and picture.size != (size, size):
         scale = size / min(picture.size)
         width, height = (max(size, round(side * scale)) for side in picture.size)

@@ -90,7 +90,7 @@ class HubImages(_ImageFiles):
 
         label_column = self.label_column if labelled else None
         key = files_key([], table.key, self.image_size, self.image_column, label_column)
-        return decode_once(key, encoded, self.image_size, f"{name} images")
+        return decode_once(key, encoded, self.image_size, name)
 
 
 @dataclass(kw_only=True)
@@ -155,7 +155,7 @@ class ImageFolder(_ImageFiles):
         def encoded() -> tuple[Sequence[bytes | Path], NDArray[np.int64]]:
             return paths, np.asarray(labels, dtype=np.int64)
 
-        return decode_once(files_key(paths, self.image_size), encoded, self.image_size, f"{name} images")
+        return decode_once(files_key(paths, self.image_size), encoded, self.image_size, name)
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -76,6 +76,22 @@ def test_images_are_decoded_once_and_again_when_a_file_changes(image_folder, mon
     assert count > 0
 
 
+@pytest.mark.parametrize("kept", [0, 40])
+@pytest.mark.parametrize(("split", "setting"), [("train", "task.path"), ("unlabelled", "task.unlabelled")])
+def test_an_image_that_cannot_be_read_is_named(image_folder, tmp_path, kept, split, setting):
+    (more := tmp_path / "more").mkdir()
+    Image.new("RGB", (12, 10)).save(more / "2.png")
+    file = {"train": image_folder / "train" / "cat" / "2.png", "unlabelled": more / "2.png"}[split]
+    file.write_bytes(file.read_bytes()[:kept])  # nothing is left, or a picture that ends too early
+    task = ImageFolder(path=str(image_folder), image_size=8, unlabelled=str(more))
+    with pytest.raises(UserError) as caught:
+        _ = task.fingerprint
+    place = 4 if split == "train" else 0  # 10 and 11 come before 2
+    assert str(caught.value) == (
+        f"{setting}: {split} image {place} ({file}) cannot be read (repair the file, or take it out)"
+    )
+
+
 def _parquet(folder, name, labels, column="img", size=(6, 6)):
     rows = []
     for label in labels:
