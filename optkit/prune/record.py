@@ -96,7 +96,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _plain_result(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """New tensors laid out as those that the operator returns; None if it takes fake tensors to tell."""
+        """What the operator returns, tensors without data; None if it takes fake tensors to tell."""
         if not _is_plain(func) or any(isinstance(value, torch.device) for value in (*args, *kwargs.values())):
             return None
         tensors: list[torch.Tensor] = []
@@ -110,9 +110,15 @@ class _Recorder(TorchDispatchMode):
         with no_dispatch():
             if key not in self._results:
                 self._results[key] = _run_on_meta(func, args, kwargs)
-            laid_out = self._results[key]
-            make = lambda layout: FakeTensor(self.fake, layout.meta(), tensors[0].device)  # noqa: E731
-            return pytree.tree_map_only(_Layout, make, laid_out)
+            return pytree.tree_map_only((_Layout, int), lambda leaf: self._tensor(leaf, tensors), self._results[key])
+
+    def _tensor(self, found: _Layout | int, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """A new tensor, or the one of the operator's own that it returns as it is."""
+        if isinstance(found, int):
+            if isinstance(tensors[found], FakeTensor):
+                return tensors[found]
+            found = _Layout.of(tensors[found])  # what is done to it must not be done to the model's parameter
+        return FakeTensor(self.fake, found.meta(), tensors[0].device)
 
 
 @dataclass(frozen=True)
@@ -160,12 +166,14 @@ def _is_special(tensor: torch.Tensor) -> bool:
 
 
 def _run_on_meta(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The layouts of what an operator returns, or None if meta tensors do not say."""
+    """The layouts of what an operator returns, places of those it was given, or None if meta tensors do not say."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _Layout.of(t).meta(), (args, kwargs))
     try:
-        return pytree.tree_map(_Layout.of, func(*args, **kwargs))
+        out = func(*args, **kwargs)
     except ERRORS:
         return None
+    given = {id(tensor): place for place, tensor in enumerate(tensors_of([*args, *kwargs.values()]))}
+    return pytree.tree_map(lambda t: given[id(t)] if id(t) in given else _Layout.of(t), out)
 
 
 def _shape(value: Any) -> Any:
