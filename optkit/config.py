@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optkit.core.checks import check_count
-from optkit.core.errors import OptkitError, UserError, did_you_mean
+from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
 from optkit.core.targets import TARGET, build
 from optkit.core.task import MODEL_DEFAULTS
 
@@ -254,7 +254,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         node = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        message = str(error).splitlines()[0]
+        message = first_line(error)
         raise UserError(message, key=key, fix=f"set {key}=..." if key else None) from error
     assert isinstance(node, dict)
     for path in (*PATHS, *IDS_OR_PATHS):

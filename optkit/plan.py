@@ -15,7 +15,7 @@ from torch import nn
 
 from optkit.core.artifact import TRUSTED
 from optkit.core.engine import Engine
-from optkit.core.errors import PlanError, UserError, did_you_mean
+from optkit.core.errors import PlanError, UserError, did_you_mean, first_line
 from optkit.core.stage import Choosy, Stage
 from optkit.core.targets import TARGET
 from optkit.core.task import POOL, SealedTask, Task
@@ -254,7 +254,7 @@ def _check_fit(model: nn.Module, task: Task) -> None:
         with torch.no_grad():
             logits = model(*example)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         message = f"{type(model).__name__} does not take this task's inputs {shapes}: {reason}"
         raise UserError(message, key="model", fix="pick a model and a task that fit") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):

@@ -46,6 +46,11 @@ class SealedSplitError(StageError):
     """A stage asked for the test split, which only the pipeline's measurement may see."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line that is not blank of what an error says, or the name of its type if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """One clause naming the closest match of ``name`` in ``known``, or what is known (40 at most) if none is close."""
     known = sorted(known)

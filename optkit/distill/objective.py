@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
 from optkit.core.task import POOL, Batch, Task
 from optkit.distill.bridges import bridges_for
 from optkit.distill.pairs import Pairs, layer_pairs
@@ -251,7 +251,7 @@ def _answers(model: nn.Module, example: tuple[Tensor, ...]) -> Tensor:
     try:
         return model(*example)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         message = f"{type(model).__name__} does not take this task's inputs: {reason}"
         raise UserError(message, key="teacher", fix="pick a teacher of this task") from error
 

@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from optkit.core.checks import check_choice
 from optkit.core.engine import MADE_FOR, not_made_for
-from optkit.core.errors import StageError
+from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.deployed import check_shapes
@@ -83,7 +83,7 @@ class Inductor:
                 with _autocast(self.precision):
                     compiled(*example)
             except export_failures() as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise StageError(f"inductor cannot compile this model: {reason}") from error
         seconds = time.perf_counter() - started
         share = sum(int8_macs) / max(count_macs(module, example), 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.engine import not_made_for
-from optkit.core.errors import StageError
+from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.deployed import arrays, check_shapes, tensor
@@ -106,7 +106,7 @@ def _runtime(file: bytes, profile: Path | None = None) -> Any:
     try:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except _failures() as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise StageError(f"ONNX Runtime cannot run this model: {reason}") from error
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from optkit.core.errors import StageError, UserError
+from optkit.core.errors import StageError, UserError, first_line
 from optkit.core.task import free_dims
 
 
@@ -62,7 +62,7 @@ def innermost_reason(error: BaseException) -> str:
     """The first line of the innermost cause: exporters wrap it in reports."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+    return first_line(error)
 
 
 def _batch_is_free(program: ExportedProgram) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError, did_you_mean, first_line
 
 IMAGES = ["pixel_values"]
 
@@ -203,7 +203,7 @@ def _found(name: str, key: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         fix = f"check the network, or give a local folder: model.{key}=DIR with config.json and model.safetensors"
         raise UserError(f"cannot load '{name}': {reason}", key=f"model.{key}", value=name, fix=fix) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
 from optkit.core.targets import TARGET, check_parameters, locate, parameters
 
 INITIAL_WEIGHTS = ("checkpoint", "weights")
@@ -119,7 +119,7 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
     try:
         data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         fix = "give a .safetensors file, or a .pt file that holds tensors only"
         raise UserError(f"cannot read {path}: {reason}", key=key, fix=fix) from error
     for wrapper in ("state_dict", "model"):

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
 from optkit.prune.graph import Inputs, Shape, call, tensors_of
 
 ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError, KeyError)
@@ -205,9 +205,8 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
         with running(model) as stack, torch.inference_mode(), fake, _Recorder(stack, fake) as recorder:
             outputs = tensors_of(call(model, copies))
     except ERRORS as error:
-        line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
         raise UserError(
-            f"{type(model).__name__} cannot be traced: {line}",
+            f"{type(model).__name__} cannot be traced: {first_line(error)}",
             fix="it must run on the example inputs, without control flow that depends on their values",
         ) from error
     finally:

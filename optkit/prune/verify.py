@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from optkit.core.errors import StageError, UserError
+from optkit.core.errors import StageError, UserError, first_line
 from optkit.prune.graph import Inputs, Trace, call, tensors_of
 from optkit.prune.groups import Units
 from optkit.prune.plan import CutPlan
@@ -89,8 +89,7 @@ def run(model: nn.Module, inputs: Inputs) -> Run:
         try:
             return Run(tensors_of(call(model, inputs)))
         except ERRORS as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            return Run([], stack[-1] if stack else "", problem)
+            return Run([], stack[-1] if stack else "", first_line(error))
 
 
 def deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, outputs: list[torch.Tensor]) -> float:
@@ -206,7 +205,7 @@ def check_gradient(cut: nn.Module, outputs: list[torch.Tensor]) -> None:
             with torch.enable_grad():
                 torch.autograd.backward([tensor.float().sum() for tensor in outputs])
     except ERRORS as error:
-        raise StageError(f"the cut model fails in the backward pass: {str(error).splitlines()[0]}") from error
+        raise StageError(f"the cut model fails in the backward pass: {first_line(error)}") from error
     reached = any(p.grad is not None for p in cut.parameters())
     cut.zero_grad(set_to_none=True)
     if not reached and any(p.requires_grad for p in cut.parameters()):

@@ -34,7 +34,7 @@ def print_doctor() -> None:
 def print_peaks(again: bool = False) -> None:
     """Prints this machine's peaks at as many threads as a run takes by itself; ``again`` measures them anew."""
     from optkit.core.environment import available_cores
-    from optkit.measure.peaks import peaks, peaks_file
+    from optkit.measure.peaks import PRODUCTS, peaks, peaks_file
 
     threads = available_cores()
     kept = peaks_file(threads).is_file() and not again
@@ -42,7 +42,7 @@ def print_peaks(again: bool = False) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in (f"peak at {threads} threads", "measured"):
         table.add_column(header)
-    for name in ("fp32", "bf16", "fp16", "int8"):
+    for name in PRODUCTS:
         table.add_row(name, f"{found[name]:,.1f} billion operations/s" if name in found else "no kernels here")
     table.add_row("copying memory", f"{found['memory_gb_s']:,.1f} GB/s")
     console = Console(soft_wrap=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core.checks import check_share
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError, did_you_mean, first_line
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
@@ -121,7 +121,7 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
             found[split] = Table(read([str(p) for p in paths], keep_in_memory=True), files_key(paths))
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+            reason = first_line(cause)
             raise UserError(f"cannot read {paths[0]}: {reason}", key=f"task.{option}") from error
     return found
 
@@ -138,7 +138,7 @@ def hub_tables(dataset: str) -> dict[str, Table]:
     try:
         data = load_dataset(dataset)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         fix = "check the network, or give task.path=DIR with train and test files"
         raise UserError(f"cannot load '{dataset}': {reason}", key="task.dataset", fix=fix) from error
     named = {"validation" if name in VALIDATION_NAMES else name: rows for name, rows in data.items()}

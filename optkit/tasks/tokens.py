@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from optkit.core.cache import kept
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
 from optkit.core.progress import track
 from optkit.tasks.texts import Texts, TextSplit
 
@@ -53,7 +53,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     try:
         hf = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"no tokenizer at '{name}': {reason}", key="task.tokenizer", value=name, fix=fix) from error
     if not hf.is_fast:
         raise UserError(f"'{name}' has no fast tokenizer", key="task.tokenizer", value=name, fix=fix)
