@@ -33,6 +33,7 @@ from optkit.models.spec import load_weights
 from optkit.tasks import HubImages
 from optkit.training import Train, Trainer
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOMENTUM = {"momentum": 0.9, "nesterov": True}
 PLAIN = "plain"
@@ -57,9 +58,8 @@ def context(task: HubImages, teacher: nn.Module, seed: int, folder: Path) -> Con
 
     folder.mkdir(parents=True, exist_ok=True)
     variant = Variant("student", None, frozenset({"float"}), {})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Context(
-        SealedTask(task), variant, lambda: copy.deepcopy(teacher), lambda node: teacher, seed, device, folder
+        SealedTask(task), variant, lambda: copy.deepcopy(teacher), lambda node: teacher, seed, DEVICE, folder
     )
 
 
@@ -80,8 +80,10 @@ def taught(args: argparse.Namespace, task: HubImages) -> nn.Module:
 @torch.inference_mode()
 def answers(model: nn.Module, task: HubImages) -> np.ndarray:
     """Which test examples the model gets right, bool ``(N,)``."""
-    model.eval()
-    return np.concatenate([task.correct(model(*b.inputs), b).numpy() for b in task.batches("test", 500)])
+    model.to(DEVICE).eval()
+    found = [task.correct(model(*b.to(DEVICE).inputs).cpu(), b).numpy() for b in task.batches("test", 500)]
+    model.to("cpu")
+    return np.concatenate(found)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

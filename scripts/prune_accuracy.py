@@ -38,22 +38,23 @@ from optkit.training import TaskLoss, Trainer
 AMOUNT = 0.5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCHES = 16
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fit(model: nn.Module, task: HubImages, steps: int, lr: float, seed: int) -> None:
     """Train for so many steps of 128, one cycle."""
     trainer = Trainer(epochs=100, lr=lr, optimizer_options={"momentum": 0.9})
     with tempfile.TemporaryDirectory() as folder:
-        trainer.fit(
-            model, task, TaskLoss(task), seed=seed, workdir=Path(folder), device=torch.device("cpu"), max_steps=steps
-        )
+        trainer.fit(model, task, TaskLoss(task), seed=seed, workdir=Path(folder), device=DEVICE, max_steps=steps)
 
 
 @torch.inference_mode()
 def answers(model: nn.Module, task: HubImages) -> np.ndarray:
     """Which test examples the model gets right, bool ``(N,)``."""
-    model.eval()
-    return np.concatenate([task.correct(model(*b.inputs), b).numpy() for b in task.batches("test", 500)])
+    model.to(DEVICE).eval()
+    found = [task.correct(model(*b.to(DEVICE).inputs).cpu(), b).numpy() for b in task.batches("test", 500)]
+    model.to("cpu")
+    return np.concatenate(found)
 
 
 def macs(model: nn.Module) -> int:

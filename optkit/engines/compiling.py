@@ -24,8 +24,8 @@ def compile(  # noqa: A001
     Args:
         model: a float model in eval mode, or the module of a `Quantized` that is annotated for this engine.
         example_inputs: inputs as it will be called with.
-        engine: a name (``eager``, ``inductor``, ``onnxruntime``, ``openvino``) or an engine with its options, such as
-            ``OpenVINO(precision="bf16")``.
+        engine: a name (``eager``, ``inductor``, ``onnxruntime``, ``openvino``, ``cuda``) or an engine with its options,
+            such as ``OpenVINO(precision="bf16")``.
         threads: of the session; None takes torch's number. ``eager`` and ``inductor`` run on torch's own threads, whose
             number is set.
 

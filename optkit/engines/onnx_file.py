@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -140,14 +141,18 @@ def _turn_weights(model: Any) -> None:
 
 
 def _multiply(model: Any) -> None:
-    """Writes a Gemm of int8 weights as a product and a sum: of a Gemm with a float bias there is no int8 kernel."""
+    """Writes a Gemm of int8 weights in a way of which there is an int8 kernel: none takes a float bias.
+
+    Between int8 tensors the bias becomes whole numbers in steps of the product's own, as a convolution's does; else the
+    Gemm becomes a product and a sum.
+    """
     import onnx_ir as ir
 
     for node in list(model.graph):
         if node.op_type != "Gemm" or (dequantize := _int8_weight(node.inputs[1])) is None:
             continue
         scaled = any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-        if scaled or node.attributes.get_int("transA", 0):
+        if scaled or node.attributes.get_int("transA", 0) or _round_bias(model, node, dequantize):
             continue
         if node.attributes.get_int("transB", 0):
             _turn(model, dequantize)
@@ -160,6 +165,37 @@ def _multiply(model: Any) -> None:
         model.graph.insert_before(node, added)
         node.outputs[0].replace_all_uses_with(added[-1].outputs[0], replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
+
+
+def _round_bias(model: Any, gemm: Any, weight: Any) -> bool:
+    """Stores the bias of a Gemm of int8 as int32; False where its input or its steps do not allow it.
+
+    ONNX Runtime has a kernel for such a Gemm if the weights' zero points are named.
+    """
+    import onnx_ir as ir
+
+    given, bias = gemm.inputs[0].producer(), gemm.inputs[2] if len(gemm.inputs) > 2 else None
+    if given is None or given.op_type != "DequantizeLinear" or bias is None or not bias.is_initializer():
+        return False
+    if not (given.inputs[1].is_initializer() and weight.inputs[1].is_initializer()):
+        return False
+    steps = given.inputs[1].const_value.numpy() * weight.inputs[1].const_value.numpy()
+    whole = np.round(bias.const_value.numpy().astype(np.float64) / steps)
+    if steps.size not in (1, whole.size) or not (np.abs(whole) < 2**31).all():
+        return False
+    stored = _constant(model, f"{bias.name}_whole", whole.astype(np.int32))
+    scale = _constant(model, f"{bias.name}_steps", np.broadcast_to(steps, whole.shape).astype(np.float32).copy())
+    made = ir.node("DequantizeLinear", [stored, scale], attributes={"axis": 0})
+    made.outputs[0].type, made.outputs[0].shape, made.outputs[0].name = bias.type, bias.shape, f"{bias.name}_rounded"
+    model.graph.insert_before(gemm, made)
+    gemm.replace_input_with(2, made.outputs[0])
+    if len(weight.inputs) == 2:
+        zeros = np.zeros(weight.inputs[1].const_value.shape, np.int8)
+        weight.resize_inputs(3)
+        weight.replace_input_with(2, _constant(model, f"{weight.inputs[0].name}_zeros", zeros))
+    if not bias.uses():
+        del model.graph.initializers[bias.name]
+    return True
 
 
 def _int8_weight(value: Any) -> Any | None:

@@ -7,13 +7,14 @@ from typing import Protocol, runtime_checkable
 
 from optkit.core.engine import Session
 from optkit.core.variant import Variant
+from optkit.engines.cuda import CUDA
 from optkit.engines.eager import Eager
 from optkit.engines.inductor import Inductor
 from optkit.engines.onnxruntime import ONNXRuntime
 from optkit.engines.openvino import OpenVINO
 from optkit.engines.saved import Saved
 
-ENGINES = {engine.name: engine for engine in (Eager, Inductor, ONNXRuntime, OpenVINO)}
+ENGINES = {engine.name: engine for engine in (Eager, Inductor, ONNXRuntime, OpenVINO, CUDA)}
 
 
 @runtime_checkable

@@ -156,7 +156,10 @@ class Bench:
             facts = session.facts()
             found.append(measure_accuracy(session, task, self.config.split, batch_size, conditions))
             found.append(Measurement("int8_share", facts["int8_share"], conditions=conditions))
-            found.append(Measurement("precision", None, conditions=conditions | {"is": facts.get("precision", "fp32")}))
+            if "sparse_share" in facts:
+                found.append(Measurement("sparse_share", facts["sparse_share"], conditions=conditions))
+            runs_in = {"is": facts.get("precision", "fp32"), "device": facts.get("device", "cpu")}
+            found.append(Measurement("precision", None, conditions=conditions | runs_in))
             inputs = task.example(batch_size)
             found.append(Measurement("bytes_in", sum(map(_bytes, inputs)), unit="B", conditions=conditions))
             found.append(Measurement("bytes_out", _bytes(session(*inputs)), unit="B", conditions=conditions))

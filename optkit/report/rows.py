@@ -91,6 +91,7 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "macs": _value(record.find("macs", **length) or record.find("macs")),
         "tokenize_ms": _value(record.find("tokenization", batch_size=batch_size, **length)),
         "int8_share": _value(record.find("int8_share", **here)),
+        "sparse_share": _value(record.find("sparse_share", **here)),
         "sparsity": _value(record.find("sparsity")),
         "nonzeros": _value(record.find("nonzeros")),
         "bytes_in": _value(record.find("bytes_in", **here)),
@@ -125,7 +126,8 @@ def _roofline(record: Record, latency: Measurement | None, here: dict[str, Any])
         width = sum(BYTES.get(name, 4) * value for name, value in shares.items())
         found["bytes_moved_modelled"] = moved = width * (each * here["batch_size"] + once)
         found["arithmetic_intensity_modelled"] = operations / moved
-    if latency is None or latency.value is None or not peaks or not all(name in peaks for name in shares):
+    on_processor = precision.conditions.get("device", "cpu") == "cpu"  # whose peaks are known
+    if latency is None or latency.value is None or not on_processor or not peaks or not peaks.keys() >= shares.keys():
         return found
     peak = 1 / sum(value / peaks[name] for name, value in shares.items())
     achieved = operations / latency.value / 1e6

@@ -71,6 +71,7 @@ COLUMNS: tuple[Column, ...] = (
     ("size MB", _number("size_mb", 2), 118),
     ("MACs M", _number("macs", 1, 1e-6), 118),
     ("int8 %", lambda r: _percent(r["int8_share"]), 165),
+    ("2:4 %", lambda r: _percent(r.get("sparse_share")), 165),
     ("peak MB", _number("peak_memory_mb", 0), 165),
     ("tokenize ms", _number("tokenize_ms", 3), 165),
     ("stage s", _number("stage_cost_s", 1), 128),
@@ -86,9 +87,11 @@ NARROWEST_NAME = 16
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that these rows have: tokens an example are a matter of texts."""
+    """The columns that these rows have: tokens an example are a matter of texts, 2:4 kernels of GPUs."""
     of_texts = any(row.get("sequence_length") for row in rows)
-    return [c for c in COLUMNS if of_texts or c[0] not in ("tokens", "tokenize ms")]
+    on_gpu = any(row.get("sparse_share") is not None for row in rows)
+    left_out = {*(() if of_texts else ("tokens", "tokenize ms")), *(() if on_gpu else ("2:4 %",))}
+    return [c for c in COLUMNS if c[0] not in left_out]
 
 
 def terminal_width() -> int:

@@ -21,7 +21,10 @@ def model():
 
 @pytest.fixture(params=ENGINES)
 def engine(request):
-    return ENGINES[request.param]()
+    found = ENGINES[request.param]()
+    if reason := found.unavailable():
+        pytest.skip(reason)
+    return found
 
 
 def test_a_session_gives_the_modules_answers(engine, model):
