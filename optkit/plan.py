@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from optkit.controls import CONTROLS, Numbered, control_chain
 from optkit.core.artifact import TRUSTED
 from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError, did_you_mean, first_line
@@ -23,7 +24,6 @@ from optkit.core.variant import variant_id
 from optkit.measure import Measure, tasks_to_measure
 from optkit.models import ModelSpec
 from optkit.models.spec import weights_digest
-from optkit.prune.controls import CONTROLS, Numbered, control_chain
 
 START = frozenset({"float"})
 AUTO, MODEL = "auto", "model"
@@ -46,7 +46,7 @@ class Recipe:
         measure: what to measure.
         baseline: the stage after which the model is the baseline; ``auto`` takes the training stages that open the
             chain, ``model`` the model as loaded.
-        controls: what the result is to be compared with (``optkit.prune.controls.CONTROLS``).
+        controls: what the result is to be compared with (``optkit.controls.CONTROLS``).
         seed: of everything random.
         threads: torch threads, for training and serving; None takes the cores this process may use.
         out: folder of run folders.
@@ -224,7 +224,10 @@ def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered
 
 
 def _grow(steps: dict[str, PlannedStep], recipe: Recipe, start: str, chain: Sequence[Numbered], of: str) -> None:
-    """Adds the steps of a chain that are not there yet, by id."""
+    """Adds the steps of a chain that are not there yet, by id.
+
+    What a control has made already is made again for another chain: a variant stands in the ledger once, as either.
+    """
     last = steps[start]
     for place, (name, stage, number) in enumerate(chain, 1):
         seed = recipe.seed * 1009 + place
@@ -232,6 +235,8 @@ def _grow(steps: dict[str, PlannedStep], recipe: Recipe, start: str, chain: Sequ
             last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, *map(_source, _classes(stage)),
             *_pool_of(stage, recipe.task),
         )  # fmt: skip
+        if made in steps and steps[made].of not in (OWN, of):
+            made = variant_id(made, of)
         names = (*last.chain, name) if number > 0 else ()
         last = steps.setdefault(made, PlannedStep(name, stage, made, last.id, seed, number, names, of))
 

@@ -1,82 +1,21 @@
-"""Controls: what a pruned model must beat, made by the same training at the same cost."""
+"""The model that a pruned one must beat: as small, and never pruned by any rank."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from optkit.core.errors import PlanError, StageError
+from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
-from optkit.core.stage import Context, Outcome, Stage
+from optkit.core.stage import Context, Outcome
 from optkit.core.targets import TARGET
 from optkit.prune.budget import FLOOR, TooSmallError
 from optkit.prune.stages import StructuredPruning
-from optkit.prune.steps import InSteps
 from optkit.prune.structured import prune_structured
-
-SMALLER_DENSE, RANDOM_PRUNE = "smaller_dense", "random_prune"
-CONTROLS = (SMALLER_DENSE, RANDOM_PRUNE)
-# name, stage, and its number in the recipe's own chain
-Numbered = tuple[str, Stage, int]
-
-
-def control_chain(control: str, chain: Sequence[Numbered], like: str | None) -> list[Numbered]:
-    """The chain of a control, from the model as loaded.
-
-    ``random_prune`` is the recipe's chain with every pruning at random. ``smaller_dense`` begins with a fresh,
-    uniformly narrower model of the same MACs; it gets all the training of the chain: the baseline's, what prunings had
-    of their own, and what follows (Liu et al., "Rethinking the value of network pruning", ICLR 2019).
-
-    Args:
-        control: one of `CONTROLS`.
-        chain: the recipe's own.
-        like: the variant whose MACs the smaller model gets: the last that was cut; None if none is.
-
-    Raises:
-        PlanError: the chain has nothing that the control could be a control of.
-    """
-    if control == RANDOM_PRUNE:
-        found = [(name, _at_random(name, stage), number) for name, stage, number in chain]
-        if all(ours is theirs for (_, ours, _), (_, theirs, _) in zip(found, chain, strict=True)):
-            fix = "leave it out, or give a pruning another criterion"
-            raise PlanError(
-                f"no stage ranks what it prunes, so '{control}' has nothing to compare", key="controls", fix=fix
-            )
-        return found
-    if like is None:
-        fix = "leave it out, or add prune/structured"
-        raise PlanError(f"no stage cuts channels, so '{control}' would be the baseline", key="controls", fix=fix)
-    found = [(SMALLER_DENSE, SmallerDense(like), chain[0][2] - 1)]
-    for name, stage, number in chain:
-        kept = _training_of(stage) if stage.technique == "prune" else stage
-        if kept is not None:
-            found.append((name, kept, number))
-    return found
-
-
-def _at_random(name: str, stage: Stage) -> Stage:
-    if stage.technique != "prune":
-        return stage
-    if not hasattr(stage, "criterion"):
-        message = f"'{name}' has no criterion that could be random, so '{RANDOM_PRUNE}' cannot be made"
-        raise PlanError(message, key="controls", fix="leave it out")
-    return stage if stage.criterion == "random" else dataclasses.replace(stage, criterion="random")  # type: ignore[type-var]
-
-
-def _training_of(stage: Stage) -> Stage | None:
-    """All the training within a pruning stage, as one stage; None if it has none."""
-    training = getattr(stage, "training", None)
-    if training is None or not isinstance(stage, InSteps):
-        return training
-    passes = 1 + (stage.steps - 1) * stage.between
-    trainer = dataclasses.replace(training.trainer, epochs=math.ceil(passes * training.trainer.epochs))
-    return dataclasses.replace(training, trainer=trainer)  # type: ignore[type-var]
 
 
 @dataclass

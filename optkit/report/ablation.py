@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optkit.report.controls import against_controls
+from optkit.report.controls import against_controls, pooled_against_controls
 from optkit.report.rows import Row
 from optkit.report.tables import points
 
@@ -18,7 +18,7 @@ def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
 
     Args:
         result: what ``ablation.json`` holds.
-        rows: of the study's runs, for the controls among them.
+        rows: of the study's runs, for the controls among them; those of several seeds are judged together instead.
     """
     counters = result["counters"]
     stages = (
@@ -36,13 +36,17 @@ def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
             lines += ["", "Together, beyond what each brings:", "", *_table("techniques", pairs)]
         if orders := [(" > ".join(e["chain"]), e) for e in batch.get("orders", [])]:
             lines += ["", "Another order, against the recipe's:", "", *_table("order", orders)]
-    if compared := against_controls(rows, points):
+    several = len(result["seeds"]) > 1
+    compared = pooled_against_controls(result["batches"], points) if several else against_controls(rows, points)
+    if compared:
         lines += ["", "Against the controls:", "", *(f"- {line}" for line in compared)]
+    if compared and several:
+        lines += ["", "These intervals are not corrected for how many are compared."]
     if result["skipped"]:
         lines += ["", "Not run:", ""]
         lines += [f"- {' > '.join(s['chain']) or 'the baseline'}: {s['reason']}" for s in result["skipped"]]
     note = "Accuracy in points, costs as factors of the baseline's; brackets are 95% intervals over test examples"
-    many = " and seeds" if len(result["seeds"]) > 1 else "; one seed says nothing about others"
+    many = " and seeds" if several else "; one seed says nothing about others"
     return "\n".join([*lines, "", f"{note}{many}.", ""])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optkit.core.statistics import CONFIDENCE
@@ -36,6 +36,38 @@ def against_controls(rows: Sequence[Row], show: Callable[[float], str]) -> list[
     return lines
 
 
+def pooled_against_controls(batches: Sequence[Mapping[str, Any]], show: Callable[[float], str]) -> list[str]:
+    """A sentence for each control and each technique that it stands beside, over the seeds of an ablation.
+
+    It is about the largest batch size, and names those that judge otherwise.
+
+    Args:
+        batches: of ``ablation.json``.
+        show: a difference of accuracies, a share, as points.
+    """
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for batch in sorted(batches, key=lambda b: -b["batch_size"]):
+        for entry in batch["controls"]:
+            here = {**entry, "batch_size": batch["batch_size"], "sequence_length": None}
+            found.setdefault((entry["control"], entry["step"], entry["stage"]), []).append(here)
+    lines = []
+    for (control, _, stage), entries in found.items():
+        judged = [entry for entry in entries if entry["accuracy"]]
+        if judged:
+            lines.append(_pooled_sentence(judged, show))
+        else:
+            lines.append(f"{stage} and {control} were not judged on the same examples of one engine.")
+    return lines
+
+
+def pooled_judgement(entry: Mapping[str, Any]) -> str:
+    """Whether the technique beats the control over seeds: whether the 95% interval of the margin excludes 0."""
+    low, high = entry["accuracy"]["ci"] or (0.0, 0.0)
+    if low <= 0 <= high:
+        return NEITHER
+    return BEATS if low > 0 else WORSE
+
+
 def judgement(row: Row) -> str:
     """Whether the technique beats the control of this row beyond chance, corrected for how many are compared."""
     p_value = row["control_margin_p_holm"]
@@ -52,11 +84,35 @@ def _sentence(rows: Sequence[Row], show: Callable[[float], str]) -> str:
         f"{row['stage']} {found} {row['control']} beyond chance: {show(row['control_margin'])} points [{low}, {high}], "
         f"corrected p {_p(row['control_margin_p_holm'])}, on {_place(row)}"
     )
+    return text + _otherwise(found, [(judgement(other), _place(other)) for other in rows])
+
+
+def _pooled_sentence(entries: Sequence[Row], show: Callable[[float], str]) -> str:
+    entry = entries[0]
+    found, margin = pooled_judgement(entry), entry["accuracy"]
+    interval = " [{}, {}]".format(*map(show, margin["ci"])) if margin["ci"] else ""
+    text = (
+        f"{entry['stage']} {found} {entry['control']} beyond chance: {show(margin['value'])} points{interval} "
+        f"over {_seeds(entry['seeds'])} and the test examples, on {_place(entry)}"
+    )
+    if len(entry["seeds"]) == 1:
+        text += "; one seed says nothing about others"
+    if entry["seeds_without"]:
+        text += f"; without {_seeds(entry['seeds_without'])}, where one of the two is missing"
+    return text + _otherwise(found, [(pooled_judgement(other), _place(other)) for other in entries])
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _otherwise(found: str, judged: Sequence[tuple[str, str]]) -> str:
+    """The end of a sentence: the places that judge otherwise."""
     others: dict[str, list[str]] = {}
-    for other in rows:
-        if judgement(other) != found:
-            others.setdefault(judgement(other), []).append(_place(other))
-    return text + "".join(f"; it {what} it on {', '.join(places)}" for what, places in others.items()) + "."
+    for what, where in judged:
+        if what != found:
+            others.setdefault(what, []).append(where)
+    return "".join(f"; it {what} it on {', '.join(places)}" for what, places in others.items()) + "."
 
 
 def _place(row: Row) -> str:

@@ -85,7 +85,7 @@ def ablate(
     for done in runs:
         skipped |= {chain: reason for chain, reason in done.failed.items() if chain not in skipped}
     records = [ledger.read(done.folder) for done in runs]
-    measured = Measured(records, techniques, engine)
+    measured = Measured(records, techniques, engine, [one.seed for one in by_seed])
     planned = [step for one in by_seed for step in make_plan(one, [[*opening, *c] for c in chains]).steps if step.stage]
     of_controls = sum(step.control is not None for step in planned)
     counters = {
@@ -103,7 +103,7 @@ def ablate(
         "command": command,
         "baseline": opening[-1] if opening else MODEL,
         "techniques": techniques,
-        "seeds": [one.seed for one in by_seed],
+        "seeds": measured.seeds,
         "subsets": LEAVE_ONE_OUT if leaves_one_out else ALL,
         "engine": engine,
         "runs": [str(done.folder.relative_to(folder)) for done in runs],

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.records import Record, unpack_bits
-from optkit.core.statistics import Estimate, proportion, ratio_of_medians
+from optkit.core.statistics import Estimate, difference_over_seeds, proportion, ratio_of_medians
 from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
 from optkit.study.game import interaction_weights, leave_one_out_weights, num_orders, shapley_weights
 
@@ -24,6 +24,8 @@ NOT_REPEATED = ("peak_memory", "energy")
 Chain = tuple[str, ...]
 # chains and their weights in a sum that is an effect
 Contrast = Mapping[Chain, float]
+# its name, the number of the stage it stands beside, and that stage's name
+Control = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Measured:
         records: of each seed.
         techniques: in the recipe's order.
         engine: whose figures count; `BEST` takes the fastest for each variant.
+        seeds: the seeds themselves.
     """
 
     records: Sequence[Sequence[Record]]
     techniques: Sequence[str]
     engine: str
+    seeds: Sequence[int]
 
     @cached_property
     def by_chain(self) -> dict[Chain, list[Record]]:
@@ -47,6 +51,15 @@ class Measured:
         return {
             chain: [found[chain] for found in of_seeds] for chain in of_seeds[0] if all(chain in f for f in of_seeds)
         }
+
+    @cached_property
+    def of_controls(self) -> dict[Control, list[Record | None]]:
+        """The records of each control at each technique that it stands beside, by seed; None for a seed without."""
+        of_seeds = [
+            {(r.control, r.step, r.stage): r for r in records if r.control is not None and r.step > 0}
+            for records in self.records
+        ]
+        return {key: [found.get(key) for found in of_seeds] for key in dict.fromkeys(k for f in of_seeds for k in f)}
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -113,17 +126,17 @@ class Batch:
 
 
 def summarize(measured: Measured, shapley: bool) -> list[dict[str, Any]]:
-    """One entry for each batch size: variants, total, attribution, interactions and orders.
+    """One entry for each batch size: variants, margins over controls, total, attribution, interactions and orders.
 
     Args:
         measured: the records.
         shapley: whether all subsets were to be measured; else each technique is charged by leaving it out.
     """
-    return [_summary(Batch(measured, size), measured.techniques, shapley) for size in measured.batch_sizes]
+    return [_summary(measured, Batch(measured, size), shapley) for size in measured.batch_sizes]
 
 
-def _summary(batch: Batch, techniques: Sequence[str], shapley: bool) -> dict[str, Any]:
-    whole = tuple(techniques)
+def _summary(measured: Measured, batch: Batch, shapley: bool) -> dict[str, Any]:
+    techniques, whole = measured.techniques, tuple(measured.techniques)
     place = {name: n for n, name in enumerate(techniques)}
     in_order = {frozenset(c): c for c in batch.records if list(c) == sorted(c, key=place.__getitem__)}
 
@@ -133,6 +146,7 @@ def _summary(batch: Batch, techniques: Sequence[str], shapley: bool) -> dict[str
     found: dict[str, Any] = {
         "batch_size": batch.batch_size,
         "variants": [_variant(batch, chain) for chain in sorted(batch.records, key=lambda c: (len(c), c))],
+        "controls": _margins(measured, batch),
     }
     if whole not in batch.records:
         return found | {"total": None, "attribution": _refused("the whole chain has no figures"), "interactions": []}
@@ -218,6 +232,44 @@ def _variant(batch: Batch, chain: Chain) -> dict[str, Any]:
         "variants": [record.variant for record in batch.records[chain]],
         "against_baseline": against,
     }
+
+
+def _margins(measured: Measured, batch: Batch) -> list[dict[str, Any]]:
+    """By how much the recipe's chain is more accurate than each control at each technique, over several seeds."""
+    if len(measured.seeds) < 2:
+        return []
+    return [_margin(measured, batch, control, others) for control, others in measured.of_controls.items()]
+
+
+def _margin(measured: Measured, batch: Batch, control: Control, others: Sequence[Record | None]) -> dict[str, Any]:
+    name, step, stage = control
+    chain = tuple(measured.techniques[:step])
+    engine = batch.engine.get(chain)
+    pairs: dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
+    for seed, own, other in zip(measured.seeds, batch.records.get(chain, ()), others, strict=False):
+        pair = _judged_alike(own, other, engine=engine, batch_size=batch.batch_size) if other else None
+        if pair is not None:
+            pairs[seed] = pair
+    margin = difference_over_seeds(*map(np.stack, zip(*pairs.values(), strict=True))) if pairs else None
+    return {
+        "control": name,
+        "stage": stage,
+        "step": step,
+        "engine": engine,
+        "seeds": list(pairs),
+        "seeds_without": [seed for seed in measured.seeds if seed not in pairs],
+        "accuracy": _json(margin) if margin else None,
+    }
+
+
+def _judged_alike(own: Record, other: Record, **here: Any) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Which examples each got right, if both were judged on the same."""
+    ours = own.find("accuracy", **here)
+    if ours is None:
+        return None
+    alike = {key: ours.conditions[key] for key in ("split", "sequence_length") if key in ours.conditions}
+    theirs = other.find("accuracy", **here, **alike)
+    return None if theirs is None or theirs.n != ours.n else (unpack_bits(ours.raw), unpack_bits(theirs.raw))
 
 
 def _engine(records: Sequence[Record], batch_size: int, wanted: str) -> str | None:

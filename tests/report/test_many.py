@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from optkit.core.statistics import holm
 from optkit.report import render, rows
-from optkit.report.controls import against_controls
+from optkit.report.controls import against_controls, pooled_against_controls
 from optkit.report.many import LEVEL, TOLERANCES, loss_within_p
 from optkit.report.page.verdict import keeps_accuracy, verdict
 from optkit.report.tables import points
@@ -152,3 +152,37 @@ def test_every_format_says_it(tmp_path):
         assert "prune beats random_prune beyond chance" in text
         assert "recover does not beat random_prune beyond chance" in text
     assert "Against the controls" not in render([write_run(tmp_path / "plain", chain())], "html")
+
+
+def _pooled(ci, batch_size=8, seeds=(0, 1), without=()):
+    margin = {"value": sum(ci) / 2, "ci": list(ci)} if ci else None
+    entry = {
+        "control": "no_teacher", "stage": "tune", "step": 2, "engine": "eager", "seeds": [*seeds],
+        "seeds_without": [*without], "accuracy": margin,
+    }  # fmt: skip
+    return {"batch_size": batch_size, "controls": [entry]}
+
+
+@pytest.mark.parametrize(
+    ("batches", "line"),
+    [
+        (
+            [_pooled((0.01, 0.03))],
+            "tune beats no_teacher beyond chance: +2.0 points [+1.0, +3.0] over seeds 0, 1 and the test examples, on "
+            "eager at batch 8.",
+        ),
+        (
+            [_pooled((-0.03, -0.01)), _pooled((-0.03, 0.01), 32)],
+            "tune does not beat no_teacher beyond chance: -1.0 points [-3.0, +1.0] over seeds 0, 1 and the test "
+            "examples, on eager at batch 32; it is worse than it on eager at batch 8.",
+        ),
+        (
+            [_pooled((0.0, 0.02), seeds=[1], without=[0])],
+            "tune does not beat no_teacher beyond chance: +1.0 points [+0.0, +2.0] over seed 1 and the test examples, "
+            "on eager at batch 8; one seed says nothing about others; without seed 0, where one of the two is missing.",
+        ),
+        ([_pooled(None)], "tune and no_teacher were not judged on the same examples of one engine."),
+    ],
+)
+def test_margins_over_seeds_are_one_sentence(batches, line):
+    assert pooled_against_controls(batches, points) == [line]

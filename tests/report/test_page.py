@@ -209,6 +209,10 @@ def _ablation():
         "batch_size": 8, "total": _effect(-0.02, 0.4), "orders": [], "variants": [],
         "attribution": {"method": "shapley", "reason": None, "effects": effects},
         "interactions": [{"techniques": ["prune", "quantize"], **_effect(0.01, 1.1)}],
+        "controls": [{
+            "control": "random_prune", "stage": "prune", "step": 1, "engine": "eager", "seeds": [0, 1],
+            "seeds_without": [], "accuracy": {"value": 0.031, "ci": [0.02, 0.042]},
+        }],
     }  # fmt: skip
     return {"format": 1, "recipe": "the studied", "batches": [batch]}
 
@@ -224,6 +228,8 @@ def test_a_study_shows_its_attribution_once_and_all_its_runs(tmp_path):
     assert {name: bar["value"] for name, bar in bars.items()} == {"prune": 2.0, "quantize": 1.25, "whole chain": 2.5}
     shown = "".join(page.texts)
     assert "prune + quantize" in shown
+    assert shown.count("prune less random_prune") == 1
+    assert "+3.1 [+2.0, +4.2]" in shown
     assert "the studied: 2 runs" in shown
     assert "seed-0" in shown
     assert "seed-1" in shown

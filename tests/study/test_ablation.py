@@ -2,17 +2,22 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
+from optkit.controls import NO_TEACHER, RANDOM_PRUNE, SMALLER_DENSE
 from optkit.core import ledger
 from optkit.core.cache import read_json
 from optkit.core.errors import StageError, UserError
+from optkit.core.records import unpack_bits
 from optkit.core.stage import Outcome
+from optkit.core.statistics import difference_over_seeds
+from optkit.distill import Distillation
 from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.plan import Recipe
 from optkit.prune import MagnitudePruning, StructuredPruning
-from optkit.prune.controls import RANDOM_PRUNE, SMALLER_DENSE, SmallerDense
+from optkit.prune.controls import SmallerDense
 from optkit.report import rows
 from optkit.report.ablation import ablation_markdown
 from optkit.study.ablation import RESULT, ablate
@@ -196,3 +201,40 @@ def test_controls_are_made_beside_the_subsets_and_judged_once(recipe):
     judged = [line for line in lines if "smaller_dense" in line or "random_prune" in line]
     assert len(judged) == 3
     assert lines.index("Against the controls:") == lines.index(judged[0]) - 2
+    assert done.result["batches"][0]["controls"] == []
+
+
+def test_margins_over_controls_are_pooled_over_seeds(recipe, monkeypatch):
+    real = SmallerDense.apply
+
+    def too_narrow_once(self, module, ctx):
+        if ctx.seed < 1009:
+            raise StageError("too narrow")
+        return real(self, module, ctx)
+
+    monkeypatch.setattr(SmallerDense, "apply", too_narrow_once)
+    taught = Distillation(trainer=_train(1).trainer)
+    stages = {"train": _train(2), "prune": StructuredPruning(0.5), "recover": taught}
+    model = recipe.model | {"widths": [32, 32]}
+    chosen = {"chain": [*stages], "stages": stages, "model": model, "controls": [SMALLER_DENSE, NO_TEACHER]}
+    done = ablate(replace(recipe, **chosen), seeds=3, engine="eager")
+    right: dict = {None: [], NO_TEACHER: [], SMALLER_DENSE: []}
+    for folder in done.result["runs"]:
+        for record in ledger.read(done.folder / folder):
+            if record.chain[-1:] == ["recover"] and record.step == 2:
+                right[record.control].append(unpack_bits(record.find("accuracy").raw))
+    right = {control: np.stack(seeds) for control, seeds in right.items()}
+    assert {control: len(seeds) for control, seeds in right.items()} == {None: 3, NO_TEACHER: 3, SMALLER_DENSE: 2}
+    (batch,) = done.result["batches"]
+    found = {entry["control"]: entry for entry in batch["controls"]}
+    assert [(e["stage"], e["step"], e["engine"]) for e in found.values()] == [("recover", 2, "eager")] * 2
+    for control, seeds in ((NO_TEACHER, [0, 1, 2]), (SMALLER_DENSE, [1, 2])):
+        by_hand = difference_over_seeds(right[None][seeds], right[control])
+        assert found[control]["accuracy"] == {"value": by_hand.value, "ci": by_hand.ci}
+        assert found[control]["seeds"] == seeds
+    assert (found[NO_TEACHER]["seeds_without"], found[SMALLER_DENSE]["seeds_without"]) == ([], [0])
+    text = ablation_markdown(done.result, rows(ledger.read(done.folder)))
+    judged = [line for line in text.splitlines() if line.startswith("- recover ")]
+    assert len(judged) == 2
+    (dense,) = [line for line in judged if SMALLER_DENSE in line]
+    assert "over seeds 1, 2 and the test examples, on eager at batch 16; without seed 0, " in dense

@@ -41,11 +41,19 @@ def _of_batch(batch: Mapping[str, Any]) -> list[Figure]:
             figures.append(Figure(f"{title}, batch {size}: {what}", table, chart, summary, found["reason"] or ""))
     together = [(" + ".join(e["techniques"]), e) for e in batch["interactions"]]
     orders = [(" \N{RIGHTWARDS ARROW} ".join(e["chain"]), e) for e in batch.get("orders") or []]
+    margins = [(f"{e['stage']} less {e['control']}", e) for e in batch.get("controls") or [] if e["accuracy"]]
     if together:
         figures.append(Figure(f"Together, beyond what each brings, batch {size}", _table("techniques", together)))
     if orders:
         figures.append(Figure(f"Another order, against the recipe's, batch {size}", _table("order", orders)))
+    if margins:
+        figures.append(Figure(f"Against the controls over seeds, batch {size}", _margins(margins)))
     return figures
+
+
+def _margins(margins: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    rows = [[name, _points(e["accuracy"]), e["engine"], ", ".join(map(str, e["seeds"]))] for name, e in margins]
+    return Table(["technique", "accuracy, points", "engine", "seeds"], rows, frozenset({0, 2, 3}))
 
 
 def _bar(name: str, effect: Effect, log: bool) -> dict[str, Any]:
