@@ -260,8 +260,7 @@ def test_protected_layers_stay_in_float(target):
     session = engines.compile(quantized.module, images(4), engine=target)
     macs = {"conv1": 27 * 16 * 144, "depthwise": 9 * 16 * 144, "grouped": 36 * 16 * 16, "residual": 16 * 16 * 16}
     whole = sum(macs.values()) + 16 * 32 + 32 * 10
-    linears = 16 * 32 if target != "onnxruntime" else 0  # which leaves linears of two dimensions in float
-    int8 = macs["conv1"] + macs["depthwise"] + macs["residual"] + linears
+    int8 = macs["conv1"] + macs["depthwise"] + macs["residual"] + 16 * 32
     assert session.facts()["int8_share"] == pytest.approx(int8 / whole, abs=1e-4)
     with pytest.raises(UserError, match="no layer matches 'gruoped'.*did you mean 'grouped'"):
         quantize_static(model, images(2), batches, target=target, protect=["gruoped"])
