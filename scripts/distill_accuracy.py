@@ -32,9 +32,8 @@ from optkit.models import ResNetCIFAR
 from optkit.models.spec import load_weights
 from optkit.tasks import HubImages
 from optkit.training import Train, Trainer
+from scripts.cifar10 import DEVICE, cifar10, correct_on_test
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOMENTUM = {"momentum": 0.9, "nesterov": True}
 PLAIN = "plain"
 # weights as in each paper's experiments on CIFAR, besides kd where it is used besides kd there
@@ -77,15 +76,6 @@ def taught(args: argparse.Namespace, task: HubImages) -> nn.Module:
     return model.eval()
 
 
-@torch.inference_mode()
-def answers(model: nn.Module, task: HubImages) -> np.ndarray:
-    """Which test examples the model gets right, bool ``(N,)``."""
-    model.to(DEVICE).eval()
-    found = [task.correct(model(*b.to(DEVICE).inputs).cpu(), b).numpy() for b in task.batches("test", 500)]
-    model.to("cpu")
-    return np.concatenate(found)
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Accuracy over seeds, the difference from plain training with its interval, and seconds."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -119,10 +109,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="examples a split, to try the script")
     parser.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
-    task = HubImages(
-        dataset="", path=str(args.data), image_column="img", image_size=32, validation_share=0.05, crop=4, flip=True,
-        mean=MEAN, std=STD, limit=args.limit,
-    )  # fmt: skip
+    task = cifar10(args.data, args.limit)
     teacher = taught(args, task)
     lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
     rows = [json.loads(line) for line in lines]
@@ -140,7 +127,7 @@ def main() -> None:
                 outcome = stage.apply(ResNetCIFAR(args.student), context(task, teacher, seed, work))
                 model, steps = outcome.module, outcome.resumed_s
             seconds = time.perf_counter() - start + steps
-            right = answers(model, task)
+            right = correct_on_test(model, task)
             row = {"arm": arm, "seed": seed, "seconds": seconds}
             row |= {"accuracy": float(right.mean()), "correct": pack_bits(right)}
             with args.results.open("a", encoding="utf-8") as file:

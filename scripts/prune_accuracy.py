@@ -34,11 +34,10 @@ from optkit.prune import prune_structured
 from optkit.prune.criteria import CRITERIA
 from optkit.tasks import HubImages
 from optkit.training import TaskLoss, Trainer
+from scripts.cifar10 import DEVICE, cifar10, correct_on_test
 
 AMOUNT = 0.5
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCHES = 16
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fit(model: nn.Module, task: HubImages, steps: int, lr: float, seed: int) -> None:
@@ -46,15 +45,6 @@ def fit(model: nn.Module, task: HubImages, steps: int, lr: float, seed: int) -> 
     trainer = Trainer(epochs=100, lr=lr, optimizer_options={"momentum": 0.9})
     with tempfile.TemporaryDirectory() as folder:
         trainer.fit(model, task, TaskLoss(task), seed=seed, workdir=Path(folder), device=DEVICE, max_steps=steps)
-
-
-@torch.inference_mode()
-def answers(model: nn.Module, task: HubImages) -> np.ndarray:
-    """Which test examples the model gets right, bool ``(N,)``."""
-    model.to(DEVICE).eval()
-    found = [task.correct(model(*b.to(DEVICE).inputs).cpu(), b).numpy() for b in task.batches("test", 500)]
-    model.to("cpu")
-    return np.concatenate(found)
 
 
 def macs(model: nn.Module) -> int:
@@ -162,10 +152,7 @@ def main() -> None:
     args = parser.parse_args()
     installed = importlib.util.find_spec("torch_pruning") is not None
     arms = args.arms or [*(["torch_pruning"] if installed else []), *CRITERIA]
-    task = HubImages(
-        dataset="", path=str(args.data), image_column="img", image_size=32, validation_share=0.05, crop=4, flip=True,
-        mean=MEAN, std=STD,
-    )  # fmt: skip
+    task = cifar10(args.data)
     lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
     rows = [json.loads(line) for line in lines]
     done = {(row["arm"], row["seed"]) for row in rows}
@@ -178,7 +165,7 @@ def main() -> None:
             if arm != "dense":
                 model = cut(arm, model, task, seed)
                 fit(model, task, args.steps, 0.05, seed)
-            right = answers(model, task)
+            right = correct_on_test(model, task)
             row = {"arm": arm, "seed": seed, "macs": macs(model), "seconds": time.perf_counter() - start}
             row |= {"accuracy": float(right.mean()), "correct": pack_bits(right)}
             with args.results.open("a", encoding="utf-8") as file:

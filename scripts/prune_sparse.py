@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from optkit.core.statistics import ratio_of_medians
 from optkit.core.variant import Variant
 from optkit.engines import CUDA
-from optkit.engines.cuda import BY_COLUMNS, BY_ROWS, DENSE, PRECISIONS, CUDASession, time_linear
+from optkit.engines.cuda import BY_COLUMNS, BY_ROWS, DENSE, PRECISIONS, time_graphs, time_linear
 from optkit.measure.latency import interleaved
 from optkit.prune.masks import Pattern, apply_masks_, magnitude_masks
 
 TOKENS = 128
-REPLAYS, ROUNDS = 10, 30
+REPLAYS = 100
 SHAPES = (768, 768), (3072, 768), (768, 3072), (4096, 1024), (1024, 4096), (4096, 4096), (8192, 8192), (28672, 8192)
 ROWS = 128, 8192
 
@@ -77,21 +77,6 @@ def example(name: str, batch_size: int) -> Tensor:
     return torch.randint(5, 30000, (batch_size, TOKENS))
 
 
-def on_gpu(sessions: list[CUDASession]) -> list[float]:
-    """Milliseconds of each session's graph by the GPU's clock, medians of interleaved rounds."""
-    found: list[list[float]] = [[] for _ in sessions]
-    for _ in range(ROUNDS):
-        for times, session in zip(found, sessions, strict=True):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            for _ in range(REPLAYS):
-                session.graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) / REPLAYS)
-    return [float(np.median(times)) for times in found]
-
-
 def print_shapes(precision: str) -> None:
     """Print the table of single layers."""
     print("| weight | rows | dense us | sparse us, rows | sparse us, columns | dense / fastest sparse |")
@@ -133,8 +118,13 @@ def print_models(names: list[str], batch_sizes: list[int], precision: str, secon
             for kind in ("always", "fastest"):
                 ratio = ratio_of_medians(series["dense"].samples, series[kind].samples)
                 cells += [f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"]
-            dense, always = on_gpu([sessions["dense"], sessions["always"]])
-            cells += [f"{dense:.2f}", f"{dense / always:.2f}", f"{facts['sparse_share']:.0%}", f"{deviation:.1e}"]
+            on_gpu = time_graphs({kind: sessions[kind].graph for kind in ("dense", "always")}, REPLAYS)
+            cells += [
+                f"{on_gpu['dense']:.2f}",
+                f"{on_gpu['dense'] / on_gpu['always']:.2f}",
+                f"{facts['sparse_share']:.0%}",
+                f"{deviation:.1e}",
+            ]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -201,17 +201,22 @@ def time_linear(weight: Tensor, bias: Tensor | None, rows: int) -> dict[str, flo
         for _ in range(TIMED_CALLS):
             call(x)
 
-    graphs = {way: _record(partial(repeat, call))[0] for way, call in calls.items()}
-    found: dict[str, list[float]] = {way: [] for way in graphs}
-    for _ in range(TIMED_REPLAYS):
-        for way, graph in graphs.items():
+    times = time_graphs({way: _record(partial(repeat, call))[0] for way, call in calls.items()}, TIMED_REPLAYS)
+    return {way: ms / TIMED_CALLS for way, ms in times.items()}
+
+
+def time_graphs(graphs: Mapping[str, torch.cuda.CUDAGraph], replays: int) -> dict[str, float]:
+    """Milliseconds of recorded graphs by the GPU's clock: medians over so many replays of each, in turn."""
+    found: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(replays):
+        for name, graph in graphs.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             graph.replay()
             end.record()
             end.synchronize()
-            found[way].append(start.elapsed_time(end) / TIMED_CALLS)
-    return {way: float(np.median(times)) for way, times in found.items()}
+            found[name].append(start.elapsed_time(end))
+    return {name: float(np.median(times)) for name, times in found.items()}
 
 
 @dataclass
