@@ -52,7 +52,9 @@ def block_bootstrap(
 class _Memory:
     """Autocorrelation of a stationary series: ``first`` at lag 1, times ``decay`` for each further lag.
 
-    This is an autoregressive drift under white noise, which is how a machine's mood looks through single calls.
+    This is an autoregressive drift under white noise, which is how a machine's mood looks through single calls. Few
+    rounds tell little of it, and too little memory makes intervals that leave out the truth: what is estimated is taken
+    one standard error higher.
     """
 
     first: float
@@ -66,7 +68,7 @@ class _Memory:
             return cls(0.0, 0.0)
         # an estimated autocorrelation is biased down by about (1 + 3r) / R (Kendall, 1954)
         one, two = (float(away[:-k] @ away[k:]) / power for k in (1, 2))
-        one, two = (r + (1 + 3 * r) / rounds for r in (one, two))
+        one, two = (r + (1 + 3 * r) / rounds + 1 / np.sqrt(rounds) for r in (one, two))
         decay = max(one, 0.0)
         if one > 1 / np.sqrt(rounds):
             decay = max(decay, two / one)

@@ -135,12 +135,18 @@ def _student(center: float, parts: Sequence[tuple[float, int]]) -> Estimate:
 
 
 def median(samples: NDArray[np.float64], seed: int = 0) -> Estimate:
-    """Median of latencies ``(rounds, calls)``; its interval resamples blocks of whole rounds."""
+    """Median of latencies ``(rounds, calls)``; its interval resamples blocks of whole rounds.
+
+    The interval is that of the median's logarithm, so that its ends are above 0 however few and wild the rounds are.
+    """
+
+    value = float(np.median(samples))
 
     def statistic(rounds: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.median(samples[rounds].reshape(*rounds.shape[:-1], -1), axis=-1)
+        return np.log(np.median(samples[rounds].reshape(*rounds.shape[:-1], -1), axis=-1) / value)
 
-    return Estimate(*block_bootstrap(np.median(samples, axis=1), statistic, CONFIDENCE, seed))
+    _, low, high = block_bootstrap(np.log(np.median(samples, axis=1) / value), statistic, CONFIDENCE, seed)
+    return Estimate(value, value * math.exp(low), value * math.exp(high))
 
 
 def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.float64], seed: int = 0) -> Estimate:

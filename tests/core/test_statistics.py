@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from optkit.core import statistics
-from scripts.statistics_coverage import EXPERIMENTS, coverage
+from scripts.statistics_coverage import EXPERIMENTS, coverage, drift
 
 
 def test_proportion_is_the_wilson_interval():
@@ -84,6 +84,22 @@ def test_ratio_intervals_cover_the_truth_when_rounds_are_correlated():
         found = statistics.ratio_of_medians(a, b, seed=trial)
         inside += found.low <= 1.5 <= found.high
     assert inside / 200 >= 0.92
+
+
+def test_ratio_intervals_cover_the_truth_when_few_rounds_remember():
+    random = np.random.default_rng(5)
+    inside = 0
+    for trial in range(200):
+        sides = [np.exp(0.03 * drift(random, 20, 0.6)[:, None] + 0.01 * random.standard_normal((20, 5))) for _ in "ab"]
+        found = statistics.ratio_of_medians(*sides, seed=trial)
+        inside += found.low <= 1 <= found.high
+    assert inside / 200 >= 0.91
+
+
+def test_an_interval_of_latencies_holds_latencies():
+    wild = np.exp(2 * drift(np.random.default_rng(6), 20, 0.8)[:, None] * np.ones(5))
+    found = statistics.median(wild)
+    assert 0 < found.low <= found.value <= found.high
 
 
 def test_ratio_needs_the_same_rounds():
