@@ -62,6 +62,16 @@ def cpu() -> dict[str, Any]:
     }
 
 
+@cache
+def gpu() -> dict[str, Any] | None:
+    """The CUDA device that torch takes first, the CUDA that torch is built for; None where there is no device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+
+
 def available_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -74,5 +84,6 @@ def environment(threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": threads,
         "cpu": cpu(),
+        "gpu": gpu(),
         "packages": versions(),
     }

@@ -41,11 +41,14 @@ def compile(  # noqa: A001
     traits = made_for(target) if target else frozenset({"float"})
     if reason := engine.unavailable() or engine.unsupported(traits):
         raise UserError(reason, key="engine", value=engine.name)
-    before = torch.get_num_threads()
+    left_with = torch.get_num_threads()
     if threads is not None:
         check_count("threads", threads)
         torch.set_num_threads(threads)
-    session = engine.compile(model, Variant("model", None, traits, {}), example_inputs)
-    if engine.name not in ("eager", "inductor"):
-        torch.set_num_threads(before)
+    try:
+        session = engine.compile(model, Variant("model", None, traits, {}), example_inputs)
+        if engine.name in ("eager", "inductor"):
+            left_with = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(left_with)
     return session

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from optkit.core.checks import check_choice
+from optkit.core.engine import not_made_for
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
@@ -66,7 +67,7 @@ class CUDA:
     def unsupported(self, traits: frozenset[str]) -> str | None:
         if "int8" in traits:
             return "cuda would compute the quantized graph in floats: a simulation of int8"
-        return None
+        return not_made_for(self.name, traits)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> CUDASession:
         """Copies the module to the GPU and records a call with inputs of the example's shapes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import shutil
 import time
@@ -97,13 +98,13 @@ def _autocast(precision: str) -> AbstractContextManager[Any]:
 
 
 def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """The module as a graph with its own code.
+    """The module as a graph with its own code, and the same weights.
 
-    Dynamo keys what it compiled by code object: instances of one class would share an entry, test each other's guards
-    at every call, and fall back to eager after the eighth.
+    Dynamo keys what it compiled by code object: instances of one class, and all shapes of one graph, would share an
+    entry, test each other's guards at every call, and be refused after the eighth.
     """
     if isinstance(module, GraphModule):
-        return module
+        return GraphModule(module, copy.deepcopy(module.graph))
     return torch.export.export(module, example, strict=False).module()
 
 

@@ -18,7 +18,10 @@ Counters = dict[str, tuple[Callable[[], float], float]]
 
 
 def energy_counters(root: Path = RAPL) -> Counters:
-    """What can be read here: a RAPL package or an NVML device each; empty where nothing can."""
+    """What can be read here: a RAPL package or an NVML device each; empty where nothing can.
+
+    RAPL's ``psys`` is the whole board, packages included, and is left out.
+    """
     found: Counters = {}
     for package in sorted(root.glob("intel-rapl:?")):
         try:
@@ -27,7 +30,8 @@ def energy_counters(root: Path = RAPL) -> Counters:
             _joules(package)
         except (OSError, ValueError):
             continue  # not for this user to read
-        found[f"rapl {name}"] = (lambda package=package: _joules(package), wraps)
+        if name.startswith("package"):
+            found[f"rapl {name}"] = (lambda package=package: _joules(package), wraps)
     return found | _nvml()
 
 

@@ -89,11 +89,11 @@ def _timed(
 
 
 def _warm_up(session: Session, inputs: tuple[Tensor, ...]) -> None:
-    """Calls until two blocks of calls take the same time within 5%, or for 20 blocks."""
+    """Blocks of calls until one is no longer faster than that before it, by more than 5%; at least 2, at most 20."""
     last = np.inf
     for _ in range(20):
         now = float(np.median(_time_calls(session, inputs, CALLS)))
-        if abs(now - last) <= STEADY * last:
+        if now >= (1 - STEADY) * last:
             return
         last = now
 

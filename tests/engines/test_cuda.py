@@ -38,6 +38,7 @@ def test_a_machine_without_a_gpu_is_told_so(monkeypatch):
 def test_int8_graphs_are_refused():
     assert "simulation" in CUDA().unsupported(frozenset({"int8", "int8:inductor"}))
     assert CUDA().unsupported(frozenset({"float", "sparse", "cut"})) is None
+    assert "no kernels" in CUDA().unsupported(frozenset({"weight_only"}))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,17 @@ def test_instances_of_one_class_do_not_share_compiled_code(model):
     assert counters["stats"]["unique_graphs"] == 10
 
 
+def test_every_shape_of_one_graph_is_compiled_for_itself(model):
+    of_any_batch = ({0: torch.export.Dim.AUTO},)
+    graph = torch.export.export(model, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=of_any_batch, strict=False).module()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        sessions = {n: Inductor().compile(graph, VARIANT, (torch.zeros(n, 1, 8, 8),)) for n in (2, 3, 4)}
+    for n, session in sessions.items():
+        x = torch.randn(n, 1, 8, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(session(x), model(x), atol=1e-5, rtol=1e-4)
+
+
 def test_inductor_says_when_there_is_no_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "install g++" in Inductor().unavailable()
@@ -96,3 +107,14 @@ def test_load_gives_the_plain_module_of_a_variant(model, tmp_path):
     assert optkit.load(tmp_path, engine="eager", batch_size=5)(x).shape == (5, 4)
     with pytest.raises(UserError, match="did you mean 'inductor'"):
         optkit.load(tmp_path, engine="inducter")
+
+
+def test_threads_are_as_before_where_nothing_was_compiled():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError("broken")
+
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="broken"):
+        optkit.engines.compile(Broken(), (torch.zeros(1, 2),), engine="inductor", threads=before + 1)
+    assert torch.get_num_threads() == before

@@ -78,3 +78,8 @@ def test_rapl_counters_are_read_in_joules(tmp_path):
     read, wraps = energy_counters(tmp_path)["rapl package-0"]
     assert read() == pytest.approx(2.5)
     assert wraps == pytest.approx(np.float64(262143.32885))
+    board = tmp_path / "intel-rapl:1"
+    board.mkdir()
+    for name, text in (("name", "psys"), ("energy_uj", "9500000"), ("max_energy_range_uj", "262143328850")):
+        (board / name).write_text(text)
+    assert [name for name in energy_counters(tmp_path) if name.startswith("rapl")] == ["rapl package-0"]

@@ -54,6 +54,24 @@ def test_every_round_calls_every_session_the_same_number_of_times():
     assert len(orders) > 1
 
 
+def test_warming_up_goes_on_until_calls_are_no_longer_faster():
+    class Settling:
+        """Each block of calls takes half as long as the one before, down to 0.5 ms."""
+
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, x):
+            time.sleep(max(16 / 2 ** (self.calls // (CALLS + 1)), 0.5) / 1e3)
+            self.calls += 1
+            return x
+
+    settling = Settling()
+    found = interleaved({"settling": settling}, (torch.zeros(1),), seconds=0.01, seed=0)
+    assert np.median(found["settling"].samples[0]) < 2
+    assert settling.calls > len(found["settling"].samples) * (CALLS + 1) + 4 * (CALLS + 1)
+
+
 def test_latency_is_in_milliseconds():
     found = interleaved({"slow": _Recorder("slow", [], ms=4.0)}, (torch.zeros(1),), seconds=0.01, seed=0)
     assert np.median(found["slow"].samples) >= 4.0
@@ -95,14 +113,21 @@ def test_a_variant_that_reloads_to_other_answers_is_an_error(digits, mlp, varian
     session = Eager().compile(mlp, variant, digits.example(4))
 
     class Lying:
+        def __init__(self, by):
+            self.by = by
+
         def save(self, folder):
             session.save(folder)
 
-        def __call__(self, *inputs):
-            return session(*inputs) + 1
+        def facts(self):
+            return session.facts()
 
-    with pytest.raises(StageError, match="reloaded in a fresh process differs"):
-        measure_memory(Lying(), digits.example(4), 1, (), {})
+        def __call__(self, *inputs):
+            return session(*inputs) + self.by
+
+    for by in (1, float("nan")):
+        with pytest.raises(StageError, match="reloaded in a fresh process differs"):
+            measure_memory(Lying(by), digits.example(4), 1, (), {})
 
 
 def test_the_bench_times_the_baseline_beside_the_candidate(digits, mlp, variant, tmp_path):
@@ -124,7 +149,9 @@ def test_the_bench_times_the_baseline_beside_the_candidate(digits, mlp, variant,
     assert [m.conditions["of"] for m in of_baseline if m.name == "latency"] == ["variant"]
 
 
-@pytest.mark.parametrize("options", [{"batch_sizes": []}, {"batch_sizes": [0]}, {"seconds": 0}, {"split": "train"}])
+@pytest.mark.parametrize(
+    "options", [{"batch_sizes": []}, {"batch_sizes": [0]}, {"seconds": 0}, {"seconds": "5"}, {"split": "train"}]
+)
 def test_what_cannot_be_measured_is_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         Measure(**options)
