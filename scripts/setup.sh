@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout and installs optkit there, at the versions of constraints.txt.
-#   scripts/setup.sh [EXTRAS]      EXTRAS: dev, notebook; none by default
+#   scripts/setup.sh [EXTRAS]      EXTRAS: any of pyproject.toml's, such as dev,benchmark; none by default
 # PYTHON names the interpreter (3.11 or newer), python3 by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
