@@ -65,27 +65,38 @@ class InSteps:
         raise NotImplementedError
 
     def in_steps(self, module: nn.Module, ctx: Context, amount: float) -> Outcome:
-        """Prunes a stage's module to ``amount``. Called again after a kill, it does no finished step again."""
+        """Prunes a stage's module to ``amount``. Called again after a kill, it does nothing again that was finished.
+
+        A cut counts as finished before its training begins: a second one, by other timings, may be another.
+        """
         if self.training is None:
             return self.one_step(module, ctx, amount, [])
         started = time.perf_counter()
-        state = load_state(ctx.workdir, PROGRESS) or {"facts": [], "surgeries": [], "seconds": 0.0}
-        facts, surgeries, resumed_s = state["facts"], state["surgeries"], state["seconds"]
-        if facts:
+        state = load_state(ctx.workdir, PROGRESS) or {"facts": [], "surgeries": [], "pruned": None, "seconds": 0.0}
+        facts, surgeries, pruned, resumed_s = state["facts"], state["surgeries"], state["pruned"], state["seconds"]
+
+        def save() -> None:
+            state = {"model": module.state_dict(), "facts": facts, "surgeries": surgeries, "pruned": pruned}
+            save_state(ctx.workdir, state | {"seconds": resumed_s + time.perf_counter() - started}, PROGRESS)
+
+        if surgeries:
             module = self.replay(module, {"steps": surgeries}, ctx.task.example(2))
             module.load_state_dict(state["model"])
             log.info("pruning goes on after step %d of %d", len(facts), self.steps)
         for number, share in enumerate(geometric_amounts(amount, self.steps), 1):
             if number <= len(facts):
                 continue
-            pruned = self.one_step(module, ctx, share, facts)
-            log.info("pruning step %d of %d: %.1f%% removed", number, self.steps, 100 * share)
-            trained = self.training.apply(pruned.module, self._training_context(ctx, number))
+            if pruned is None:
+                step = self.one_step(module, ctx, share, facts)
+                module, pruned = step.module, step.facts
+                surgeries.append(step.surgery)
+                save()
+                log.info("pruning step %d of %d: %.1f%% removed", number, self.steps, 100 * share)
+            trained = self.training.apply(module, self._training_context(ctx, number))
             module, resumed_s = trained.module, resumed_s + trained.resumed_s
-            facts.append(pruned.facts | trained.facts)
-            surgeries.append(pruned.surgery)
-            state = {"model": module.state_dict(), "facts": facts, "surgeries": surgeries}
-            save_state(ctx.workdir, state | {"seconds": resumed_s + time.perf_counter() - started}, PROGRESS)
+            facts.append(pruned | trained.facts)
+            pruned = None
+            save()
             shutil.rmtree(_folder(ctx, number))
         surgery = {"steps": surgeries} if any(surgeries) else None
         return Outcome(module, facts[-1] | {"steps": facts}, surgery, resumed_s)

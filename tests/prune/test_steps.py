@@ -135,6 +135,25 @@ def test_a_kill_costs_the_unfinished_step_only_and_changes_nothing(context, tmp_
     ]
 
 
+def test_a_kill_in_the_training_keeps_the_cut(context, tmp_path):
+    class Unsteady(StructuredPruning):
+        """Cuts other channels each time, as a budget of latency may."""
+
+        cuts = 0
+
+        def one_step(self, module, ctx, amount, earlier):
+            Unsteady.cuts += 1
+            return super().one_step(module, replace(ctx, seed=Unsteady.cuts), amount, earlier)
+
+    ctx = replace(context(max_steps=None), workdir=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        Unsteady(0.5, criterion="random", training=Recorded(dies_in=1)).apply(_model(), ctx)
+    outcome = Unsteady(0.5, criterion="random", training=Recorded()).apply(_model(), ctx)
+    assert Unsteady.cuts == 1
+    fresh = Unsteady.replay(_model(), outcome.surgery, ctx.task.example(2))
+    fresh.load_state_dict(outcome.module.state_dict())
+
+
 @pytest.mark.parametrize("make", [StructuredPruning, MagnitudePruning])
 @pytest.mark.parametrize(
     ("options", "message"),
