@@ -12,7 +12,6 @@ training.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -32,7 +31,9 @@ from optkit.models import ResNetCIFAR
 from optkit.models.spec import load_weights
 from optkit.tasks import HubImages
 from optkit.training import Train, Trainer
+from optkit.training.checkpoint import load_state, save_state
 from scripts.cifar10 import DEVICE, cifar10, correct_on_test
+from scripts.results import Results
 
 MOMENTUM = {"momentum": 0.9, "nesterov": True}
 PLAIN = "plain"
@@ -65,14 +66,14 @@ def context(task: HubImages, teacher: nn.Module, seed: int, folder: Path) -> Con
 def taught(args: argparse.Namespace, task: HubImages) -> nn.Module:
     """The teacher, fine-tuned to these images; kept beside the results."""
     model = ResNetCIFAR(args.teacher)
-    kept = args.results.with_suffix(".teacher.pt")
-    if kept.exists():
-        model.load_state_dict(torch.load(kept, weights_only=True))
+    folder, kept = args.results.parent, args.results.with_suffix(".teacher.pt").name
+    if state := load_state(folder, kept):
+        model.load_state_dict(state)
         return model.eval()
     load_weights(model, args.checkpoint)
     trainer = Trainer(epochs=args.teacher_epochs, lr=0.05, optimizer_options=MOMENTUM)
     Train(trainer).apply(model, context(task, model, 0, args.results.with_suffix(".work") / "teacher"))
-    torch.save(model.state_dict(), kept)
+    save_state(folder, model.state_dict(), kept)
     return model.eval()
 
 
@@ -109,14 +110,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="examples a split, to try the script")
     parser.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
+    named = ("teacher", "teacher_epochs", "student", "epochs", "limit")
+    settings = {name: getattr(args, name) for name in named} | {"checkpoint": args.checkpoint.name}
+    results = Results(args.results, settings)
     task = cifar10(args.data, args.limit)
     teacher = taught(args, task)
-    lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
-    rows = [json.loads(line) for line in lines]
-    done = {(row["arm"], row["seed"]) for row in rows}
     for seed in range(args.seeds):
         for arm in [*(["teacher"] if seed == 0 else []), *args.arms]:
-            if (arm, seed) in done:
+            if results.has(arm=arm, seed=seed):
                 continue
             model, start, steps = teacher, time.perf_counter(), 0.0
             if arm != "teacher":
@@ -130,11 +131,9 @@ def main() -> None:
             right = correct_on_test(model, task)
             row = {"arm": arm, "seed": seed, "seconds": seconds}
             row |= {"accuracy": float(right.mean()), "correct": pack_bits(right)}
-            with args.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
+            results.add(row)
             print(f"{arm} seed {seed}: {row['accuracy']:.2%} in {seconds:.0f} s", flush=True)
-    print(table(rows))
+    print(table(results.rows))
 
 
 if __name__ == "__main__":

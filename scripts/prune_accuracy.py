@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -34,7 +33,9 @@ from optkit.prune import prune_structured
 from optkit.prune.criteria import CRITERIA
 from optkit.tasks import HubImages
 from optkit.training import TaskLoss, Trainer
+from optkit.training.checkpoint import load_state, save_state
 from scripts.cifar10 import DEVICE, cifar10, correct_on_test
+from scripts.results import Results
 
 AMOUNT = 0.5
 BATCHES = 16
@@ -104,13 +105,13 @@ def cut_by_torch_pruning(model: nn.Module) -> nn.Module:
 def dense(args: argparse.Namespace, task: HubImages) -> nn.Module:
     """The checkpoint, fine-tuned to these images; kept beside the results."""
     model = ResNetCIFAR(args.depth)
-    kept = args.results.with_suffix(".dense.pt")
-    if kept.exists():
-        model.load_state_dict(torch.load(kept, weights_only=True))
+    folder, kept = args.results.parent, args.results.with_suffix(".dense.pt").name
+    if state := load_state(folder, kept):
+        model.load_state_dict(state)
         return model.eval()
     load_weights(model, args.checkpoint)
     fit(model, task, args.dense_steps, 0.05, seed=0)
-    torch.save(model.state_dict(), kept)
+    save_state(folder, model.state_dict(), kept)
     return model.eval()
 
 
@@ -153,12 +154,11 @@ def main() -> None:
     installed = importlib.util.find_spec("torch_pruning") is not None
     arms = args.arms or [*(["torch_pruning"] if installed else []), *CRITERIA]
     task = cifar10(args.data)
-    lines = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
-    rows = [json.loads(line) for line in lines]
-    done = {(row["arm"], row["seed"]) for row in rows}
+    settings = {"depth": args.depth, "steps": args.steps, "dense_steps": args.dense_steps}
+    results = Results(args.results, settings | {"checkpoint": args.checkpoint.name})
     for seed in range(args.seeds):
         for arm in [*(["dense"] if seed == 0 else []), *arms]:
-            if (arm, seed) in done:
+            if results.has(arm=arm, seed=seed):
                 continue
             start = time.perf_counter()
             model = dense(args, task)
@@ -168,11 +168,9 @@ def main() -> None:
             right = correct_on_test(model, task)
             row = {"arm": arm, "seed": seed, "macs": macs(model), "seconds": time.perf_counter() - start}
             row |= {"accuracy": float(right.mean()), "correct": pack_bits(right)}
-            with args.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            rows.append(row)
+            results.add(row)
             print(f"{arm} seed {seed}: {row['accuracy']:.2%}, {row['macs'] / 1e6:.1f}M MACs", flush=True)
-    print(table(rows))
+    print(table(results.rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ long the rest takes. Rows are appended to FILE as they come; what is there is no
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from optkit.engines import ENGINES
 from optkit.measure.latency import interleaved
 from optkit.models import ResNetCIFAR
 from optkit.prune import prune_structured
+from scripts.results import Results
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet20": (lambda: ResNetCIFAR(20), (1, 3, 32, 32)),
@@ -98,18 +98,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    kept = args.results.read_text(encoding="utf-8").splitlines() if args.results and args.results.exists() else []
-    rows = [json.loads(line) for line in kept]
-    done = {(row["model"], row["engine"], row["amount"]) for row in rows}
+    results = Results(args.results, {"threads": args.threads})
     for name in args.models:
         for engine in args.engines:
             for amount in args.amounts:
-                if (name, engine, amount) not in done:
-                    rows.append(one(name, engine, amount))
-                    if args.results:
-                        with args.results.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(rows[-1]) + "\n")
-    print(table(rows))
+                if not results.has(model=name, engine=engine, amount=amount):
+                    results.add(one(name, engine, amount))
+    print(table(results.rows))
 
 
 if __name__ == "__main__":
