@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 
-from optkit.quantize.annotate import CONCATENATIONS, CONVOLUTIONS, LAYOUT, LINEAR, PRODUCTS, calls, layer_path, tensor_at
+from optkit.quantize.annotate import (
+    CONCATENATIONS,
+    CONVOLUTIONS,
+    LAYOUT,
+    LINEAR,
+    PRODUCTS,
+    calls,
+    layer_path,
+    tensor_at,
+)
 from optkit.quantize.observers import ActivationObserver
 
 
@@ -127,9 +136,7 @@ def layer_errors(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> l
     return sorted(found, key=lambda error: error.sqnr_db)
 
 
-def simulated(
-    graph: GraphModule, in_float: Iterable[str] = (), original: GraphModule | None = None
-) -> GraphModule:
+def simulated(graph: GraphModule, in_float: Iterable[str] = (), original: GraphModule | None = None) -> GraphModule:
     """A calibrated graph that computes what the int8 graph will, but for some layers.
 
     Args:

@@ -326,7 +326,9 @@ class Coarse(Fragile):
         self.layers[2].bias.data += 2
 
 
-@pytest.mark.parametrize("options", [{"rounding": "gptq"}, {"correct_bias": True}, {"rounding": "gptq", "correct_bias": True}])
+@pytest.mark.parametrize(
+    "options", [{"rounding": "gptq"}, {"correct_bias": True}, {"rounding": "gptq", "correct_bias": True}]
+)
 def test_a_layer_in_float_has_its_own_weights_and_bias_while_layers_are_chosen(options):
     torch.manual_seed(0)
     model, x = Coarse().eval(), torch.randn(256, 16)
@@ -418,3 +420,10 @@ def test_costs_of_layers_are_told_one_by_one(context, digits, tmp_path):
     costs.save(tmp_path / "costs.json")
     assert len(json.loads((tmp_path / "costs.json").read_text())["layers"]) == len(names)
     assert all(name in costs.summary() for name in names)
+
+
+def test_costs_of_no_layer_are_a_clear_error(digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    stage = StaticQuantization(batches=1, sensitivity_examples=16, protect=["1"])
+    with pytest.raises(StageError, match="no layer of this Sequential would run in int8"):
+        stage.measure_layers(model, SealedTask(digits), 0).summary()
