@@ -88,8 +88,13 @@ class Task(Protocol):
 
     def size(self, split: str) -> int: ...
 
-    def batches(self, split: str, batch_size: int, *, training: bool = False, seed: int = 0) -> Iterator[Batch]:
-        """Batches of a split: shuffled and augmented under ``seed`` when training, else in order and plain."""
+    def batches(
+        self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of a split: in order, or shuffled under a seed, so that the first of them are a sample of the split.
+
+        For training they are augmented as well, and always shuffled; without a seed under 0.
+        """
         ...
 
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
@@ -138,7 +143,7 @@ class SealedTask:
             return split
 
         # closures, not attributes: a stage finds no handle on the unsealed task
-        self.batches = lambda split, batch_size, *, training=False, seed=0: task.batches(
+        self.batches = lambda split, batch_size, *, training=False, seed=None: task.batches(
             checked(split), batch_size, training=training, seed=seed
         )
         self.size = lambda split: task.size(checked(split))

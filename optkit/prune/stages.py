@@ -31,13 +31,13 @@ class StructuredPruning(InSteps):
     Attributes:
         amount: share of the budget to remove.
         budget: what the amount is a share of: params, macs or latency.
-        criterion: how channels are ranked (``optkit.prune.CRITERIA``); those that need data see train batches.
+        criterion: how channels are ranked (``optkit.prune.CRITERIA``); those that need data see a sample of train.
         scope: rank all layers together (global), each by itself (local), or cut where the loss on validation suffers
             least for what is saved (sensitivity).
         round_to: keep multiples of so many channels; None is 8 for latency and 1 otherwise.
         floor: share of each layer's channels that always stays, in steps of those before the first.
         protect: name patterns of layers whose channels stay.
-        batches: how many train batches of 64 a data-driven criterion sees.
+        batches: how many batches of 64 a data-driven criterion sees, drawn from train under the seed.
         sensitivity_examples: on how many validation examples the sensitivity is measured.
         engine: where latency is measured, None for eager; for latency only, as are the next two.
         threads: torch threads while it is measured, None for those of the run.

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from optkit.quantize.layerwise import layer_errors, simulated
+from optkit.core.errors import StageError
+from optkit.quantize.layerwise import int8_layers, layer_errors, simulated
 from optkit.quantize.mixed import Evaluate, losses_in_float
 
 
@@ -74,7 +75,13 @@ def cost_of_layers(
         graph: with observers, from `Calibrated.choose`.
         batches: inputs for the signal to noise ratios.
         loss: of a model, on examples that are not test.
+
+    Raises:
+        StageError: no layer would run in int8.
     """
+    if not int8_layers(graph):
+        message = f"no layer of this {type(model).__name__} would run in int8"
+        raise StageError(message, fix="fewer patterns in protect, or another target")
     noise = {error.path: error.sqnr_db for error in layer_errors(graph, batches)}
     with torch.no_grad():
         whole = loss(simulated(graph))

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 
-from optkit.quantize.annotate import CONCATENATIONS, CONVOLUTIONS, LAYOUT, LINEAR, PRODUCTS, calls, layer_path
+from optkit.quantize.annotate import (
+    CONCATENATIONS,
+    CONVOLUTIONS,
+    LAYOUT,
+    LINEAR,
+    PRODUCTS,
+    calls,
+    layer_path,
+    tensor_at,
+)
 from optkit.quantize.observers import ActivationObserver
 
 
@@ -127,13 +136,15 @@ def layer_errors(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> l
     return sorted(found, key=lambda error: error.sqnr_db)
 
 
-def simulated(graph: GraphModule, in_float: Iterable[str] = ()) -> GraphModule:
+def simulated(graph: GraphModule, in_float: Iterable[str] = (), original: GraphModule | None = None) -> GraphModule:
     """A calibrated graph that computes what the int8 graph will, but for some layers.
 
     Args:
         graph: with observers; not touched.
         in_float: paths of layers that read what they read in the float model; values that an operator before them
             moves as int8 stay rounded.
+        original: the same graph before tools changed its weights and biases, from which these layers have theirs; None
+            where no tool did.
     """
     graph, in_float = copy.deepcopy(graph), set(in_float)
     for layer in int8_layers(graph):
@@ -141,6 +152,8 @@ def simulated(graph: GraphModule, in_float: Iterable[str] = ()) -> GraphModule:
             for operand in layer.node.args[:2]:
                 if operand.op == "call_module":
                     layer.node.replace_input_with(operand, operand.args[0])
+            if original is not None:
+                _restore(graph, layer.node, original)
     for name, module in list(graph.named_modules(remove_duplicate=False)):
         if _observes(module):
             graph.set_submodule(name, Rounded(module))
@@ -168,6 +181,14 @@ class _Calls(Interpreter):
             first, second = (self.rounded[name](operand) for name, operand in zip(layer.observers, (x, y), strict=True))
             self.visit(Call(layer, (x, y), (first, second), tuple(rest), output))
         return output
+
+
+def _restore(graph: GraphModule, layer: Node, original: GraphModule) -> None:
+    """Gives a layer the weight and bias that it has in another graph of the same names."""
+    with torch.no_grad():
+        for node in layer.all_input_nodes:
+            if node.op == "get_attr":
+                tensor_at(graph, str(node.target)).copy_(tensor_at(original, str(node.target)))
 
 
 def _observes(module: nn.Module) -> bool:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from optkit.core.checks import check_choice
 from optkit.core.errors import StageError
 from optkit.quantize.layerwise import int8_layers, simulated
-from optkit.quantize.pt2e import Quantized, calibrate_static, quantize_static
+from optkit.quantize.pt2e import ROUNDINGS, Quantized, calibrate_static, check_repeatable, quantize_static
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -25,15 +26,18 @@ def quantize_within(
     accuracy: Evaluate,
     loss: Evaluate,
     observer: str = "histogram",
+    rounding: str = "nearest",
+    correct_bias: bool = False,
     **options: Any,
 ) -> Quantized:
     """Static int8 that loses at most so much accuracy: the layers whose rounding costs most stay in float.
 
     Layers are ranked by the loss of the int8 model with that layer alone in float, and the fewest of the first are
-    sought by bisection. Models are judged by the very graph that the engine will get, run in eager mode.
+    sought by bisection. In both, a layer in float has the weights and biases from before `rounding` and `correct_bias`.
+    What is returned was judged as the very graph that the engine will get, run in eager mode.
 
     Args:
-        model, example_inputs, batches, observer, options: as for `quantize_static`.
+        model, example_inputs, batches, observer, rounding, correct_bias, options: as for `quantize_static`.
         max_drop: how much the accuracy may fall below the float model's; 0.01 is a point.
         accuracy: of a model, on examples that it may be chosen by: validation, never test.
         loss: of a model, on such examples; it tells layers apart that accuracy does not.
@@ -42,21 +46,27 @@ def quantize_within(
         The graph; `Quantized.protect` has the layers in float.
 
     Raises:
-        UserError, StageError: as `quantize_static`, and if nothing short of the float model is good enough.
+        UserError, StageError: as `quantize_static`; an iterator for `batches`; nothing short of the float model is good
+            enough.
     """
+    check_choice("rounding", rounding, ROUNDINGS)
+    check_repeatable(batches)
     least = accuracy(model) - max_drop
     protect = tuple(options.pop("protect", ()))
-    calibrated = calibrate_static(model, example_inputs, batches, observer=observer, protect=protect, **options)
+    tools: dict[str, Any] = {"rounding": rounding, "correct_bias": correct_bias}
+    plain = calibrate_static(model, example_inputs, batches, observer=observer, protect=protect, **options)
+    calibrated = plain.with_tools(batches, observer, **tools)
     quantized = calibrated.convert(observer)
     if accuracy(quantized.module) >= least:
         return quantized
-    graph = calibrated.choose(observer).graph
-    losses = losses_in_float(graph, loss)
+    graph, original = calibrated.choose(observer).graph, plain.graph
+    losses = losses_in_float(graph, loss, original)
     ranked = sorted(losses, key=losses.__getitem__)
-    few = fewest(ranked, lambda paths: accuracy(simulated(graph, paths)) >= least)
+    few = fewest(ranked, lambda paths: accuracy(simulated(graph, paths, original)) >= least)
+    options |= tools | {"observer": observer}
     for count in range(few, len(ranked)):
         kept = (*protect, *ranked[:count])
-        quantized = quantize_static(model, example_inputs, batches, observer=observer, protect=kept, **options)
+        quantized = quantize_static(model, example_inputs, batches, protect=kept, **options)
         if accuracy(quantized.module) >= least:
             return quantized
     raise StageError(
@@ -67,11 +77,16 @@ def quantize_within(
     )
 
 
-def losses_in_float(graph: GraphModule, loss: Evaluate) -> dict[str, float]:
-    """The loss of a calibrated graph in int8, for every layer of it that alone is in float, by its path."""
+def losses_in_float(graph: GraphModule, loss: Evaluate, original: GraphModule | None = None) -> dict[str, float]:
+    """The loss of a calibrated graph in int8, for every layer of it that alone is in float, by its path.
+
+    Args:
+        graph, original: as for `simulated`.
+        loss: of a model.
+    """
     paths = dict.fromkeys(layer.path for layer in int8_layers(graph))
     with torch.no_grad():
-        return {path: loss(simulated(graph, [path])) for path in paths}
+        return {path: loss(simulated(graph, [path], original)) for path in paths}
 
 
 def fewest(ranked: list[str], good: Callable[[list[str]], bool]) -> int:

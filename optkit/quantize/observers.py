@@ -66,19 +66,19 @@ class Statistics:
 Range = tuple[float, float]
 
 
-def minmax(statistics: Statistics) -> Range:
+def minmax(statistics: Statistics, _: int) -> Range:
     """Everything that was seen."""
     return statistics.low, statistics.high
 
 
-def moving_average(statistics: Statistics) -> Range:
+def moving_average(statistics: Statistics, _: int) -> Range:
     """The average batch's smallest and largest value: one outlier moves it little."""
     assert statistics.average_low is not None
     assert statistics.average_high is not None
     return statistics.average_low, statistics.average_high
 
 
-def percentile(statistics: Statistics) -> Range:
+def percentile(statistics: Statistics, _: int) -> Range:
     """What is left when the outermost 0.01% of the values are cut, half on each side where there are two."""
     centers, counts = statistics.histogram()
     cumulated = counts.cumsum(0) / counts.sum()
@@ -102,8 +102,8 @@ def _rounded(centers: Tensor, low: float, high: float, levels: int) -> Tensor:
     return (((centers - low) / scale).round().clamp(0, levels - 1)) * scale + low
 
 
-def histogram(statistics: Statistics, levels: int = 256) -> Range:
-    """The range with the least mean squared error of quantization."""
+def histogram(statistics: Statistics, levels: int) -> Range:
+    """The range with the least mean squared error of quantization to so many levels."""
     centers, counts = statistics.histogram()
     errors = [
         float((counts * (_rounded(centers, low, high, levels) - centers).square()).sum())
@@ -112,7 +112,7 @@ def histogram(statistics: Statistics, levels: int = 256) -> Range:
     return _shrunk(statistics)[errors.index(min(errors))]
 
 
-def entropy(statistics: Statistics, levels: int = 256) -> Range:
+def entropy(statistics: Statistics, levels: int) -> Range:
     """The range whose quantized distribution is closest to the real one (Kullback-Leibler; Migacz, 2017).
 
     What lies outside counts as the outermost bin of the real distribution, and is missing from the quantized one.
@@ -138,7 +138,8 @@ def entropy(statistics: Statistics, levels: int = 256) -> Range:
     return _shrunk(statistics)[found.index(min(found))]
 
 
-OBSERVERS: dict[str, Callable[[Statistics], Range]] = {
+# of an activation that will have so many levels
+OBSERVERS: dict[str, Callable[[Statistics, int], Range]] = {
     "minmax": minmax,
     "moving_average": moving_average,
     "histogram": histogram,
@@ -201,7 +202,7 @@ class ActivationObserver(ObserverBase):
 
     def range(self) -> Range:
         """The scheme's."""
-        return OBSERVERS[self.scheme](self.statistics)
+        return OBSERVERS[self.scheme](self.statistics, self.quant_max - self.quant_min + 1)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         low, high = (torch.tensor([x], dtype=torch.float64) for x in self.range())

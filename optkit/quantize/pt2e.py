@@ -87,6 +87,13 @@ class Calibrated:
         """The signal to quantization noise of every layer on its own, the noisiest first."""
         return layer_errors(self.choose(observer).graph, batches)
 
+    def with_tools(
+        self, batches: Iterable[tuple[Tensor, ...]], observer: str, rounding: str, correct_bias: bool
+    ) -> Calibrated:
+        """What those of the two tools make of it that are asked for, see `quantize_static`."""
+        found = self.round_weights(batches, observer) if rounding == "gptq" else self
+        return found.correct_biases(batches, observer) if correct_bias else found
+
     def _tool(self, name: str, tool: Tool, batches: Iterable[tuple[Tensor, ...]], observer: str) -> Calibrated:
         chosen = self.choose(observer)
         if not (changed := tool(chosen.graph, batches)):
@@ -185,13 +192,9 @@ def calibrate_static(
     check_choice("observer", observer, OBSERVERS)
     check_choice("rounding", rounding, ROUNDINGS)
     if rounding != "nearest" or correct_bias:
-        _check_repeatable(batches)
+        check_repeatable(batches)
     calibrated = calibrate(model, example_inputs, batches, schemes=(observer,), **options)
-    if rounding == "gptq":
-        calibrated = calibrated.round_weights(batches, observer)
-    if correct_bias:
-        calibrated = calibrated.correct_biases(batches, observer)
-    return calibrated
+    return calibrated.with_tools(batches, observer, rounding, correct_bias)
 
 
 def calibrate(
@@ -208,7 +211,7 @@ def calibrate(
 ) -> Calibrated:
     """One pass over the calibration data, for as many schemes as are to be tried; see `quantize_static`."""
     if equalize or smooth is not None:
-        _check_repeatable(batches)
+        check_repeatable(batches)
     graph = export_graph(model, example_inputs, target)
     kept = keep_in_float(graph, protect)
     tools: dict[str, int] = {}
@@ -223,9 +226,10 @@ def calibrate(
     return replace(calibrated, protect=kept, smoothed=tuple(smoothed), tools=tools)
 
 
-def _check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
+def check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Raise a UserError for batches that can be read only once."""
     if iter(batches) is batches:
-        message = "the accuracy tools read the batches several times, which an iterator gives only once"
+        message = "the accuracy tools and max_drop read the batches several times, which an iterator gives only once"
         raise UserError(message, key="batches", fix="a list, or an object whose __iter__ begins anew")
 
 

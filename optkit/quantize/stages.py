@@ -49,13 +49,13 @@ from optkit.quantize.weight_only import (
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs to calibrate with, as often as they are asked for: shuffled but not augmented, a sample of what comes.
+    """Inputs to calibrate with, the same as often as they are read: a sample of the train split, not augmented.
 
     Attributes:
         task: its train split is read.
         batch_size: examples in a batch.
         batches: how many of them at most.
-        seed: of the shuffling.
+        seed: of the sample.
     """
 
     task: Task

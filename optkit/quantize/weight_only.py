@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from optkit.core.checks import check_pattern
 from optkit.core.errors import StageError, UserError
 from optkit.quantize.rounding import gptq, second_moments
 
@@ -58,7 +58,7 @@ def quantize_weight_only(
             error of a layer's output. None rounds each weight to the nearest.
 
     Raises:
-        UserError: `bits` or `group_size` for which there is no kernel.
+        UserError: `bits` or `group_size` for which there is no kernel; a pattern that matches no linear layer.
         StageError: no layer of this model fits the kernels.
     """
     _check(bits, group_size)
@@ -84,7 +84,7 @@ def replay_weight_only(model: nn.Module, layers: tuple[str, ...], bits: int, gro
 
 
 def check_weight_only(model: nn.Module, bits: int, group_size: int, protect: tuple[str, ...] = ()) -> None:
-    """Raises UserError unless a layer of the model fits the kernels."""
+    """Raises UserError unless a layer of the model fits the kernels and every pattern matches one."""
     layers, left = _choose(model, bits, group_size, protect)
     if not layers:
         raise UserError(_nothing(model, left), key="bits", value=bits)
@@ -253,19 +253,14 @@ def _choose(
     model: nn.Module, bits: int, group_size: int, protect: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Paths of the layers that fit, and why the others do not."""
-    layers, left = [], {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            reason = (
-                "protected"
-                if any(fnmatchcase(path, pattern) for pattern in protect)
-                else _misfit(module, bits, group_size)
-            )
-            if reason:
-                left[path] = reason
-            else:
-                layers.append(path)
-    return tuple(layers), left
+    linears = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    protected = {path for pattern in protect for path in check_pattern("protect", pattern, linears, "linear layer")}
+    reasons = {
+        path: "protected" if path in protected else _misfit(module, bits, group_size)
+        for path, module in linears.items()
+    }
+    left = {path: reason for path, reason in reasons.items() if reason}
+    return tuple(path for path in reasons if path not in left), left
 
 
 def _misfit(linear: nn.Linear, bits: int, group_size: int) -> str | None:

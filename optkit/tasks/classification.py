@@ -95,7 +95,7 @@ class Classification(ABC, Generic[S]):
         splits, classes = self.load()
         self.check(splits, classes)
         if self.limit is not None:
-            splits = {name: split.subset(_spread(len(split), self.limit)) for name, split in splits.items()}
+            splits = {name: split.subset(spread(len(split), self.limit)) for name, split in splits.items()}
         return splits, classes
 
     @cached_property
@@ -178,14 +178,18 @@ class Examples(Protocol):
     def __getitems__(self, index: list[int]) -> Batch: ...
 
 
-def in_batches(examples: Examples, batch_size: int, shuffle: bool, seed: int) -> Iterator[Batch]:
-    """Batches in order, or shuffled under ``seed``."""
-    generator = torch.Generator().manual_seed(seed)
+def order_seed(training: bool, seed: int | None) -> int | None:
+    """The seed that batches are shuffled under; None: they come in order."""
+    return 0 if training and seed is None else seed
+
+
+def in_batches(examples: Examples, batch_size: int, seed: int | None) -> Iterator[Batch]:
+    """Batches in order, or shuffled under a seed."""
     loader = torch.utils.data.DataLoader(
         examples,  # type: ignore[arg-type]
         batch_size,
-        shuffle=shuffle,
-        generator=generator,
+        shuffle=seed is not None,
+        generator=torch.Generator().manual_seed(seed or 0),
         collate_fn=_already_a_batch,
     )
     return iter(loader)
@@ -195,7 +199,7 @@ def _already_a_batch(batch: Batch) -> Batch:
     return batch
 
 
-def _spread(total: int, limit: int) -> NDArray[np.int64]:
+def spread(total: int, limit: int) -> NDArray[np.int64]:
     """Up to ``limit`` places spread evenly over ``total``."""
     return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))
 

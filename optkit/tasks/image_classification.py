@@ -14,7 +14,7 @@ from torch import Tensor
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
-from optkit.tasks.classification import Classification
+from optkit.tasks.classification import Classification, order_seed, spread
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
 
 
@@ -56,7 +56,8 @@ class ImageClassification(Classification[ImageSplit]):
                     message = f"{len(values)} values for images of {channels} channels"
                     raise UserError(message, key=f"task.{name}", value=values)
             return Normalization(tuple(self.mean), tuple(self.std))
-        images = self._split("train").images[:10_000] / np.float32(255)
+        train = self._split("train")
+        images = train.images[spread(len(train), 10_000)] / np.float32(255)
         return Normalization(tuple(images.mean((0, 2, 3)).tolist()), tuple((images.std((0, 2, 3)) + 1e-6).tolist()))
 
     def seen(self) -> Any:
@@ -71,9 +72,12 @@ class ImageClassification(Classification[ImageSplit]):
         classes, shape = self.declared() or (len(self.classes), list(self._split("train").images.shape[1:]))
         return {"num_classes": classes, "inputs": ["pixel_values"], "in_channels": shape[0], "input_shape": shape}
 
-    def batches(self, split: str, batch_size: int, *, training: bool = False, seed: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
+    ) -> Iterator[Batch]:
         augmentation = Augmentation(self.crop, self.flip) if training else None
-        return image_batches(self._split(split), batch_size, self._normalization, augmentation, training, seed)
+        order = order_seed(training, seed)
+        return image_batches(self._split(split), batch_size, self._normalization, augmentation, order)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         split = self._split("train")

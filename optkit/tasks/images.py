@@ -132,9 +132,7 @@ def image_batches(
     batch_size: int,
     normalization: Normalization,
     augmentation: Augmentation | None = None,
-    shuffle: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Iterator[Batch]:
-    """Batches of a split; the order and the augmentation depend on ``seed`` alone."""
-    data = ImageBatches(split, normalization, augmentation, seed)
-    return in_batches(data, batch_size, shuffle, seed)
+    """Batches of a split, in order without a seed; the order and the augmentation depend on it alone."""
+    return in_batches(ImageBatches(split, normalization, augmentation, seed or 0), batch_size, seed)

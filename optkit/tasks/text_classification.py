@@ -14,7 +14,7 @@ from torch import Tensor
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
-from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, in_batches
+from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, in_batches, order_seed
 from optkit.tasks.texts import Padding, TextBatches, Texts, TextSplit
 from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize_once, trained_tokenizer
 
@@ -114,9 +114,11 @@ class TextClassification(Classification[TextSplit]):
     def _padding(self, shrink: bool = False) -> Padding:
         return Padding(self.max_length, self._tokenizer.padding, self._kinds, shrink)
 
-    def batches(self, split: str, batch_size: int, *, training: bool = False, seed: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
+    ) -> Iterator[Batch]:
         examples = TextBatches(self._split(split), self._padding(shrink=training))
-        return in_batches(examples, batch_size, training, seed)
+        return in_batches(examples, batch_size, order_seed(training, seed))
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         split = self._split("train")

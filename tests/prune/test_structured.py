@@ -1,15 +1,19 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from optkit.core.errors import StageError, UserError
+from optkit.models import MLP
+from optkit.prune import StructuredPruning
 from optkit.prune.criteria import CRITERIA, NEED_DATA
 from optkit.prune.plan import CutPlan
 from optkit.prune.structured import prune_structured
 from optkit.prune.verify import check_runs, deviation, run
+from optkit.tasks import Digits
 from tests.prune import zoo
 
 IMAGE = (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
@@ -300,3 +304,31 @@ def test_layers_that_do_not_fit_are_named_as_torch_names_them(layer, shape):
     model = nn.Sequential(nn.Identity(), layer)
     with pytest.raises(UserError, match="Sequential cannot be traced: .*7"):
         prune_structured(model, (torch.randn(shape),), amount=0.5)
+
+
+class Sorted(Digits):
+    """Digits that list one class after the other."""
+
+    def load(self):
+        splits, classes = super().load()
+        return {name: split.subset(np.argsort(split.labels)) for name, split in splits.items()}, classes
+
+
+@pytest.mark.parametrize("criterion", NEED_DATA)
+def test_the_stage_ranks_by_a_sample_of_all_classes(criterion):
+    task, stage = Sorted(image_size=8), StructuredPruning(criterion=criterion, batches=1)
+    seen = []
+
+    def loss(logits, batch):
+        seen.append(batch.index)
+        return Digits.loss(task, logits, batch)
+
+    task.loss = loss
+    drawn = []
+    for seed in (1, 1, 2):
+        ranking = stage._ranking(task, seed)
+        prune_structured(MLP([1, 8, 8], 10, [16]).eval(), task.example(2), amount=0.5, **ranking)
+        drawn.append(torch.cat(seen).unique().tolist())
+        seen.clear()
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(task._split("train").labels[drawn[0]]) == set(range(10))

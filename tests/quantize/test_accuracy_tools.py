@@ -316,6 +316,47 @@ def test_the_fewest_layers_stay_in_float_that_bring_the_accuracy_back():
         quantize_within(model, (x[:2],), [(x,)], target="openvino", **impossible)
 
 
+class Coarse(Fragile):
+    """Of five layers, one has weights beside one that takes all of their int8 range, for an input that is hardly there."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale[0] = 1e-6
+        self.layers[3].weight.data[:, 0] = 1e3
+        self.layers[2].bias.data += 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"rounding": "gptq"}, {"correct_bias": True}, {"rounding": "gptq", "correct_bias": True}]
+)
+def test_a_layer_in_float_has_its_own_weights_and_bias_while_layers_are_chosen(options):
+    torch.manual_seed(0)
+    model, x = Coarse().eval(), torch.randn(256, 16)
+    with torch.no_grad():
+        model.layers[4].bias -= model(x).mean(0)  # or all examples have one label
+        labels = model(x).argmax(1)
+    judges = {
+        "accuracy": lambda m: float((m(x).argmax(1) == labels).float().mean()),
+        "loss": lambda m: float(F.cross_entropy(5 * m(x), labels)),
+    }
+    assert judges["accuracy"](quantize_static(model, (x[:2],), [(x,)], target="openvino", **options).module) < 0.9
+    found = quantize_within(model, (x[:2],), [(x,)], target="openvino", max_drop=0.1, **judges, **options)
+    assert found.protect == ("layers.3",)
+    assert judges["accuracy"](found.module) >= 0.9
+    assert {"gptq": "rounding" in options, "bias_correction": "correct_bias" in options} == {
+        name: name in found.tools for name in ("gptq", "bias_correction")
+    }
+
+
+def test_choosing_layers_checks_its_arguments_first():
+    model, x = MLP([1, 4, 4], 5, [8]).eval(), torch.randn(4, 1, 4, 4)
+    judges = {"max_drop": 0.1, "accuracy": lambda _: 1.0, "loss": lambda _: 0.0}
+    with pytest.raises(UserError, match="several times"):
+        quantize_within(model, (x,), iter([(x,)]), **judges)
+    with pytest.raises(UserError, match="no rounding 'gtpq'"):
+        quantize_within(model, (x,), [(x,)], rounding="gtpq", **judges)
+
+
 @pytest.mark.parametrize("options", [{"equalize": True}, {"smooth": 0.5}, {"rounding": "gptq"}, {"correct_bias": True}])
 def test_batches_that_can_be_read_only_once_are_refused(options):
     model, x = MLP([1, 4, 4], 5, [8]).eval(), torch.randn(4, 1, 4, 4)
@@ -379,3 +420,10 @@ def test_costs_of_layers_are_told_one_by_one(context, digits, tmp_path):
     costs.save(tmp_path / "costs.json")
     assert len(json.loads((tmp_path / "costs.json").read_text())["layers"]) == len(names)
     assert all(name in costs.summary() for name in names)
+
+
+def test_costs_of_no_layer_are_a_clear_error(digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    stage = StaticQuantization(batches=1, sensitivity_examples=16, protect=["1"])
+    with pytest.raises(StageError, match="no layer of this Sequential would run in int8"):
+        stage.measure_layers(model, SealedTask(digits), 0).summary()

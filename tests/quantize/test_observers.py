@@ -19,20 +19,20 @@ def seen(*batches):
     return statistics
 
 
-def error(x, low, high):
-    scale = (high - low) / 255
-    rounded = ((x - low) / scale).round().clamp(0, 255) * scale + low
+def error(x, low, high, levels):
+    scale = (high - low) / (levels - 1)
+    rounded = ((x - low) / scale).round().clamp(0, levels - 1) * scale + low
     return float((rounded - x).square().mean())
 
 
 def test_minmax_is_the_range_of_all_batches():
     x = torch.randn(4, 1000)
-    assert OBSERVERS["minmax"](seen(*x)) == (float(x.min()), float(x.max()))
+    assert OBSERVERS["minmax"](seen(*x), 256) == (float(x.min()), float(x.max()))
 
 
 def test_a_moving_average_forgets_a_single_outlier():
     batches = [torch.linspace(-1, 1, 50)] * 30 + [torch.tensor([-100.0, 100.0])] + [torch.linspace(-1, 1, 50)] * 30
-    low, high = OBSERVERS["moving_average"](seen(*batches))
+    low, high = OBSERVERS["moving_average"](seen(*batches), 256)
     assert -2 < low < -1
     assert 1 < high < 2
 
@@ -40,28 +40,42 @@ def test_a_moving_average_forgets_a_single_outlier():
 def test_percentile_cuts_what_numpy_would_cut():
     torch.manual_seed(0)
     x = torch.randn(200_000)
-    low, high = OBSERVERS["percentile"](seen(*x.chunk(10)))
+    low, high = OBSERVERS["percentile"](seen(*x.chunk(10)), 256)
     expected = torch.quantile(x.double(), torch.tensor([5e-5, 1 - 5e-5], dtype=torch.float64))
     assert low == pytest.approx(float(expected[0]), rel=0.05)
     assert high == pytest.approx(float(expected[1]), rel=0.05)
 
 
-def test_the_histogram_scheme_has_less_squared_error_than_any_other_share_of_the_range():
+@pytest.mark.parametrize("levels", [256, 128])
+def test_the_histogram_scheme_has_less_squared_error_than_any_other_share_of_the_range(levels):
     torch.manual_seed(0)
     x = torch.distributions.StudentT(3.0).sample((100_000,))
-    low, high = OBSERVERS["histogram"](seen(*x.chunk(7)))
-    found = error(x, low, high)
-    assert found < error(x, float(x.min()), float(x.max()))
-    brute = min(error(x, s * float(x.min()), s * float(x.max())) for s in torch.linspace(0.2, 1, 81).tolist())
+    low, high = OBSERVERS["histogram"](seen(*x.chunk(7)), levels)
+    found = error(x, low, high, levels)
+    assert found < error(x, float(x.min()), float(x.max()), levels)
+    brute = min(error(x, s * float(x.min()), s * float(x.max()), levels) for s in torch.linspace(0.2, 1, 81).tolist())
     assert found <= 1.05 * brute
 
 
 def test_entropy_keeps_a_uniform_whole_and_clips_a_long_tail():
     torch.manual_seed(0)
-    low, high = OBSERVERS["entropy"](seen(torch.rand(100_000) * 2 - 1))
+    low, high = OBSERVERS["entropy"](seen(torch.rand(100_000) * 2 - 1), 256)
     assert (low, high) == (pytest.approx(-1, abs=0.05), pytest.approx(1, abs=0.05))
     tail = torch.cat([torch.rand(100_000), torch.tensor([50.0])])
-    assert OBSERVERS["entropy"](seen(tail))[1] < 25
+    assert OBSERVERS["entropy"](seen(tail), 256)[1] < 25
+
+
+@pytest.mark.parametrize("scheme", ["histogram", "entropy"])
+def test_the_range_is_sought_for_the_levels_that_the_activation_will_have(scheme):
+    torch.manual_seed(0)
+    x = torch.distributions.StudentT(5.0).sample((100_000,))
+    ranges = {}
+    for levels in (256, 128):
+        observer = ActivationObserver(scheme, quant_max=levels - 1)
+        observer(x)
+        assert observer.range() == OBSERVERS[scheme](observer.statistics, levels)
+        ranges[levels] = observer.range()
+    assert ranges[128] != ranges[256]
 
 
 def test_a_histogram_that_grows_loses_no_count():

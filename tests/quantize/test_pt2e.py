@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.engines import Inductor
 from optkit.models import MLP, ResNetCIFAR, SmallCNN, huggingface, torchvision
 from optkit.quantize import quantize_static, replay_static
 from optkit.quantize.conversion import activation_nodes
+from optkit.quantize.stages import Calibration
+from optkit.tasks import ImageFolder
 
 
 class PreActivation(nn.Module):
@@ -167,3 +170,20 @@ def test_a_norm_is_not_folded_into_a_layer_that_others_read(build, target):
         expected, actual = model(x), found.module(x)
         assert torch.equal(again(x), actual)
     assert (actual - expected).pow(2).mean() < 0.001 * expected.pow(2).mean()
+
+
+def test_a_calibration_sees_all_classes_of_a_split_that_lists_one_after_the_other(image_folder):
+    task = SealedTask(ImageFolder(path=str(image_folder), image_size=8))
+    (plain,) = task.batches("train", 100)
+    bright = plain.inputs[0][plain.targets == 1].amin()  # dogs are bright, and every pixel of a cat is darker
+
+    def of(seed):
+        return Calibration(task, batch_size=4, batches=2, seed=seed)
+
+    found = of(1)
+    assert [len(inputs[0]) for inputs in found] == [4, 4]
+    assert found.examples == 8
+    seen, again, other = (torch.cat([inputs[0] for inputs in batches]) for batches in (found, found, of(2)))
+    assert set((seen.amax((1, 2, 3)) >= bright).tolist()) == {True, False}
+    assert torch.equal(seen, again)
+    assert not torch.equal(seen, other)

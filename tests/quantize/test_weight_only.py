@@ -171,6 +171,15 @@ def test_the_stage_says_no_before_any_work(digits):
         quantize_weight_only(nn.Linear(64, 32), bits=2)
 
 
+def test_a_misspelt_layer_is_found_before_any_work(model, digits):
+    name = next(path for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    message = f"protect: no linear layer matches '{name}x'.*did you mean '{name}'"
+    with pytest.raises(UserError, match=message):
+        WeightOnlyQuantization(protect=[name, f"{name}x"]).check(model, digits)
+    with pytest.raises(UserError, match=message):
+        quantize_weight_only(model, protect=(f"{name}x",))
+
+
 def test_replay_needs_no_weights(model):
     found = quantize_weight_only(model, bits=4, group_size=32)
     fresh = replay_weight_only(MLP([1, 8, 8], 3, [128, 64]).eval(), found.layers, 4, 32)

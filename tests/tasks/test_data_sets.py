@@ -9,6 +9,7 @@ from PIL import Image
 
 from optkit.core.errors import UserError
 from optkit.tasks import Digits, HubImages, ImageFolder, decode
+from optkit.tasks.images import ImageSplit
 from optkit.tasks.metrics import accuracy
 
 
@@ -53,6 +54,36 @@ def test_folders_of_class_folders(image_folder):
     assert batch.inputs[0].shape == (8, 3, 8, 8)
     brightness = batch.inputs[0].mean((1, 2, 3))
     assert brightness[batch.targets == 0].max() < brightness[batch.targets == 1].min()
+
+
+def test_batches_under_a_seed_are_a_sample_of_a_split_that_lists_class_by_class(image_folder):
+    task = ImageFolder(path=str(image_folder), image_size=8, crop=2)
+
+    def sample(seed, **options):
+        return next(task.batches("train", 8, seed=seed, **options))
+
+    (plain,) = task.batches("train", 100)
+    assert set(plain.targets[:8].tolist()) == {0}
+    found, again, other = sample(1), sample(1), sample(2)
+    assert set(found.targets.tolist()) == {0, 1}
+    assert torch.equal(found.index, again.index)
+    assert not torch.equal(found.index, other.index)
+    assert torch.equal(found.inputs[0], plain.inputs[0][found.index])  # nothing is augmented
+    assert not torch.equal(sample(1, training=True).inputs[0], found.inputs[0])
+    every = torch.cat([batch.index for batch in task.batches("train", 8, seed=1)])
+    assert sorted(every.tolist()) == list(range(task.size("train")))
+
+
+def test_the_train_splits_own_mean_is_that_of_all_its_classes():
+    class Sorted(Digits):
+        def load(self):
+            splits, classes = super().load()
+            images = np.zeros((20_000, 1, 2, 2), dtype=np.uint8)
+            images[10_000:] = 255
+            return splits | {name: ImageSplit(images, np.arange(20_000) // 10_000) for name in splits}, classes
+
+    batch = next(Sorted().batches("train", 1))
+    assert batch.inputs[0].mean() == pytest.approx(-1, abs=1e-3)
 
 
 def test_images_are_decoded_once_and_again_when_a_file_changes(image_folder, monkeypatch):

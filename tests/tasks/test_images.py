@@ -47,7 +47,7 @@ def test_training_batches_depend_on_the_seed_alone(split):
     norm = Normalization((0, 0, 0), (1, 1, 1))
 
     def draw(seed):
-        batches = list(image_batches(split, 4, norm, Augmentation(1, True), shuffle=True, seed=seed))
+        batches = list(image_batches(split, 4, norm, Augmentation(1, True), seed))
         return torch.cat([b.index for b in batches]), torch.cat([b.inputs[0] for b in batches])
 
     (order, pixels), (order_again, pixels_again), (other, _) = draw(1), draw(1), draw(2)

@@ -47,6 +47,17 @@ def test_local_files_of_each_kind_give_the_same_task(tmp_path, kind):
     assert decoded == [row["sentence"] for row in _rows(6)]
 
 
+def test_batches_under_a_seed_are_a_sample_padded_as_in_measuring(tmp_path):
+    rows = [{"sentence": f"text {n}", "label": n // 20} for n in range(40)]
+    task = _task(_folder(tmp_path, train=rows, validation=rows))
+    found, again, other = (next(task.batches("train", 8, seed=seed)) for seed in (1, 1, 2))
+    assert set(next(task.batches("train", 8)).targets.tolist()) == {0}
+    assert set(found.targets.tolist()) == {0, 1}
+    assert torch.equal(found.index, again.index)
+    assert not torch.equal(found.index, other.index)
+    assert found.inputs[0].shape == (8, 16)
+
+
 def test_class_names_as_labels_are_numbered_alphabetically_and_the_same_in_every_split(tmp_path):
     train = [{"sentence": f"text {n}", "label": "yes" if n % 3 else "no"} for n in range(30)]
     task = _task(_folder(tmp_path, train=train, test=[{"sentence": "text", "label": "yes"}]))
