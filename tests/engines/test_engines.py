@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -96,3 +97,28 @@ def test_load_gives_the_plain_module_of_a_variant(model, tmp_path):
     assert optkit.load(tmp_path, engine="eager", batch_size=5)(x).shape == (5, 4)
     with pytest.raises(UserError, match="did you mean 'inductor'"):
         optkit.load(tmp_path, engine="inducter")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("", "not a session"),
+        ("[]", "not a session"),
+        ("{}", "not a session"),
+        ({"engine": None}, "not a session: engine is None"),
+        ({"engine": "inducter"}, "did you mean 'inductor'"),
+        ({"options": [1]}, r"not a session: options is \[1\]"),
+        ({"options": {"command": "ls"}}, r"engine.json.command: unknown key; Eager takes no 'command'"),
+        ({"engine": "inductor", "options": {"precision": "fp99"}}, r"engine.json.precision: no precision 'fp99'"),
+        ({"facts": "x"}, "not a session: facts is 'x'"),
+        ({"inputs": 3}, "not a session"),
+        ({"inputs": [{"shape": [2, 1, 8, 8], "dtype": "load"}]}, "not a session: no dtype 'load'"),
+        ({"inputs": [{"shape": "2", "dtype": "float32"}]}, "not a session"),
+    ],
+)
+def test_a_damaged_session_is_a_clear_error(model, tmp_path, damage, message):
+    Eager().compile(model, VARIANT, (torch.zeros(2, 1, 8, 8),)).save(tmp_path)
+    path = tmp_path / "engine.json"
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(UserError, match=message):
+        optkit.load(tmp_path)
