@@ -266,7 +266,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _rerun(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes into a run's recipe.yaml: all that decides the run, but no passwords, nor that it was to start afresh."""
+    """What goes into a run's recipe.yaml: what decides the run, without passwords or that it was to start afresh."""
     from optkit.report.trackers import without_credentials
 
     tracker = node.get("tracker")
