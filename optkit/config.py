@@ -266,8 +266,13 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _rerun(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes into a run's recipe.yaml: all that decides the run, but not that it was to start afresh."""
-    return dict(node) | {"fresh": False}
+    """What goes into a run's recipe.yaml: what decides the run, without passwords or that it was to start afresh."""
+    from optkit.report.trackers import without_credentials
+
+    tracker = node.get("tracker")
+    if isinstance(tracker, Mapping):
+        tracker = {k: without_credentials(v) if isinstance(v, str) else v for k, v in tracker.items()}
+    return {k: tracker if k == "tracker" else v for k, v in node.items()} | {"fresh": False}
 
 
 def _check_top(node: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from optkit.controls import CONTROLS, Numbered, control_chain
-from optkit.core.artifact import TRUSTED
 from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError, did_you_mean, first_line
 from optkit.core.stage import Choosy, Stage
@@ -113,6 +112,9 @@ class Plan:
 
     The steps of the recipe's chain come first, then those in which other chains part from it; a step's parent stands
     before it.
+
+    Attributes:
+        trusted: full names of the model's builder and the stages, which its saved variants may name.
     """
 
     run: str
@@ -195,12 +197,12 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
     # a checkpoint that does not fit is found here, not after the data is decoded
     model = spec.build(recipe.seed).eval()
-    packages = {spec.target.partition(".")[0], *(type(s).__module__.partition(".")[0] for s in recipe.stages.values())}
     first = baseline_place(recipe)
-    first_weights = [spec.skeleton(model), weights_digest(model)]
+    skeleton = spec.skeleton(model)
     start = variant_id(
-        MODEL, first_weights, recipe.seed, recipe.task.fingerprint, torch.__version__, _code(*SHARED_CODE)
-    )
+        MODEL, [skeleton, weights_digest(model)], recipe.seed, recipe.task.fingerprint, torch.__version__,
+        _code(*SHARED_CODE),
+    )  # fmt: skip
     for task in tasks_to_measure(recipe.task, recipe.measure):
         _check_fit(model, task)
     _check_stages(model, recipe)
@@ -214,8 +216,9 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
         _grow(steps, recipe, start, _numbered(recipe, chain, first), OTHER)
     measured = [asdict(e) | {"is": target_of(e)} for e in recipe.engines.values()]  # type: ignore[call-overload]
     run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
-    trusted = (*TRUSTED, *sorted(packages - set(TRUSTED)))
-    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), trusted)
+    # its variants may name what the recipe names, and nothing else of the same packages
+    trusted = sorted({skeleton["target"], *map(target_of, recipe.stages.values())})
+    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), tuple(trusted))
 
 
 def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered]:
@@ -331,6 +334,6 @@ def _code(*folders: str) -> str:
 def _source(cls: type) -> str:
     """Hash of a stage's own code: its technique's folder, or its file if it is from another package."""
     package, _, rest = cls.__module__.partition(".")
-    if package in TRUSTED:
+    if package == "optkit":
         return _code(rest.partition(".")[0])
     return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()

@@ -17,7 +17,7 @@ from optkit.core.stage import Outcome
 from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.pipeline import baseline, run
-from optkit.plan import Recipe
+from optkit.plan import Recipe, make_plan
 from optkit.prune import MagnitudePruning
 from optkit.training import Train, Trainer
 
@@ -75,6 +75,41 @@ def test_what_lies_in_the_run_folder_is_what_was_measured(recipe, digits):
             correct = digits.correct(module(*batch.inputs), batch)
         accuracy = next(m for m in record.measurements if m.name == "accuracy")
         assert accuracy.value == pytest.approx(correct.float().mean().item())
+
+
+def test_a_run_calls_the_users_own_builder_and_stage_and_nothing_else_of_theirs(recipe):
+    own = replace(
+        recipe,
+        model={"_target_": f"{__name__}.build_own", "num_classes": None, "input_shape": None},
+        chain=["train", "narrow"],
+        stages={"train": _train(1), "narrow": Narrow()},
+    )
+    folder = run(own).folder / "variants" / "1-narrow"
+    with pytest.raises(UserError, match="build_own is no class of models"):
+        optkit.load(folder, trust=[__name__])
+    own_names = [f"{__name__}.build_own", f"{__name__}.Narrow"]
+    assert isinstance(optkit.load(folder, trust=own_names).narrow, torch.nn.Linear)
+    assert set(make_plan(own).trusted) == {*own_names, "optkit.training.stages.Train"}
+
+
+def build_own(num_classes, input_shape):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(input_shape[-1] ** 2, num_classes))
+
+
+@dataclass
+class Narrow:
+    technique: ClassVar[str] = "narrow"
+    needs: ClassVar = FLOAT
+    adds: ClassVar = frozenset()
+    drops: ClassVar = frozenset()
+
+    def apply(self, module, ctx):
+        return Outcome(self.replay(module, {}, ()), surgery={})
+
+    @staticmethod
+    def replay(module, surgery, example):
+        module.add_module("narrow", torch.nn.Linear(10, 10))
+        return module
 
 
 def test_the_baseline_is_the_stores_or_the_model_as_built(recipe, caplog):

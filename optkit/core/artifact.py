@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
-from optkit.core.targets import locate
+from optkit.core.trust import check_trust, rebuild, stage_class
 from optkit.core.variant import Variant
 
 VARIANT, WEIGHTS = "variant.json", "weights.safetensors"
 FORMAT = 1
-TRUSTED = ("optkit",)
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,16 @@ class InputSpec:
     def of(cls, x: Tensor) -> InputSpec:
         return cls(tuple(x.shape), str(x.dtype).removeprefix("torch."))
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> InputSpec:
+        """The spec that ``asdict`` gave; raises KeyError, TypeError or ValueError for anything else."""
+        if not isinstance(getattr(torch, data["dtype"], None), torch.dtype):
+            raise ValueError(f"no dtype {data['dtype']!r}")
+        shape = tuple(torch.Size(data["shape"]))
+        if min(shape, default=0) < 0:
+            raise ValueError(f"no shape {list(shape)}")
+        return cls(shape, data["dtype"])
+
     def zeros(self) -> Tensor:
         return torch.zeros(self.shape, dtype=getattr(torch, self.dtype))
 
@@ -47,21 +56,24 @@ class Artifact:
     inputs: tuple[InputSpec, ...]
     folder: Path
 
-    def module(self, trusted: Iterable[str] | None = TRUSTED) -> nn.Module:
+    def module(self, trusted: Iterable[str] = ()) -> nn.Module:
         """The module, in eval mode.
 
         Args:
-            trusted: top-level packages whose classes may be called to rebuild it; None for any, which is right only
-                for what this very run's recipe has named.
+            trusted: names of what may be called to rebuild it, besides optkit's models and stages: see
+                `optkit.core.trust`.
+
+        Raises:
+            UserError: it names code that is not trusted.
         """
         from safetensors.torch import load_model
 
+        trusted = check_trust(trusted)
         example = tuple(spec.zeros() for spec in self.inputs)
-        model = self.variant.model
         with torch.random.fork_rng(devices=[]):
-            module = locate(model["target"], "model", trusted)(**model["params"])
+            module = rebuild(self.variant.model, trusted)
             for surgery in self.variant.surgeries:
-                module = locate(surgery["by"], "surgery", trusted).replay(module, surgery["data"], example)
+                module = stage_class(surgery["by"], trusted).replay(module, surgery["data"], example)
         load_model(module, self.folder / WEIGHTS)
         return module if isinstance(module, torch.fx.GraphModule) else module.eval()
 
@@ -79,7 +91,7 @@ def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tu
     save_model(module, str(folder / WEIGHTS))
     description = {
         "format": FORMAT,
-        "inputs": [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in inputs],
+        "inputs": [asdict(spec) for spec in inputs],
         "variant": variant.to_json(),
     }
     (folder / VARIANT).write_text(json.dumps(description, indent=1) + "\n")
@@ -101,7 +113,7 @@ def open_artifact(folder: Path) -> Artifact:
         if description["format"] != FORMAT:
             message = f"written in format {description['format']}, this optkit reads {FORMAT}"
             raise UserError(message, key=str(path))
-        inputs = tuple(InputSpec(tuple(spec["shape"]), spec["dtype"]) for spec in description["inputs"])
+        inputs = tuple(InputSpec.from_json(spec) for spec in description["inputs"])
         return Artifact(Variant.from_json(description["variant"]), inputs, folder)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a variant: {error}", key=str(path)) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from optkit.core.errors import UserError
 
@@ -34,18 +34,21 @@ def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
 def new_folder(final: Path, key: str) -> Iterator[Path]:
     """A temporary folder that becomes ``final`` when the block ends well, and is removed when it does not.
 
-    A reader sees the whole folder or none; of two writers the first wins.
+    A reader sees the whole folder or none; of two writers the first wins. Who may read it, files within included, is as
+    the umask says.
 
     Raises:
         UserError: the place cannot be written.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        temporary = _beside(final)
+        temporary.mkdir()
     except OSError as error:
         raise UserError(f"cannot write to {final.parent}: {error.strerror}", key=key) from error
     try:
         yield temporary
+        _apply_umask(temporary)
         try:
             temporary.rename(final)
         except OSError:
@@ -64,15 +67,32 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Any, key: str) -> None:
-    """Write a file in one step: a reader sees the old one or the new one.
+    """Write a file in one step: a reader sees the old one or the new one, and a failure leaves the old one.
 
     Raises:
         UserError: the place cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(data, file)
-        os.replace(file.name, path)
+        temporary = _beside(path)
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                json.dump(data, file)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}", key=key) from error
+
+
+def _beside(path: Path) -> Path:
+    """A name that nothing has yet, in the same folder."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")
+
+
+def _apply_umask(folder: Path) -> None:
+    """Gives new files the mode that a plain ``open`` would have: safetensors makes its own for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)

@@ -1,10 +1,13 @@
-"""Targets: classes and functions named by dotted path in recipes and artifacts, looked up and called with care."""
+"""Targets: classes and functions named by dotted path, looked up and called. For recipes, which name code to run.
+
+What saved variants name goes through `optkit.core.trust`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optkit.core.errors import UserError, did_you_mean
@@ -12,21 +15,16 @@ from optkit.core.errors import UserError, did_you_mean
 TARGET = "_target_"
 
 
-def locate(target: str, key: str, trusted: Iterable[str] | None = None) -> Any:
+def locate(target: str, key: str) -> Any:
     """The object at a dotted path.
 
     Args:
         target: ``package.module.name``.
         key: where it was named, for the error.
-        trusted: top-level packages that may be imported; None when the user's own recipe named it.
 
     Raises:
-        UserError: there is no such object, or its package is not trusted.
+        UserError: there is no such object.
     """
-    package = target.partition(".")[0]
-    if trusted is not None and package not in trusted:
-        fix = f"if you trust it, pass trust=('{package}',)"
-        raise UserError(f"would run code of the package '{package}'", key=key, value=target, fix=fix)
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)

@@ -14,6 +14,7 @@ from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import POOL, Batch, Task
+from optkit.core.trust import check_trust
 from optkit.distill.objective import DistillationObjective, run_teacher
 from optkit.distill.recorded import RecordedLogits, bytes_of_top
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_name
@@ -36,6 +37,8 @@ class Distillation:
             to the teacher's, patterns as well; None is each loss's own choice.
         teacher: None is the recipe's baseline; or the folder of a variant of another run, a model spec (``_target_``,
             its arguments, ``checkpoint``), or a list of these, whose logits are averaged.
+        trust: what a variant's folder may name besides optkit's models and stages, as for `optkit.load`: packages or
+            modules with classes of models and stages, or the full name of one class or function.
         cached_views: record the teacher's logits on so many augmented passes over the train split, once for all runs;
             the epochs take them in turn. None runs the teacher on every batch. For losses of logits only.
         cached_top: record the so many largest logits of an example only, for many classes; each of the others gets an
@@ -50,6 +53,7 @@ class Distillation:
     alpha: float = 0.9
     pairs: Any = None
     teacher: dict[str, Any] | list[Any] | str | None = None
+    trust: Sequence[str] = ()
     cached_views: int | None = None
     cached_top: int | None = None
     compile_teacher: bool = False
@@ -69,6 +73,7 @@ class Distillation:
                 raise UserError(f"{value!r} is not {limits}", key=name, value=value)
         self._terms = read_terms(self.losses, self.pairs, self.temperature)
         check_teacher(self.teacher)
+        check_trust(self.trust)
         check_choice("compile_teacher", self.compile_teacher, (True, False))
         others = self.inside
         if self.cached_views is not None:
@@ -109,13 +114,13 @@ class Distillation:
             if unlabelled and term.needs_targets:
                 message = f"{term.name} needs the right classes, which the {unlabelled} unlabelled examples have not"
                 raise UserError(message, key=f"losses.{term.name}", fix="kd or dist, or task.unlabelled=null")
-        teacher = load_teacher(self.teacher, lambda: copy.deepcopy(module), build_model)
+        teacher = load_teacher(self.teacher, lambda: copy.deepcopy(module), build_model, self.trust)
         if self.compile_teacher:
             compiled(teacher)
         DistillationObjective(task, module, teacher, self._terms, alpha=self.alpha)
 
     def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
-        teacher = load_teacher(self.teacher, ctx.baseline, ctx.build_model)
+        teacher = load_teacher(self.teacher, ctx.baseline, ctx.build_model, self.trust)
         teacher.to(ctx.device, memory_format=torch.channels_last)
         student = module.to(ctx.device).eval()
         run = compiled(teacher) if self.compile_teacher else teacher

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optkit.core.artifact import open_artifact
+from optkit.core.artifact import Artifact, open_artifact
 from optkit.core.errors import UserError
 from optkit.core.targets import TARGET
 from optkit.engines import Inductor
@@ -45,13 +45,15 @@ def check_teacher(spec: Any) -> None:
         if TARGET not in spec:
             raise UserError("a model spec without _target_", key="teacher", fix="such as optkit.models.ResNetCIFAR")
     elif isinstance(spec, str) and spec != BASELINE:
-        _variant_module(spec)
+        _open(spec)
     elif spec is not None and spec != BASELINE:
         fix = "baseline, a variant's folder, a model spec, or a list of these"
         raise UserError(f"{spec!r} is no teacher", key="teacher", value=spec, fix=fix)
 
 
-def load_teacher(spec: Any, baseline: Callable[[], nn.Module], build_model: BuildModel) -> nn.Module:
+def load_teacher(
+    spec: Any, baseline: Callable[[], nn.Module], build_model: BuildModel, trust: Iterable[str] = ()
+) -> nn.Module:
     """A teacher in evaluation mode, without gradients.
 
     Args:
@@ -59,15 +61,19 @@ def load_teacher(spec: Any, baseline: Callable[[], nn.Module], build_model: Buil
             of these, whose logits are averaged.
         baseline: gives the recipe's baseline.
         build_model: builds a model spec.
+        trust: what variants may name besides optkit's models and stages, as for `optkit.load`.
+
+    Raises:
+        UserError: a variant names something else.
     """
     if isinstance(spec, list):
-        teacher: nn.Module = Ensemble([load_teacher(one, baseline, build_model) for one in spec])
+        teacher: nn.Module = Ensemble([load_teacher(one, baseline, build_model, trust) for one in spec])
     elif isinstance(spec, dict):
         teacher = build_model(spec)
     elif spec is None or spec == BASELINE:
         teacher = baseline()
     else:
-        teacher = _variant_module(spec)()
+        teacher = _rebuilt(spec, trust)
     return teacher.eval().requires_grad_(False)
 
 
@@ -88,13 +94,21 @@ def teacher_name(spec: Any) -> Any:
         return [teacher_name(one) for one in spec]
     if isinstance(spec, dict):
         return spec[TARGET]
-    return BASELINE if spec is None or spec == BASELINE else open_artifact(Path(spec)).variant.id
+    return BASELINE if spec is None or spec == BASELINE else _open(spec).variant.id
 
 
-def _variant_module(folder: str) -> Callable[[], nn.Module]:
-    """Gives the module of a variant in floating point, whose description is read and checked now."""
+def _open(folder: str) -> Artifact:
+    """A variant in floating point; its description is read and checked."""
     artifact = open_artifact(Path(folder).expanduser())
     if "float" not in artifact.variant.traits:
         found = ", ".join(sorted(artifact.variant.traits))
         raise UserError(f"the variant is {found}, not float", key="teacher", value=folder, fix="take one before int8")
-    return artifact.module
+    return artifact
+
+
+def _rebuilt(folder: str, trust: Iterable[str]) -> nn.Module:
+    artifact = _open(folder)
+    try:
+        return artifact.module(trust)
+    except UserError as error:
+        raise UserError(f"{folder}: {error.message}", key="teacher", value=folder, fix=error.fix) from error

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from optkit.core.artifact import TRUSTED, open_artifact
+from optkit.core.artifact import open_artifact
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError, did_you_mean
+from optkit.core.targets import check_parameters
 from optkit.engines.registry import ENGINES, Opens
-from optkit.engines.saved import read_session
+from optkit.engines.saved import ENGINE, Saved, read_session
 
 
 def load(
@@ -26,21 +27,23 @@ def load(
         engine: ``inductor``, ``openvino``, ...: gives a session compiled for `batch_size`. None gives the plain module,
             unless the folder was written by ``Session.save``, which remembers its engine and that engine's options.
         batch_size: of the session; None is the batch size the folder remembers.
-        trust: top-level packages besides optkit whose classes may be called to rebuild the model.
+        trust: what may be called to rebuild the model besides optkit's models and stages: packages or modules, for
+            their own classes of models and stages, or the full name of one class or function.
 
     Raises:
-        UserError: no variant there, an unknown engine, or one that cannot run this variant.
+        UserError: no variant there, a damaged one, one that names code that is not trusted, an unknown engine, or one
+            that cannot run this variant.
     """
     folder = Path(directory)
     artifact = open_artifact(folder)
     saved = read_session(folder)
     name = engine or (saved.engine if saved else None)
     if name is None:
-        return artifact.module((*TRUSTED, *trust))
+        return artifact.module(trust)
     if name not in ENGINES:
         raise UserError(f"no engine '{name}'", key="engine", value=name, fix=did_you_mean(name, ENGINES))
     same = saved is not None and saved.engine == name
-    chosen: Engine = ENGINES[name](**saved.options) if saved is not None and same else ENGINES[name]()
+    chosen: Engine = _as_saved(saved, folder) if saved is not None and same else ENGINES[name]()
     if reason := chosen.unavailable() or chosen.unsupported(artifact.variant.traits):
         raise UserError(reason, key="engine", value=name)
     example = saved.example if saved is not None else tuple(spec.zeros() for spec in artifact.inputs)
@@ -48,4 +51,14 @@ def load(
         example = tuple(torch.zeros((batch_size, *x.shape[1:]), dtype=x.dtype) for x in example)
     if saved is not None and same and isinstance(chosen, Opens):
         return chosen.open(folder, artifact.variant, replace(saved, example=example))
-    return chosen.compile(artifact.module((*TRUSTED, *trust)), artifact.variant, example)
+    return chosen.compile(artifact.module(trust), artifact.variant, example)
+
+
+def _as_saved(saved: Saved, folder: Path) -> Engine:
+    """The engine with the options of a session."""
+    kind, key = ENGINES[saved.engine], str(folder / ENGINE)
+    check_parameters(kind, saved.options, key)
+    try:
+        return kind(**saved.options)
+    except UserError as error:
+        raise UserError(error.message, key=f"{key}.{error.key}", value=error.value, fix=error.fix) from error

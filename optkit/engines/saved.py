@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from optkit.core.artifact import VARIANT, WEIGHTS, save_artifact
+from optkit.core.artifact import VARIANT, WEIGHTS, InputSpec, save_artifact
+from optkit.core.errors import UserError
 from optkit.core.variant import Variant
 
 ENGINE = "engine.json"
@@ -53,16 +53,28 @@ def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path,
     else:
         for name in (VARIANT, WEIGHTS):
             shutil.copyfile(source / name, folder / name)
-    inputs = [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in saved.example]
+    inputs = [asdict(InputSpec.of(x)) for x in saved.example]
     text = {"engine": saved.engine, "options": saved.options, "inputs": inputs, "facts": saved.facts}
     (folder / ENGINE).write_text(json.dumps(text, indent=1) + "\n")
     return folder
 
 
 def read_session(folder: Path) -> Saved | None:
-    """What `save_session` wrote; None in a folder that holds a variant only."""
-    if not (folder / ENGINE).is_file():
+    """What `save_session` wrote; None in a folder that holds a variant only.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / ENGINE
+    if not path.is_file():
         return None
-    found = json.loads((folder / ENGINE).read_text())
-    example = tuple(torch.zeros(x["shape"], dtype=getattr(torch, x["dtype"])) for x in found["inputs"])
-    return Saved(found["engine"], found["options"], example, found["facts"])
+    try:
+        found = json.loads(path.read_text())
+        example = tuple(InputSpec.from_json(spec).zeros() for spec in found["inputs"])
+        saved = Saved(found["engine"], found["options"], example, found["facts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a session: {error}", key=str(path)) from error
+    kinds = {"engine": str, "options": dict, "facts": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(getattr(saved, name), kind)]:
+        raise UserError(f"not a session: {wrong[0]} is {found[wrong[0]]!r}", key=str(path))
+    return saved

@@ -82,7 +82,7 @@ class Bench:
         config: what to measure.
         reference: the eager engine.
         threads: torch threads, already set.
-        trusted: top-level packages that the recipe named.
+        trusted: names of what may be called to rebuild a variant.
         seed: of the order in which sessions take their turns.
     """
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError, did_you_mean, first_line
+from optkit.core.trust import builds_saved
 
 IMAGES = ["pixel_values"]
 
@@ -63,6 +64,38 @@ def _skeleton(model: Any, inputs: Sequence[str]) -> dict[str, Any]:
     return {"target": "optkit.models.huggingface", "params": {"config": config, "inputs": list(inputs)}}
 
 
+def _check_saved(params: Mapping[str, Any]) -> None:
+    """Raises UserError unless parameters are such as `_skeleton` gives: nothing is fetched, and no other file read."""
+    config = params.get("config")
+    if params.get("pretrained") is not None or not isinstance(config, Mapping):
+        raise UserError("names a hub id or a folder", key="model", fix="a saved model holds its whole config")
+    for part in _mappings(config):
+        for key, value in part.items():
+            # kernels come from the hub as code; timm takes paths of pickled weights among its arguments
+            foreign = (
+                ("_implementation" in key and value is not None)
+                or (key == "architecture" and ":" in str(value))
+                or (key == "model_args" and not all(_is_plain(each) for each in dict(value or {}).values()))
+            )
+            if foreign:
+                raise UserError("a saved config names no code and no files", key=f"model.config.{key}", value=value)
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """A mapping and those within it."""
+    if isinstance(value, Mapping):
+        yield value
+    if isinstance(value, (Mapping, list)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _mappings(inner)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, or a list of numbers."""
+    return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, (int, float))
+
+
+@builds_saved(_check_saved)
 def huggingface(
     pretrained: str | None = None,
     config: Mapping[str, Any] | str | None = None,
@@ -190,7 +223,7 @@ def _build(pretrained: str | None, config: Any, of_images: bool) -> nn.Module:
     if isinstance(classes := known[type(config)], tuple) and not config.architectures:
         config.architectures = [classes[0].__name__]  # DeiT has two, and is not built unless one is chosen
     if pretrained is None:
-        return auto.from_config(config, dtype=torch.float32)
+        return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     with _found(pretrained, "pretrained"):
         return auto.from_pretrained(
             pretrained, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from optkit.core.errors import UserError, did_you_mean
+from optkit.core.trust import builds_saved
 
 
+def _check_saved(params: Mapping[str, Any]) -> None:
+    """Raises UserError for weights to be downloaded: a saved model has its own."""
+    if (weights := params.get("weights")) is not None:
+        raise UserError("a saved model names no other weights", key="model.weights", value=weights)
+
+
+@builds_saved(_check_saved)
 def torchvision(name: str, num_classes: int = 1000, weights: str | None = None) -> nn.Module:
     """The torchvision model ``name`` with ``num_classes`` outputs.
 

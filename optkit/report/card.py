@@ -70,9 +70,11 @@ def _results(own: Sequence[Row], recipe: dict[str, Any]) -> list[Any]:
 
     kind = "text-classification" if any(row.get("sequence_length") for row in own) else "image-classification"
     dataset = str(recipe.get("task.dataset") or recipe.get("task._target_", "unknown").rpartition(".")[2].lower())
+    several = len({row["sequence_length"] for row in own}) > 1
     found = []
     for row in own:
-        where = f"{row['engine']}, batch {row['batch_size']}, {row['threads']} threads"
+        length = f"{row['sequence_length']} tokens, " if several else ""
+        where = f"{row['engine']}, batch {row['batch_size']}, {length}{row['threads']} threads"
         for metric, key in (("accuracy", "accuracy"), ("speedup", "speedup"), ("latency_ms", "latency_p50_ms")):
             if row[key] is not None:
                 found.append(

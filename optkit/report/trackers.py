@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from optkit.core import ledger
+from optkit.core.cache import read_json, write_json
 from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.report.card import CARD, variant_folder
@@ -27,7 +28,7 @@ OF_ROW = (
     "accuracy", "accuracy_delta", "speedup", "speedup_same_engine", "latency_p50_ms", "latency_p99_ms", "throughput",
     "peak_memory_mb", "int8_share", "roofline",
 )  # fmt: skip
-OF_VARIANT = ("size_mb", "params", "macs", "sparsity", "stage_cost_s", "stage_device_s")
+OF_VARIANT = ("size_mb", "params", "sparsity", "stage_cost_s", "stage_device_s")
 
 
 class Tracker(Protocol):
@@ -143,12 +144,13 @@ def send(folder: Path, tracker: Tracker) -> bool:
         UserError: a folder without a ledger.
     """
     records = ledger.unique(ledger.read(folder))
-    if _sent(folder).get(repr(tracker)) == len(records):
+    sent, name = _sent(folder), without_credentials(repr(tracker))
+    if sent.get(name) == len(records):
         return False
     found = rows(records)
     with _opened(tracker, folder.name, None) as run:
         run.store_init_configuration({key: _simple(value) for key, value in flat_recipe(folder).items()})
-        for record in sorted(records, key=lambda r: r.step):
+        for record in sorted((r for r in records if r.control is None), key=lambda r: r.step):
             run.log(_metrics(record, found), step=record.step)
         for file in (folder / name for name in FILES):
             if file.is_file():
@@ -157,8 +159,13 @@ def send(folder: Path, tracker: Tracker) -> bool:
             _send_variants(folder, tracker, records, found)
     if not tracker.nested:
         _send_variants(folder, tracker, records, found)
-    (folder / SENT).write_text(json.dumps(_sent(folder) | {repr(tracker): len(records)}, indent=1) + "\n")
+    write_json(folder / SENT, sent | {name: len(records)}, key="out")
     return True
+
+
+def without_credentials(text: str) -> str:
+    """A text without the user and the password in its URIs (``scheme://user:password@host``)."""
+    return re.sub(r"://[^/\s'\"]*@", "://", text)
 
 
 @contextmanager
@@ -191,15 +198,16 @@ def _send_variants(folder: Path, tracker: Tracker, records: Sequence[Record], fo
 
 
 def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
-    """Everything measured of a variant, by engine, batch size and name."""
+    """Everything measured of a variant, by engine, batch size, length of texts if there are several, and name."""
     own = [row for row in found if (row["variant"], row["step"]) == (record.variant, record.step)]
-    metrics = {
-        _safe(f"{row['engine']}/batch {row['batch_size']}/{key}"): row[key]
-        for row in own
-        for key in OF_ROW
-        if row.get(key) is not None
-    }
-    return metrics | {key: own[0][key] for key in OF_VARIANT if own and own[0].get(key) is not None}
+    several = len({row["sequence_length"] for row in found}) > 1
+    metrics = {}
+    for row in own:
+        length = f"{row['sequence_length']} tokens/" if several else ""
+        where = f"{row['engine']}/batch {row['batch_size']}/{length}"
+        metrics |= {_safe(f"{where}{key}"): row[key] for key in OF_ROW} | {f"{length}macs": row["macs"]}
+        metrics |= {key: row[key] for key in OF_VARIANT}
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _curves(facts: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
@@ -214,8 +222,8 @@ def _curves(facts: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
 
 
 def _sent(folder: Path) -> dict[str, int]:
-    file = folder / SENT
-    return json.loads(file.read_text()) if file.is_file() else {}
+    found = read_json(folder / SENT)
+    return {without_credentials(name): count for name, count in found.items()} if isinstance(found, dict) else {}
 
 
 def _simple(value: Any) -> Any:

@@ -1,7 +1,7 @@
 import pytest
 
 from optkit.core.errors import UserError, did_you_mean
-from optkit.core.targets import build, locate
+from optkit.core.targets import build
 
 
 def test_nodes_are_built_inside_out():
@@ -34,11 +34,6 @@ def test_a_spec_stays_a_spec():
 def test_mistakes_name_the_full_key(node, message):
     with pytest.raises(UserError, match=message):
         build(node, "stages.x")
-
-
-def test_untrusted_packages_are_not_even_imported():
-    with pytest.raises(UserError, match="would run code"):
-        locate("antigravity.fly", "model", trusted=("optkit",))
 
 
 def test_far_off_names_list_what_is_known():

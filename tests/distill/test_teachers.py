@@ -1,5 +1,8 @@
 """Where a teacher comes from, and what is recorded of it."""
 
+import json
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -70,6 +73,32 @@ def test_the_stage_takes_them(folder, context, tmp_path, kind):
     stage = Distillation(teacher=str(folder) if kind == "folder" else [str(folder), None], trainer=TRAINER)
     facts = _apply(stage, context, tmp_path, "one", max_steps=2).facts
     assert facts["teacher"] == ("abc" if kind == "folder" else ["abc", "baseline"])
+
+
+def test_a_teacher_of_the_users_own_is_named_by_the_recipe(folder, digits, context, tmp_path, monkeypatch):
+    (tmp_path / "my_teachers.py").write_text("from optkit.models import SmallCNN\nclass Own(SmallCNN): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = folder / "variant.json"
+    path.write_text(path.read_text().replace(SPEC.target, "my_teachers.Own"))
+    refused = "teacher: .*1-teacher: would run code of the package 'my_teachers' .*add 'my_teachers.Own' to trust"
+    for teacher in (str(folder), [str(folder), "baseline"]):
+        with pytest.raises(UserError, match=refused):
+            Distillation(teacher=teacher).check(SPEC.build(0), SealedTask(digits))
+        Distillation(teacher=teacher, trust=["my_teachers"]).check(SPEC.build(0), SealedTask(digits))
+    stage = Distillation(teacher=str(folder), trust=["my_teachers.Own"], trainer=TRAINER)
+    assert _apply(stage, context, tmp_path, "one", max_steps=2).facts["teacher"] == "abc"
+    del sys.modules["my_teachers"]
+
+
+def test_a_teachers_folder_runs_no_other_code(folder, digits, tmp_path):
+    path = folder / "variant.json"
+    data = json.loads(path.read_text())
+    node = {"_target_": "os.system", "command": f"touch {tmp_path}/pwned"}
+    data["variant"]["model"] = {"target": "optkit.core.targets.build", "params": {"node": node, "key": "x"}}
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="teacher: .*would run code"):
+        Distillation(teacher=str(folder)).check(SPEC.build(0), SealedTask(digits))
+    assert not (tmp_path / "pwned").exists()
 
 
 def _files():
@@ -168,6 +197,7 @@ def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
         ({"teacher": [None, None], "losses": {"hint": 1}}, "teacher: only logits are averaged, and hint compares"),
         ({"compile_teacher": True, "losses": {"hint": 1}}, "compile_teacher: only logits are compiled, and hint"),
         ({"compile_teacher": "no"}, "compile_teacher"),
+        ({"trust": "mypackage"}, "trust: 'mypackage' is not a list of names"),
         ({"cached_top": 3}, "cached_top: nothing is recorded"),
         ({"cached_views": 1, "cached_top": 0}, "cached_top: 0 is not a whole number"),
         ({"cached_views": 0}, "cached_views: 0 is not a whole number"),

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -118,3 +119,28 @@ def test_threads_are_as_before_where_nothing_was_compiled():
     with pytest.raises(ValueError, match="broken"):
         optkit.engines.compile(Broken(), (torch.zeros(1, 2),), engine="inductor", threads=before + 1)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("", "not a session"),
+        ("[]", "not a session"),
+        ("{}", "not a session"),
+        ({"engine": None}, "not a session: engine is None"),
+        ({"engine": "inducter"}, "did you mean 'inductor'"),
+        ({"options": [1]}, r"not a session: options is \[1\]"),
+        ({"options": {"command": "ls"}}, r"engine.json.command: unknown key; Eager takes no 'command'"),
+        ({"engine": "inductor", "options": {"precision": "fp99"}}, r"engine.json.precision: no precision 'fp99'"),
+        ({"facts": "x"}, "not a session: facts is 'x'"),
+        ({"inputs": 3}, "not a session"),
+        ({"inputs": [{"shape": [2, 1, 8, 8], "dtype": "load"}]}, "not a session: no dtype 'load'"),
+        ({"inputs": [{"shape": "2", "dtype": "float32"}]}, "not a session"),
+    ],
+)
+def test_a_damaged_session_is_a_clear_error(model, tmp_path, damage, message):
+    Eager().compile(model, VARIANT, (torch.zeros(2, 1, 8, 8),)).save(tmp_path)
+    path = tmp_path / "engine.json"
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(UserError, match=message):
+        optkit.load(tmp_path)

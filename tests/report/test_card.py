@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -32,6 +34,21 @@ def test_a_card_for_each_variant_reads_back_through_the_hub(tmp_path):
     assert "| 3 quantize | inductor | 8 |" in text
     assert 'optkit.load("variants/3-quantize", engine="inductor", batch_size=8)' in text
     assert '- processor: `"A Processor"`' in text
+
+
+@pytest.mark.parametrize("lengths", [(32, 128), (128,)])
+def test_results_at_several_lengths_of_texts_have_names_of_their_own(tmp_path, lengths):
+    record = chain()[0]
+    measurements = [
+        replace(m, conditions=m.conditions | {"sequence_length": length})
+        for length in lengths
+        for m in record.measurements
+        if m.name == "accuracy"
+    ]
+    (file,) = write_cards(_with_variants(tmp_path, [replace(record, measurements=measurements)]))
+    names = {r.metric_name for r in ModelCard.load(file).data.eval_results if "inductor" in r.metric_name}
+    parts = [f"{length} tokens, " for length in lengths] if len(lengths) > 1 else [""]
+    assert names == {f"accuracy (inductor, batch 8, {part}2 threads)" for part in parts}
 
 
 def test_a_variant_without_a_folder_gets_no_card(tmp_path):

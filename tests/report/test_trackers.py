@@ -10,13 +10,16 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from optkit.config import _rerun
 from optkit.core.errors import UserError
 from optkit.report import rows
 from optkit.report.trackers import MLflow, TensorBoard, WandB, send
-from tests.report.runs import chain, write_run
+from tests.conftest import make_record
+from tests.report.runs import answers, chain, write_run
 
 CURVE = {"inner": {"training": {"losses": [0.9, 0.4, 0.2], "validation": [0.7, 0.9]}}}
 
@@ -26,6 +29,114 @@ def folder(tmp_path):
     records = chain()
     records[2] = replace(records[2], facts=CURVE, params={"temperature": 4.0, "trainer": {"epochs": 3}})
     return write_run(tmp_path / "run-1", records, "chain: [train, prune]\nstages: {prune: {amount: 0.5}}\n")
+
+
+class Kept:
+    """Keeps what it is sent, by variant; None is the run."""
+
+    nested = False
+
+    def __init__(self, uri="memory://"):
+        self.uri, self.logged = uri, {}
+
+    def __repr__(self):
+        return f"Kept(uri={self.uri!r})"
+
+    def open(self, run, variant):
+        metrics = self.logged.setdefault(variant, [])
+        return SimpleNamespace(
+            store_init_configuration=lambda values: None,
+            log=lambda values, step: metrics.append((step, values)),
+            finish=lambda: None,
+        )
+
+    def attach(self, tracker, file):
+        pass
+
+
+def _control(record, right):
+    """The same stage in a control, with so many right answers of 1000."""
+    made = make_record(
+        variant=f"control-{record.step}", step=record.step, stage=record.stage, batch_size=8, correct=answers(right)
+    )
+    return replace(made, control="random")
+
+
+def _at_lengths(records, *lengths):
+    """The records as of texts of these lengths; each length has 100 MACs a token."""
+    found = []
+    for record in records:
+        measurements = [m for m in record.measurements if m.name not in ("accuracy", "latency", "macs")]
+        for length in lengths:
+            for m in record.measurements:
+                if m.name in ("accuracy", "latency", "macs"):
+                    value = 100 * length if m.name == "macs" else m.value * (length if m.name == "latency" else 1)
+                    here = m.conditions | {"sequence_length": length}
+                    if m.name == "latency":
+                        here["interleaved"] += f"-{length}"
+                    measurements.append(replace(m, value=value, conditions=here))
+        found.append(replace(record, measurements=measurements))
+    return found
+
+
+def test_the_run_shows_its_own_variants_and_not_its_controls(tmp_path):
+    records = chain()
+    folder = write_run(tmp_path / "run-1", [*records, _control(records[1], 100), _control(records[2], 200)])
+    tracker = Kept()
+    assert send(folder, tracker)
+    name = "eager/batch 8/accuracy"
+    assert [(step, m[name]) for step, m in tracker.logged[None] if name in m] == [(0, 0.95), (1, 0.55), (2, 0.948)]
+    (_, of_control), = tracker.logged["random-1-prune"]  # fmt: skip
+    assert of_control[name] == 0.1
+
+
+def test_several_lengths_of_texts_stand_apart(tmp_path):
+    name = "inductor/batch 8/{}latency_p50_ms"
+    for lengths, parts in (((32, 128), ("32 tokens/", "128 tokens/")), ((128,), ("",))):
+        folder = write_run(tmp_path / str(len(lengths)), _at_lengths(chain(), *lengths))
+        tracker = Kept()
+        send(folder, tracker)
+        (_, metrics), = tracker.logged["3-quantize"]  # fmt: skip
+        assert {key for key in metrics if "p50" in key} == {name.format(part) for part in parts}
+        assert [metrics[f"{part}macs"] for part in parts] == [100 * length for length in lengths]
+        first, last = (metrics[name.format(part)] for part in (parts[0], parts[-1]))
+        assert last == pytest.approx(first * lengths[-1] / lengths[0])
+
+
+def test_what_was_sent_is_kept_without_credentials_and_survives_a_kill(folder):
+    tracker = Kept("postgresql://me:se@cret@host/db")
+    assert send(folder, tracker)
+    assert not send(folder, tracker)
+    text = (folder / "tracked.json").read_text()
+    assert "cret" not in text
+    assert "postgresql://host/db" in text
+    assert send(folder, Kept("postgresql://other/db"))
+    (folder / "tracked.json").write_text(text[:10])
+    assert send(folder, tracker)
+    assert not send(folder, tracker)
+    (folder / "tracked.json").write_text(json.dumps({repr(tracker): 4}))
+    assert not send(folder, tracker)
+
+
+def test_a_runs_recipe_holds_no_password():
+    tracker = {
+        "_target_": "optkit.report.trackers.MLflow",
+        "uri": "https://me:secret@host:5000/path",
+        "artifacts": None,
+    }
+    kept = _rerun({"name": "a", "tracker": tracker, "fresh": True})
+    assert kept == {"name": "a", "tracker": tracker | {"uri": "https://host:5000/path"}, "fresh": False}
+    assert _rerun({"name": "a"}) == {"name": "a", "fresh": False}
+
+
+def test_a_failure_while_noting_what_was_sent_leaves_the_old_note(folder, monkeypatch):
+    assert send(folder, Kept())
+    before = (folder / "tracked.json").read_text()
+    monkeypatch.setattr("json.dump", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        send(folder, Kept("other://"))
+    assert (folder / "tracked.json").read_text() == before
+    assert not list(folder.glob(".tracked*"))
 
 
 def test_mlflow_holds_a_run_with_its_variants_and_reads_back(folder, tmp_path):

@@ -1,0 +1,97 @@
+"""What a saved variant may name. It is data, whoever wrote it: it reaches builders of models and stages, no other code.
+
+What is trusted besides optkit is a list of names: of packages or modules, whose own classes of models and of stages may
+then be named, or of one thing by its full path, which may be a function.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from optkit.core.errors import UserError
+from optkit.core.targets import check_parameters, locate
+
+MODELS, STAGES = "optkit.models", "optkit"
+CHECK = "check_saved"
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+
+def builds_saved(check: Callable[[Mapping[str, Any]], None]) -> Callable[[Builder], Builder]:
+    """Marks a function as a builder that saved variants may name.
+
+    Args:
+        check: raises UserError for parameters that do more than say a structure: fetch, or read other files.
+    """
+
+    def mark(builder: Builder) -> Builder:
+        setattr(builder, CHECK, check)
+        return builder
+
+    return mark
+
+
+def check_trust(trusted: Iterable[str]) -> tuple[str, ...]:
+    """The names; raises UserError unless it is a list of them."""
+    names = (trusted,) if isinstance(trusted, str) else tuple(trusted)
+    if isinstance(trusted, str) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{trusted!r} is not a list of names", key="trust", value=trusted, fix="such as ['mypackage']")
+    return names
+
+
+def rebuild(model: Mapping[str, Any], trusted: tuple[str, ...] = ()) -> nn.Module:
+    """The fresh model of a saved variant's spec.
+
+    Args:
+        model: ``target`` and ``params``.
+        trusted: names of what may be called besides the builders of optkit.
+
+    Raises:
+        UserError: a target that is not trusted or builds no models, or parameters that it does not take.
+    """
+    target, params = model.get("target"), model.get("params")
+    builder = _trusted(target, "model", (MODELS, *trusted))
+    check = getattr(builder, CHECK, None)
+    is_class = inspect.isclass(builder) and issubclass(builder, nn.Module)
+    if not (is_class or check or (target in trusted and callable(builder))):
+        raise UserError(f"{target} is no class of models", key="model", value=target, fix=_fix(target))
+    if not isinstance(params, Mapping):
+        raise UserError(f"{params!r} are no parameters", key="model", value=target)
+    if check:
+        check(params)
+    check_parameters(builder, params, "model")
+    return builder(**params)
+
+
+def stage_class(target: Any, trusted: tuple[str, ...] = ()) -> Any:
+    """The class of a stage that a saved variant's surgery names, for its ``replay``.
+
+    Raises:
+        UserError: it is not trusted, or replays nothing.
+    """
+    found = _trusted(target, "surgery", (STAGES, *trusted))
+    if not (inspect.isclass(found) and callable(getattr(found, "replay", None))):
+        raise UserError(f"{target} is no stage with a replay", key="surgery", value=target)
+    return found
+
+
+def _trusted(target: Any, key: str, trusted: tuple[str, ...]) -> Any:
+    """What is at a path, if both the path and where the thing is defined are trusted."""
+    if not isinstance(target, str) or not _lies_within(target, trusted):
+        package = str(target).partition(".")[0]
+        raise UserError(f"would run code of the package '{package}'", key=key, value=target, fix=_fix(target))
+    found = locate(target, key)
+    if target not in trusted and not _lies_within(home := str(getattr(found, "__module__", None)), trusted):
+        raise UserError(f"would run code of '{home}'", key=key, value=target, fix=_fix(target))
+    return found
+
+
+def _lies_within(path: str, trusted: Iterable[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in trusted)
+
+
+def _fix(target: Any) -> str:
+    return f"if you trust it, add '{target}' to trust"
