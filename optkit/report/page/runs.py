@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.core import ledger
 from optkit.core.errors import UserError
 from optkit.core.records import Record
+from optkit.core.setting import Setting
 from optkit.report.page.verdict import Verdict, verdict
 from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
@@ -59,13 +60,13 @@ def open_runs(folders: Sequence[Path], p99_limit: float | None = None) -> list[S
     return [_open(folder, name, p99_limit) for folder, name in zip(folders, names, strict=True)]
 
 
-def headline(run: ShownRun) -> tuple[str, int] | None:
-    """The engine and batch size that the verdict is about; else those of the last variant at the largest batch."""
+def headline(run: ShownRun) -> tuple[str, Setting] | None:
+    """The engine and setting that the verdict is about; else those of the last variant in the largest setting."""
     timed = [row for row in run.rows if row["speedup"] is not None]
     if not timed:
         return None
-    row = run.verdict.row or max(timed, key=lambda r: (r["step"], r["batch_size"]))
-    return row["engine"], row["batch_size"]
+    row = run.verdict.row or max(timed, key=lambda r: (r["step"], Setting.of(r)))
+    return row["engine"], Setting.of(row)
 
 
 def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:

@@ -1,4 +1,4 @@
-"""What each step of a chain changed against its parent, on one engine at one batch size."""
+"""What each step of a chain changed against its parent, on one engine in one setting."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optkit.core.setting import Setting
 from optkit.report.page.words import name
 from optkit.report.plot import steady_latency
 from optkit.report.rows import REFERENCE, Row
@@ -35,13 +36,13 @@ class Change:
     delta_ci: list[float] | None
 
 
-def changes(rows: Sequence[Row], engine: str, batch_size: int) -> list[Change]:
+def changes(rows: Sequence[Row], engine: str, setting: Setting) -> list[Change]:
     """The steps of one run, from the baseline on eager over the engine to the last variant that this engine runs.
 
     Parent and child were timed in different rounds, each beside the baseline: the interval of their ratio is that of a
     quotient of two independent speedups (their relative half-widths added in quadrature).
     """
-    steady = steady_latency([r for r in rows if r["batch_size"] == batch_size])
+    steady = steady_latency([r for r in rows if Setting.of(r) == setting])
     start = next((r for r in steady if r["step"] == 0 and r["engine"] == REFERENCE), None)
     here = _line([r for r in steady if r["engine"] == engine])
     found: list[Change] = []

@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from optkit.core.setting import Setting
 from optkit.report.controls import against_controls
 from optkit.report.page.content import Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, TIMES, change, name, place, seconds, signed
-from optkit.report.rows import REFERENCE, Row
+from optkit.report.page.words import DASH, TIMES, change, name, seconds, signed
+from optkit.report.rows import REFERENCE, Row, place
 
 
 def title(runs: Sequence[ShownRun]) -> str:
@@ -59,7 +60,7 @@ def _tiles(run: ShownRun) -> list[dict[str, str]]:
         _tile("change, points", signed(row["accuracy_delta"]), f"{signed(delta_low)} to {signed(delta_high)}"),
         _tile("accuracy", f"{100 * row['accuracy']:.1f}%", f"of {row['examples']:,} test examples"),
     ]
-    base = next((r for r in run.rows if r["step"] == 0), None)
+    base = next((r for r in run.rows if r["step"] == 0 and Setting.of(r) == Setting.of(row)), None)
     if base is not None and base["size_mb"] and row["size_mb"]:
         tiles.append(
             _tile("size", f"{row['size_mb']:.3g} MB", f"{row['size_mb'] / base['size_mb']:.0%} of the baseline's")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optkit.report.many import LEVEL, TOLERANCES
-from optkit.report.page.words import name, place, points, times
-from optkit.report.rows import REFERENCE, Row
+from optkit.report.page.words import name, points, times
+from optkit.report.rows import REFERENCE, Row, place
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Verdict:
 def verdict(rows: Sequence[Row]) -> Verdict:
     """Judges the rows of one run.
 
-    Rows compete by the lower end of their speedup's interval against the baseline on eager at the same batch size, so
+    Rows compete by the lower end of their speedup's interval against the baseline on eager in the same setting, so
     a lucky figure with a wide interval does not win. "Surely within a loss" is corrected for the number of variants
     that are compared. "Cannot be told from none" is not: a correction would let larger losses pass.
     """
