@@ -10,10 +10,10 @@ import pytest
 
 from optkit.core.errors import UserError
 from optkit.core.setting import Setting
-from optkit.report import rows
+from optkit.report import rows, write_report
 from optkit.report.page import render_page
 from optkit.report.page.costs import break_evens
-from optkit.report.page.runs import variant_names
+from optkit.report.page.runs import open_runs, variant_names
 from optkit.report.page.steps import changes
 from optkit.report.page.verdict import verdict
 from optkit.report.page.words import count, seconds, signed
@@ -93,6 +93,19 @@ def test_without_a_technique_that_pays_the_verdict_says_so():
     assert verdict(rows(both)).sentence.startswith("Nothing here is measurably faster")
 
 
+def test_without_answers_of_the_baseline_on_eager_the_verdict_says_so():
+    found = [
+        replace(
+            r, measurements=[m for m in r.measurements if m.name != "accuracy" or m.conditions["engine"] == "inductor"]
+        )
+        for r in chain()
+    ]
+    judged = verdict(rows(found))
+    assert judged.row is None
+    assert judged.sentence.startswith("No change of accuracy is known")
+    assert "“quantize” on inductor at batch 8, is " in judged.sentence
+
+
 def test_the_steps_multiply_to_the_whole():
     steps = changes(rows(chain()), "inductor", Setting(8))
     assert [s.name for s in steps] == ["train, eager", "inductor engine", "1 prune", "2 recover", "3 quantize"]
@@ -114,7 +127,7 @@ def test_break_even_is_the_stages_time_over_what_each_example_saves():
 
 
 def test_what_saves_nothing_never_pays():
-    start, pruned, *_ = chain()
+    start, *_ = chain()
     times = series({"eager": 8.0, "inductor": 4.0})
     from tests.conftest import make_record
 
@@ -122,8 +135,8 @@ def test_what_saves_nothing_never_pays():
         variant="v1", parent="v0", step=1, stage="slow", batch_size=8, series=times, correct=answers(950)
     )
     found = break_evens(rows([start, slower]))
+    assert [b.row["engine"] for b in found] == ["eager", "inductor"]
     assert all(math.isinf(b.examples) for b in found)
-    assert pruned.stage == "prune"
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(folder):
@@ -155,6 +168,26 @@ def test_every_chart_has_a_name_a_summary_and_its_table(folder):
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert "1.50" in text  # of the sensitivity
+
+
+def test_a_controls_sensitivity_does_not_take_the_place_of_the_stages_own(tmp_path):
+    own, other = sensitivity(), replace(sensitivity(), criterion="random")
+    start, pruned, *_ = chain()
+    records = [
+        start,
+        replace(pruned, facts={"sensitivity": own.to_dict()}),
+        replace(pruned, variant="c1", control="random_prune", facts={"sensitivity": other.to_dict()}),
+    ]
+    folder = write_run(tmp_path / "run", records)
+    (run,) = open_runs([folder])
+    assert {where: table.criterion for where, table in run.sensitivities.items()} == {"before “1 prune”": "l2"}
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "optkit.report.heatmap.save_heatmap", lambda table, file: drawn.update({file.name: table.criterion})
+        )
+        write_report(folder)
+    assert drawn == {"sensitivity-1-prune.svg": "l2"}
 
 
 def test_a_sweep_has_a_curve_with_a_name_a_summary_and_its_table(tmp_path):

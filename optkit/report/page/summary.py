@@ -153,7 +153,8 @@ def _within(run: ShownRun) -> list[str]:
     untimed = sum(row["speedup"] is None for row in run.rows)
     if untimed:
         found.append(f"{untimed} of {len(run.rows)} rows have no latency beside the baseline and stand in tables only.")
-    if not any(row["engine"] == REFERENCE for row in run.rows):
+    later = {row["engine"] for row in run.rows if row["step"] > 0}
+    if later and REFERENCE not in later:
         found.append(f"The variants were not run on {REFERENCE}; speedups are still against the baseline there.")
     return found
 
