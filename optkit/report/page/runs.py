@@ -80,7 +80,9 @@ def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:
     root = folder if folder.is_dir() else folder.parent
     recipe = root / "recipe.yaml"
     text = recipe.read_text(errors="replace") if recipe.is_file() else ""
-    return ShownRun(name, folder, records, found, verdict(found), text, _sensitivities(root, records), _ablation(root))
+    return ShownRun(
+        name, folder, records, found, verdict(found), text, _sensitivities(root, records, names), _ablation(root)
+    )
 
 
 def variant_names(records: Sequence[Record]) -> dict[tuple[int, str], str]:
@@ -103,7 +105,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(f[-depth:]) for f in full]
 
 
-def _sensitivities(root: Path, records: Sequence[Record]) -> dict[str, Sensitivity]:
+def _sensitivities(root: Path, records: Sequence[Record], names: dict[tuple[int, str], str]) -> dict[str, Sensitivity]:
+    """That of the baseline, and those that the recipe's stages measured; a control's would rank at random."""
     from optkit.prune import Sensitivity
 
     found = {}
@@ -111,8 +114,8 @@ def _sensitivities(root: Path, records: Sequence[Record]) -> dict[str, Sensitivi
     if file.is_file():
         found["the baseline"] = Sensitivity.load(file)
     for record in records:
-        if "sensitivity" in record.facts:
-            found[f"before “{record.stage}”"] = Sensitivity.from_dict(record.facts["sensitivity"])
+        if "sensitivity" in record.facts and record.control is None:
+            found[f"before “{names[record.step, record.variant]}”"] = Sensitivity.from_dict(record.facts["sensitivity"])
     return found
 
 
