@@ -197,6 +197,14 @@ def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.flo
     return Estimate(*(math.exp(x) for x in found))
 
 
+def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
+    """One ratio over another that is independent of it: the widths of their logarithms are added in quadrature."""
+    value = numerator.value / denominator.value
+    below = math.hypot(math.log(numerator.value / numerator.low), math.log(denominator.high / denominator.value))
+    above = math.hypot(math.log(numerator.high / numerator.value), math.log(denominator.value / denominator.low))
+    return Estimate(value, value * math.exp(-below), value * math.exp(above))
+
+
 def detectable_ratio(ratio: Estimate) -> float:
     """The smallest ratio above 1 that a measurement with this interval would have shown with 80% power."""
     from scipy.stats import norm

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
 from optkit.core.setting import Setting
-from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
+from optkit.core.statistics import Estimate, paired_difference, quotient, ratio_of_medians
 from optkit.report.many import correct_for_many
 from optkit.report.sweep import MIN_CALLS, add_limits
 
@@ -54,6 +54,11 @@ def rows(records: Iterable[Record]) -> list[Row]:
 def place(row: Row) -> str:
     """Where a row was measured, in words."""
     return f"{row['engine']} at {Setting.of(row)}"
+
+
+def relative_speedup(row: Row, other: Row) -> Estimate:
+    """How many times as fast a row is as another that was timed apart: its speedup over the other's."""
+    return quotient(*(Estimate(r["speedup"], *r["speedup_ci"]) for r in (row, other)))
 
 
 def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:

@@ -102,6 +102,17 @@ def test_an_interval_of_latencies_holds_latencies():
     assert 0 < found.low <= found.value <= found.high
 
 
+def test_a_quotient_of_independent_ratios_is_as_wide_as_both_together():
+    random, (a, b) = np.random.default_rng(10), (0.03, 0.04)
+    one, other = (
+        statistics.Estimate(v, v * math.exp(-1.96 * e), v * math.exp(1.96 * e)) for v, e in ((6.0, a), (2.0, b))
+    )
+    draws = 3 * np.exp(a * random.standard_normal(100_000) - b * random.standard_normal(100_000))
+    found = statistics.quotient(one, other)
+    assert found.value == 3
+    assert found.ci == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist(), rel=0.005)
+
+
 def test_ratio_needs_the_same_rounds():
     with pytest.raises(ValueError, match="same rounds"):
         statistics.ratio_of_medians(np.ones((3, 5)), np.ones((4, 5)))

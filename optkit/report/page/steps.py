@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optkit.core.setting import Setting
 from optkit.report.page.words import name
 from optkit.report.plot import steady_latency
-from optkit.report.rows import REFERENCE, Row
+from optkit.report.rows import REFERENCE, Row, relative_speedup
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Change:
     before_ms: float
     before_accuracy: float
     ratio: float
-    ratio_ci: tuple[float, float]
+    ratio_ci: list[float]
     delta: float | None
     delta_ci: list[float] | None
 
@@ -71,32 +70,22 @@ def _line(rows: Sequence[Row]) -> list[Row]:
 
 
 def _first(row: Row, name: str) -> Change:
-    return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, (1.0, 1.0), 0.0, [0.0, 0.0])
+    return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, [1.0, 1.0], 0.0, [0.0, 0.0])
 
 
 def _engine(row: Row, start: Row) -> Change:
-    ratio, ci = _quotient(row, start)
-    delta, delta_ci = row["accuracy_delta"], row["accuracy_delta_ci"]
-    return Change(
-        f"{row['engine']} engine", "engine", row, start["latency_p50_ms"], start["accuracy"], ratio, ci, delta, delta_ci
-    )
+    return _step(f"{row['engine']} engine", "engine", row, start, row["accuracy_delta"], row["accuracy_delta_ci"])
 
 
 def _stage(row: Row, parent: Row) -> Change:
-    ratio, ci = _quotient(row, parent)
     paired = row["parent"] == parent["variant"]
     delta, delta_ci = (row["accuracy_delta_parent"], row["accuracy_delta_parent_ci"]) if paired else (None, None)
-    return Change(
-        name(row), row["technique"], row, parent["latency_p50_ms"], parent["accuracy"], ratio, ci, delta, delta_ci
-    )
+    return _step(name(row), row["technique"], row, parent, delta, delta_ci)
 
 
-def _quotient(row: Row, parent: Row) -> tuple[float, tuple[float, float]]:
-    ratio = row["speedup"] / parent["speedup"]
-    below = math.hypot(_log(row["speedup"], row["speedup_ci"][0]), _log(parent["speedup_ci"][1], parent["speedup"]))
-    above = math.hypot(_log(row["speedup_ci"][1], row["speedup"]), _log(parent["speedup"], parent["speedup_ci"][0]))
-    return ratio, (ratio * math.exp(-below), ratio * math.exp(above))
-
-
-def _log(a: float, b: float) -> float:
-    return math.log(a / b)
+def _step(
+    name: str, technique: str, row: Row, parent: Row, delta: float | None, delta_ci: list[float] | None
+) -> Change:
+    ratio = relative_speedup(row, parent)
+    before = parent["latency_p50_ms"], parent["accuracy"]
+    return Change(name, technique, row, *before, ratio.value, ratio.ci, delta, delta_ci)

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from optkit.core.setting import Setting
+from optkit.report.comparable import ENGINES, differences, surroundings
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
@@ -28,20 +29,24 @@ def tradeoff_figures(runs: Sequence[ShownRun]) -> list[Figure]:
 
 
 def _conditions(runs: Sequence[ShownRun]) -> Callable[[Row], str]:
-    """What rows must share to stand in one picture, in words; the machine and the task only where runs differ "
-    "in them."""
-    machine = {run.name: run.first.environment.get("cpu", {}).get("name", "unknown processor") for run in runs}
+    """What rows must share to stand in one picture, in words; machine, versions and task only where runs differ."""
+    around = {run.name: surroundings(run.first) for run in runs}
+    differing = differences(list(around.values()))
     data = {run.name: str(run.first.data.get("fingerprint", "")) for run in runs}
     many_threads = len({row["threads"] for run in runs for row in run.rows}) > 1
 
     def key(row: Row) -> str:
         parts = [str(Setting.of(row))]
         parts += [f"{row['threads']} threads"] if many_threads else []
-        parts += [machine[row["run"]]] if len(set(machine.values())) > 1 else []
+        parts += [_named(what, around[row["run"]].get(what, "unknown")) for what in differing]
         parts += [f"data {data[row['run']][:8] or 'unknown'}"] if len(set(data.values())) > 1 else []
         return ", ".join(parts)
 
     return key
+
+
+def _named(what: str, value: str) -> str:
+    return f"{what} {value}" if what in ENGINES or value == "unknown" else value
 
 
 def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure:
