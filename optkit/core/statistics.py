@@ -80,6 +80,35 @@ def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]
     return PairedDifference(interval, float(p_value), float(detectable))
 
 
+def weighted_accuracy(weights: Sequence[float], correct: Sequence[NDArray[np.bool_]]) -> Estimate:
+    """A weighted sum of accuracies of variants that were made from the same seeds and judged on the same examples.
+
+    Few disagreements would give an interval of no width, as they would that of a pair. So two examples are added to
+    those of every seed, the equivalent of `paired_difference`'s: one that counts for the sum and one that counts
+    against it, each as much as examples that count do. The difference of two variants of one seed has the interval of
+    `paired_difference`.
+
+    Args:
+        weights: one a variant.
+        correct: which examples each seed's variant got right, ``(seeds, N)`` for each weight.
+    """
+    if len(correct[0]) == 1 and sorted(weights) == [-1.0, 1.0]:
+        reference, candidate = (correct[place][0] for place in np.argsort(weights))
+        return paired_difference(candidate, reference).delta
+    values = np.asarray(sum(w * c.astype(np.float64) for w, c in zip(weights, correct, strict=True)))
+    most, least = sum(w for w in weights if w > 0), sum(w for w in weights if w < 0)
+    extent = max(most, -least)
+    added = _typical_count(values.mean(0), extent) / extent * np.array([most, least])
+    found = mean_over_seeds(np.column_stack((values, np.tile(added, (len(values), 1)))))
+    return Estimate(float(values.mean()), found.low, found.high)
+
+
+def _typical_count(by_example: NDArray[np.float64], otherwise: float) -> float:
+    """Root mean square of what examples count that do not count nothing; ``otherwise`` where all do."""
+    counting = by_example[np.abs(by_example) > 1e-12]
+    return float(np.sqrt((counting**2).mean())) if counting.size else otherwise
+
+
 def mean_over_seeds(values: NDArray[np.float64]) -> Estimate:
     """Mean of a figure of every seed and test example, with an interval over both.
 
@@ -107,7 +136,8 @@ def difference_over_seeds(candidate: NDArray[np.bool_], reference: NDArray[np.bo
 
     Its variance is that of the examples (paired, averaged over seeds) plus that of the seeds of either arm; the
     interval is Student's with the degrees of freedom of Welch and Satterthwaite, so that few seeds make it wide. An
-    arm with one seed is taken as it is: its interval says nothing about other seeds.
+    arm with one seed is taken as it is: its interval says nothing about other seeds. As in `weighted_accuracy`, one
+    example that counts is added each way, and of one seed each the interval is that of `paired_difference`.
 
     Args:
         candidate: which examples each seed got right, ``(seeds, N)``.
@@ -115,11 +145,16 @@ def difference_over_seeds(candidate: NDArray[np.bool_], reference: NDArray[np.bo
     """
     if candidate.ndim != 2 or reference.ndim != 2 or candidate.shape[1] != reference.shape[1]:
         raise ValueError(f"answers must be (seeds, N) over the same N: {candidate.shape}, {reference.shape}")
+    if len(candidate) == len(reference) == 1:
+        return paired_difference(candidate[0], reference[0]).delta
     per_example = candidate.mean(0) - reference.mean(0)
-    n = per_example.size
-    parts = [(float(per_example.var(ddof=1)) / n, n - 1)]
+    more = _typical_count(per_example, 1.0)
+    extended = np.append(per_example, [more, -more])
+    n = extended.size
+    parts = [(float(extended.var(ddof=1)) / n, n - 1)]
     parts += [(float(a.mean(1).var(ddof=1)) / len(a), len(a) - 1) for a in (candidate, reference) if len(a) > 1]
-    return _student(float(per_example.mean()), parts)
+    found = _student(float(extended.mean()), parts)
+    return Estimate(float(per_example.mean()), found.low, found.high)
 
 
 def _student(center: float, parts: Sequence[tuple[float, int]]) -> Estimate:
@@ -160,6 +195,14 @@ def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.flo
     ratios = np.log(np.median(numerator, axis=1) / np.median(denominator, axis=1))
     found = block_bootstrap(ratios, lambda rounds: np.median(ratios[rounds], axis=-1), CONFIDENCE, seed)
     return Estimate(*(math.exp(x) for x in found))
+
+
+def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
+    """One ratio over another that is independent of it: the widths of their logarithms are added in quadrature."""
+    value = numerator.value / denominator.value
+    below = math.hypot(math.log(numerator.value / numerator.low), math.log(denominator.high / denominator.value))
+    above = math.hypot(math.log(numerator.high / numerator.value), math.log(denominator.value / denominator.low))
+    return Estimate(value, value * math.exp(-below), value * math.exp(above))
 
 
 def detectable_ratio(ratio: Estimate) -> float:

@@ -78,9 +78,10 @@ class Bench:
 
     Args:
         task: the task, test split included.
-        engines: by name in the recipe; ``eager`` is the reference and is timed even where it is not asked for.
+        engines: by name in the recipe.
         config: what to measure.
-        reference: the eager engine.
+        reference: the eager engine: the baseline is measured on it and timed on it beside every variant, even where the
+            recipe does not ask for it.
         threads: torch threads, already set.
         trusted: names of what may be called to rebuild a variant.
         seed: of the order in which sessions take their turns.
@@ -112,7 +113,9 @@ class Bench:
         found += [measure_macs(module, t.example(2), t.conditions()) for t in self.tasks]
         found += [m for t in self.tasks for m in measure_traffic(module, t.example(2), t.conditions())]
         found += self._of_tokenization()
-        running = {n: e for n, e in self.engines.items() if e.unsupported(artifact.variant.traits) is None}
+        # what accuracies are compared with, too, is the baseline on the reference
+        asked = {self.reference.name: self.reference} | self.engines if is_baseline else self.engines
+        running = {n: e for n, e in asked.items() if e.unsupported(artifact.variant.traits) is None}
         for task, batch_size in product(self.tasks, self.config.batch_sizes):
             length = "".join(f", {n} tokens" for n in task.conditions().values())
             say(f"measuring at batch size {batch_size}{length} on {', '.join(running)}")

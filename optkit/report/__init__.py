@@ -86,11 +86,11 @@ def save_report(runs: Sequence[Path], format_: str, output: Path | None = None, 
 def write_report(folder: Path) -> None:
     """Writes ``report.md``, ``report.json``, ``tradeoff.svg`` and ``tradeoff.png`` into a run folder.
 
-    Every variant gets a model card; a stage that measured sensitivities has them drawn, as
-    ``sensitivity-STEP-STAGE.svg``.
+    Every variant gets a model card. A stage of the recipe that measured sensitivities has them drawn, as
+    ``sensitivity-VARIANT.svg``; a control's would rank at random.
     """
     from optkit.prune import Sensitivity
-    from optkit.report.card import write_cards
+    from optkit.report.card import variant_folder, write_cards
     from optkit.report.heatmap import save_heatmap
     from optkit.report.plot import save_tradeoff
     from optkit.report.tables import markdown
@@ -102,6 +102,6 @@ def write_report(folder: Path) -> None:
         save_tradeoff(found, folder / name)
     write_cards(folder)
     for record in ledger.read(folder):
-        if "sensitivity" in record.facts:
+        if "sensitivity" in record.facts and record.control is None:
             table = Sensitivity.from_dict(record.facts["sensitivity"])
-            save_heatmap(table, folder / f"sensitivity-{record.step}-{record.stage}.svg")
+            save_heatmap(table, folder / f"sensitivity-{variant_folder(folder, record).name}.svg")

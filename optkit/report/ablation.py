@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from optkit.core.setting import Setting
 from optkit.report.controls import against_controls, pooled_against_controls
 from optkit.report.rows import Row
 from optkit.report.tables import points
 
 Result = Mapping[str, Any]
-COSTS = {"latency": "latency x", "size": "size x", "macs": "MACs x", "params": "params x", "peak_memory": "memory x"}
+COSTS = {"latency": "latency", "size": "size", "macs": "MACs", "params": "parameters", "peak_memory": "memory"}
 
 
 def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
-    """Markdown: what each technique brings, for every batch size; then interactions, orders, and what was left out.
+    """Markdown: what each technique brings, in every setting; then interactions, orders, and what was left out.
 
     Args:
         result: what ``ablation.json`` holds.
@@ -31,7 +32,7 @@ def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
         f"{stages} Seeds: {', '.join(map(str, result['seeds']))}. Engine: {result['engine']}.",
     ]
     for batch in result["batches"]:
-        lines += ["", f"## Batch size {batch['batch_size']}", "", *_variants(batch), "", *_attribution(batch)]
+        lines += ["", f"## {str(Setting.of(batch)).capitalize()}", "", *_variants(batch), "", *_attribution(batch)]
         if pairs := [(" + ".join(e["techniques"]), e) for e in batch["interactions"]]:
             lines += ["", "Together, beyond what each brings:", "", *_table("techniques", pairs)]
         if orders := [(" > ".join(e["chain"]), e) for e in batch.get("orders", [])]:
@@ -68,25 +69,33 @@ def _attribution(batch: Result) -> list[str]:
 
 
 def _table(first: str, lines: Sequence[tuple[str, Result]]) -> list[str]:
-    costs = [name for name in COSTS if any(name in effect for _, effect in lines)]
-    found = [f"| {first} | accuracy, points | " + " | ".join(COSTS[c] for c in costs) + " |"]
-    found.append("|---|---:|" + "---:|" * len(costs))
-    for name, effect in lines:
-        cells = [_points(effect.get("accuracy")), *(_factor(effect.get(c)) for c in costs)]
-        found.append(f"| {name} | " + " | ".join(cells) + " |")
-    return found
+    headers, body = effect_cells(first, lines, points)
+    marks = "|---|" + "---:|" * (len(headers) - 1)
+    top, *rest = (f"| {' | '.join(row)} |" for row in (headers, *body))
+    return [top, marks, *rest]
 
 
-def _points(found: Result | None) -> str:
-    if found is None:
-        return "-"
-    ci = found["ci"]
-    return f"{100 * found['value']:+.1f}" + (f" [{100 * ci[0]:+.1f}, {100 * ci[1]:+.1f}]" if ci else "")
+def effect_cells(
+    first: str, lines: Sequence[tuple[str, Result]], show: Callable[[float], str], dash: str = "-"
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of named effects: accuracy in points, and each cost that one of them has as a factor.
+
+    Args:
+        first: header of the names.
+        lines: names and effects.
+        show: a difference of accuracies, a share, as points.
+        dash: for what was not measured.
+    """
+    costs = [name for name in COSTS if any(effect.get(name) for _, effect in lines)]
+    headers = [first, "accuracy, points", *(f"{COSTS[name]}, factor" for name in costs)]
+    return headers, [
+        [name, _cell(effect.get("accuracy"), show, dash), *(_cell(effect.get(c), "{:.2f}".format, dash) for c in costs)]
+        for name, effect in lines
+    ]
 
 
-def _factor(found: Result | None) -> str:
-    if found is None:
-        return "-"
-    ci = found["ci"]
-    shown = f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci and ci[1] - ci[0] > 1e-9 else ""
-    return f"{found['value']:.2f}{shown}"
+def _cell(found: Result | None, show: Callable[[float], str], dash: str) -> str:
+    if not found:
+        return dash
+    low, high = found["ci"] or (0.0, 0.0)
+    return show(found["value"]) + (f" [{show(low)}, {show(high)}]" if high - low > 1e-9 else "")

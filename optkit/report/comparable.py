@@ -1,12 +1,16 @@
-"""What may not stand in one table unsaid: other machines, threads, data, versions."""
+"""What may not stand in one table unsaid: other machines, engines' versions, threads, data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optkit.core.errors import UserError
 from optkit.core.records import Record
+from optkit.core.setting import Setting
+
+MACHINE = ("processor", "GPU")
+ENGINES = ("torch", "onnxruntime", "openvino")
 
 
 def cautions(records: Sequence[Record]) -> list[str]:
@@ -23,20 +27,52 @@ def cautions(records: Sequence[Record]) -> list[str]:
         if len(fingerprints) > 1:
             message = f"run {run} holds records of different data"
             raise UserError(message, key="ledger", fix="report its ledgers one by one")
-    lines = []
-    for what, of in (
-        ("processor", lambda r: r.environment.get("cpu", {}).get("name")),
-        ("threads", lambda r: r.environment.get("threads")),
-        ("torch", lambda r: r.environment.get("packages", {}).get("torch")),
-        ("data", lambda r: r.data.get("fingerprint")),
-        ("batch sizes", _batch_sizes),
-    ):
-        values = {str(value) for value in map(of, records) if value}
-        if len(values) > 1:
-            found = ", ".join(sorted(values))
-            lines.append(f"these records differ in {what} ({found}): only ratios within a run compare")
-    return lines
+    found = differences([surroundings(record) | _conditions(record) for record in records])
+    return [
+        f"these records differ in {what} ({'; '.join(sorted(values))}): only ratios within a run compare"
+        for what, values in found.items()
+    ]
 
 
-def _batch_sizes(record: Record) -> Any:
-    return sorted({m.conditions["batch_size"] for m in record.measurements if m.name == "accuracy"})
+def surroundings(record: Record) -> dict[str, str]:
+    """What is known of the machine that a record was measured on and of its engines: latencies depend on it.
+
+    What an older ledger does not say has no entry.
+    """
+    environment, packages = record.environment, record.environment.get("packages", {})
+    found = {"processor": processor(environment), "GPU": gpu(environment)}
+    found |= {name: packages.get(name) for name in ENGINES}
+    return {what: value for what, value in found.items() if value is not None}
+
+
+def processor(environment: Mapping[str, Any]) -> str | None:
+    """The processor's name and cores; None if it is not known."""
+    cpu = environment.get("cpu", {})
+    if not cpu.get("name"):
+        return None
+    return cpu["name"] + (f", {cpu['cores']} cores" if cpu.get("cores") else "")
+
+
+def gpu(environment: Mapping[str, Any]) -> str | None:
+    """The GPU's name and driver, or that there is none; None if that is not known."""
+    if "gpu" not in environment:
+        return None
+    found = environment["gpu"]
+    return f"{found['name']}, driver {found.get('driver') or 'unknown'}" if found else "no GPU"
+
+
+def differences(described: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """The values of each thing that these differ in; what one does not say, it does not differ in."""
+    every = dict.fromkeys(what for one in described for what in one)
+    values = {what: list(dict.fromkeys(one[what] for one in described if what in one)) for what in every}
+    return {what: found for what, found in values.items() if len(found) > 1}
+
+
+def _conditions(record: Record) -> dict[str, str]:
+    settings = sorted({Setting.of(m.conditions) for m in record.measurements if m.name == "accuracy"})
+    found = {
+        "threads": record.environment.get("threads"),
+        "data": record.data.get("fingerprint"),
+        "batch sizes": ", ".join(map(str, settings)),
+    }
+    return {what: str(value) for what, value in found.items() if value}

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from optkit.core.setting import Setting
 from optkit.core.statistics import CONFIDENCE
+from optkit.report.rows import Row, place
 
-Row = dict[str, Any]
 BEATS, WORSE, NEITHER = "beats", "is worse than", "does not beat"
 
 
 def against_controls(rows: Sequence[Row], show: Callable[[float], str]) -> list[str]:
     """A sentence for each control and each technique that it stands beside.
 
-    It is about the first engine at its largest batch, and names those engines and batch sizes that judge otherwise.
+    It is about the first engine at its longest texts and largest batch, and names those places that judge otherwise.
 
     Args:
         rows: of any runs.
@@ -39,16 +40,16 @@ def against_controls(rows: Sequence[Row], show: Callable[[float], str]) -> list[
 def pooled_against_controls(batches: Sequence[Mapping[str, Any]], show: Callable[[float], str]) -> list[str]:
     """A sentence for each control and each technique that it stands beside, over the seeds of an ablation.
 
-    It is about the largest batch size, and names those that judge otherwise.
+    It is about the longest texts and the largest batch size, and names the places that judge otherwise.
 
     Args:
         batches: of ``ablation.json``.
         show: a difference of accuracies, a share, as points.
     """
     found: dict[tuple[Any, ...], list[Row]] = {}
-    for batch in sorted(batches, key=lambda b: -b["batch_size"]):
+    for batch in sorted(batches, key=Setting.of, reverse=True):
         for entry in batch["controls"]:
-            here = {**entry, "batch_size": batch["batch_size"], "sequence_length": None}
+            here = entry | Setting.of(batch).conditions
             found.setdefault((entry["control"], entry["step"], entry["stage"]), []).append(here)
     lines = []
     for (control, _, stage), entries in found.items():
@@ -77,14 +78,14 @@ def judgement(row: Row) -> str:
 
 
 def _sentence(rows: Sequence[Row], show: Callable[[float], str]) -> str:
-    row = max((r for r in rows if r["engine"] == rows[0]["engine"]), key=lambda r: r["batch_size"])
+    row = max((r for r in rows if r["engine"] == rows[0]["engine"]), key=Setting.of)
     found = judgement(row)
     low, high = map(show, row["control_margin_ci"])
     text = (
         f"{row['stage']} {found} {row['control']} beyond chance: {show(row['control_margin'])} points [{low}, {high}], "
-        f"corrected p {_p(row['control_margin_p_holm'])}, on {_place(row)}"
+        f"corrected p {_p(row['control_margin_p_holm'])}, on {place(row)}"
     )
-    return text + _otherwise(found, [(judgement(other), _place(other)) for other in rows])
+    return text + _otherwise(found, [(judgement(other), place(other)) for other in rows])
 
 
 def _pooled_sentence(entries: Sequence[Row], show: Callable[[float], str]) -> str:
@@ -93,13 +94,13 @@ def _pooled_sentence(entries: Sequence[Row], show: Callable[[float], str]) -> st
     interval = " [{}, {}]".format(*map(show, margin["ci"])) if margin["ci"] else ""
     text = (
         f"{entry['stage']} {found} {entry['control']} beyond chance: {show(margin['value'])} points{interval} "
-        f"over {_seeds(entry['seeds'])} and the test examples, on {_place(entry)}"
+        f"over {_seeds(entry['seeds'])} and the test examples, on {place(entry)}"
     )
     if len(entry["seeds"]) == 1:
         text += "; one seed says nothing about others"
     if entry["seeds_without"]:
         text += f"; without {_seeds(entry['seeds_without'])}, where one of the two is missing"
-    return text + _otherwise(found, [(pooled_judgement(other), _place(other)) for other in entries])
+    return text + _otherwise(found, [(pooled_judgement(other), place(other)) for other in entries])
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -113,11 +114,6 @@ def _otherwise(found: str, judged: Sequence[tuple[str, str]]) -> str:
         if what != found:
             others.setdefault(what, []).append(where)
     return "".join(f"; it {what} it on {', '.join(places)}" for what, places in others.items()) + "."
-
-
-def _place(row: Row) -> str:
-    length = f", {row['sequence_length']} tokens" if row["sequence_length"] else ""
-    return f"{row['engine']} at batch {row['batch_size']}{length}"
 
 
 def _p(value: float) -> str:

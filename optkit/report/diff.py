@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from optkit.core import ledger
 from optkit.core.errors import UserError
 from optkit.core.records import Measurement, Record, unpack_bits
 from optkit.core.statistics import paired_difference
+from optkit.report.comparable import MACHINE, differences, surroundings
 from optkit.report.recipes import flat_recipe
-from optkit.report.rows import Row, rows
+from optkit.report.rows import Row, relative_speedup, rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,15 +82,16 @@ def diff_runs(first: Path, second: Path) -> Difference:
     recipes = [flat_recipe(path) for path in (first, second)]
     names = [_names(each) for each in records]
     found = [{_place(row, n): row for row in rows(each)} for each, n in zip(records, names, strict=True)]
-    differing, paired = _conditions(*records)
+    differing = differences([_described(each[-1]) for each in records if each])
+    paired, comparable = "data" not in differing, not any(what in differing for what in MACHINE)
     pairs = [
-        _pair(place[0], found[0][place], found[1][place], records, paired, comparable="machine" not in differing)
+        _pair(place[0], found[0][place], found[1][place], records, paired, comparable=comparable)
         for place in found[0]
         if place in found[1]
     ]
     only = [[_words(place) for place in ours if place not in theirs] for ours, theirs in (found, found[::-1])]
     warnings = [f"{what} differs: {a}; {b}" for what, (a, b) in differing.items()]
-    if "machine" in differing:
+    if not comparable:
         warnings.append("latencies of different machines are not compared")
     if not pairs:
         warnings.append("no variant of one has a namesake in the other on the same engine, batch size and threads")
@@ -131,20 +132,12 @@ def _words(place: Place) -> str:
     return f"{stage} on {engine}, batch {batch_size}, {threads} threads" + (f", {tokens} tokens" if tokens else "")
 
 
-def _conditions(first: Sequence[Record], second: Sequence[Record]) -> tuple[dict[str, tuple[str, str]], bool]:
-    """What was not the same for both, and whether their answers are to the same examples."""
-    described = []
-    for records in (first, second):
-        last = records[-1] if records else None
-        environment = last.environment if last else {}
-        cpu, packages = environment.get("cpu", {}), environment.get("packages", {})
-        described.append(
-            {"machine": f"{cpu.get('name', 'unknown')}, {cpu.get('cores', '?')} cores"}
-            | {"data": str(last.data.get("fingerprint", "unknown"))[:12] if last else "unknown"}
-            | {name: str(packages.get(name)) for name in ("optkit", "torch", "torchao", "onnxruntime", "openvino")}
-        )
-    differing = {k: (described[0][k], described[1][k]) for k in described[0] if described[0][k] != described[1][k]}
-    return differing, "data" not in differing
+def _described(record: Record) -> dict[str, str]:
+    """What should be the same for two runs, as far as it is known."""
+    packages = record.environment.get("packages", {})
+    found = {name: packages.get(name) for name in ("optkit", "torchao")}
+    found["data"] = str(record.data.get("fingerprint", "unknown"))[:12]
+    return surroundings(record) | {what: value for what, value in found.items() if value is not None}
 
 
 def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paired: bool, *, comparable: bool) -> Pair:
@@ -154,13 +147,14 @@ def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paire
         test = paired_difference(unpack_bits(answers[1].raw), unpack_bits(answers[0].raw))
         delta, ci, p_value = test.delta.value, test.delta.ci, test.p_value
     both = comparable and a["latency_p50_ms"] is not None and b["latency_p50_ms"] is not None
-    ratio, ratio_ci = _speedup_ratio(a, b) if comparable else (None, None)
+    timed = comparable and a["speedup"] is not None and b["speedup"] is not None
+    ratio = relative_speedup(b, a) if timed else None
     return Pair(
         stage=stage, engine=a["engine"], batch_size=a["batch_size"], threads=a["threads"],
         sequence_length=a.get("sequence_length"), accuracy=(a["accuracy"], b["accuracy"]), accuracy_delta=delta,
         accuracy_delta_ci=ci, accuracy_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
         latency_ratio=a["latency_p50_ms"] / b["latency_p50_ms"] if both else None, speedup=(a["speedup"], b["speedup"]),
-        speedup_ratio=ratio, speedup_ratio_ci=ratio_ci, size_mb=(a["size_mb"], b["size_mb"]),
+        speedup_ratio=ratio and ratio.value, speedup_ratio_ci=ratio and ratio.ci, size_mb=(a["size_mb"], b["size_mb"]),
     )  # fmt: skip
 
 
@@ -173,16 +167,6 @@ def _answers(records: Sequence[Record], row: Row) -> Measurement:
         for m in record.measurements
         if m.name == "accuracy" and all(m.conditions.get(k) == v for k, v in wanted.items())
     )
-
-
-def _speedup_ratio(a: Row, b: Row) -> tuple[float | None, list[float] | None]:
-    if a["speedup"] is None or b["speedup"] is None:
-        return None, None
-    (a_low, a_high), (b_low, b_high) = a["speedup_ci"], b["speedup_ci"]
-    ratio = b["speedup"] / a["speedup"]
-    below = math.hypot(math.log(b["speedup"] / b_low), math.log(a_high / a["speedup"]))
-    above = math.hypot(math.log(b_high / b["speedup"]), math.log(a["speedup"] / a_low))
-    return ratio, [ratio * math.exp(-below), ratio * math.exp(above)]
 
 
 def table(difference: Difference, width: int) -> Table:

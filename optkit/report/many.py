@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from optkit.core.setting import Setting
 from optkit.core.statistics import CONFIDENCE, holm
 
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ def correct_for_many(rows: Sequence[Row]) -> None:
 def _families(rows: Sequence[Row]) -> list[list[Row]]:
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["run"], row["engine"], row["batch_size"], row["sequence_length"]), []).append(row)
+        found.setdefault((row["run"], row["engine"], Setting.of(row)), []).append(row)
     return list(found.values())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optkit.core.setting import Setting
 from optkit.report.rows import REFERENCE, Row
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def steady_latency(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Rows without a speedup are left out.
 
     Args:
-        rows: of one run and one batch size.
+        rows: of one run in one setting.
     """
     at_start = [r for r in rows if r["step"] == 0 and r["speedup"] is not None]
     if not at_start:
@@ -49,13 +50,13 @@ def on_front(rows: Sequence[Row]) -> list[bool]:
 
 
 def tradeoff(rows: Sequence[Row]) -> altair.TopLevelMixin:
-    """An Altair chart of accuracy (%) against median latency (ms, log scale), one panel for each batch size."""
+    """An Altair chart of accuracy (%) against median latency (ms, log scale), one panel for each setting."""
     import altair as alt
 
     panels = []
-    for batch_size in sorted({row["batch_size"] for row in rows}):
-        panel = steady_latency([r for r in rows if r["batch_size"] == batch_size])
-        panels.append(_panel(alt, panel).properties(title=f"batch size {batch_size}", width=340, height=280))
+    for setting in sorted(set(map(Setting.of, rows))):
+        panel = steady_latency([r for r in rows if Setting.of(r) == setting])
+        panels.append(_panel(alt, panel).properties(title=str(setting), width=340, height=280))
     return alt.hconcat(*panels).resolve_scale(color="shared", shape="shared").configure_view(stroke="#ccc")
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
-from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
+from optkit.core.setting import Setting
+from optkit.core.statistics import Estimate, paired_difference, quotient, ratio_of_medians
 from optkit.report.many import correct_for_many
 from optkit.report.sweep import MIN_CALLS, add_limits
 
@@ -42,8 +43,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
         found,
         key=lambda r: (
             order[r["run"]],
-            r["sequence_length"] or 0,
-            r["batch_size"],
+            Setting.of(r),
             r["control"] or "",
             r["step"],
             r["engine"],
@@ -51,11 +51,19 @@ def rows(records: Iterable[Record]) -> list[Row]:
     )
 
 
+def place(row: Row) -> str:
+    """Where a row was measured, in words."""
+    return f"{row['engine']} at {Setting.of(row)}"
+
+
+def relative_speedup(row: Row, other: Row) -> Estimate:
+    """How many times as fast a row is as another that was timed apart: its speedup over the other's."""
+    return quotient(*(Estimate(r["speedup"], *r["speedup_ci"]) for r in (row, other)))
+
+
 def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
-    engine, batch_size = accuracy.conditions["engine"], accuracy.conditions["batch_size"]
-    # at which length, if the examples are texts
-    length = {k: v for k, v in accuracy.conditions.items() if k == "sequence_length"}
-    here = {"engine": engine, "batch_size": batch_size} | length
+    engine, setting = accuracy.conditions["engine"], Setting.of(accuracy.conditions)
+    here = {"engine": engine} | setting.conditions
     latency = record.find("latency", of="variant", **here)
     baseline = by_variant.get((record.run, record.baseline))
     parent = by_variant.get((record.run, record.parent or ""))
@@ -70,9 +78,9 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "chain": record.chain,
         "control": record.control,
         "engine": engine,
-        "batch_size": batch_size,
+        "batch_size": setting.batch_size,
         "threads": accuracy.conditions["threads"],
-        "sequence_length": accuracy.conditions.get("sequence_length"),
+        "sequence_length": setting.sequence_length,
         "split": accuracy.conditions["split"],
         "examples": accuracy.n,
         "accuracy": accuracy.value,
@@ -81,15 +89,15 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
     row |= _delta("accuracy_delta", accuracy, baseline, here | {"engine": REFERENCE})
     row |= _delta("accuracy_delta_parent", accuracy, parent, here)
     row |= _margin(record, by_variant, accuracy, here)
-    row |= _latency(record, latency, batch_size)
+    row |= _latency(record, latency, setting.batch_size)
     row |= _speedup("speedup", record, latency, REFERENCE)
     row |= _speedup("speedup_same_engine", record, latency, engine)
     return row | {
         "peak_memory_mb": _value(record.find("peak_memory", **here)),
         "size_mb": _value(record.find("size")),
         "params": _value(record.find("params")),
-        "macs": _value(record.find("macs", **length) or record.find("macs")),
-        "tokenize_ms": _value(record.find("tokenization", batch_size=batch_size, **length)),
+        "macs": _value(record.find("macs", **setting.length) or record.find("macs")),
+        "tokenize_ms": _value(record.find("tokenization", **setting.conditions)),
         "int8_share": _value(record.find("int8_share", **here)),
         "sparse_share": _value(record.find("sparse_share", **here)),
         "sparsity": _value(record.find("sparsity")),
@@ -113,7 +121,7 @@ def _roofline(record: Record, latency: Measurement | None, here: dict[str, Any])
     names = ("mac_shares", "bytes_moved_modelled", "arithmetic_intensity_modelled", "achieved_gops", "peak_gops")
     empty: Row = dict.fromkeys((*names, "roofline", "bound"))
     precision, share = record.find("precision", **here), _value(record.find("int8_share", **here))
-    length = {k: v for k, v in here.items() if k == "sequence_length"}
+    length = Setting.of(here).length
     macs, peaks = _value(record.find("macs", **length)), record.environment.get("peaks")
     if precision is None or share is None or not macs:
         return empty

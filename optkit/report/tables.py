@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from optkit.core.setting import Setting
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row
 from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
@@ -102,10 +103,8 @@ def terminal_width() -> int:
 def table(rows: Sequence[Row], width: int) -> Table:
     """A rich table of rows."""
 
-    def setting(row: Row) -> tuple[Any, Any]:
-        return row.get("sequence_length"), row["batch_size"]
-
-    ends = [place for place in range(1, len(rows)) if setting(rows[place]) != setting(rows[place - 1])]
+    settings = list(map(Setting.of, rows))
+    ends = [place for place in range(1, len(rows)) if settings[place] != settings[place - 1]]
     return fitted(_columns(rows), rows, width, NOTE, ends)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.statistics import Estimate, mean_over_seeds, mean_with_errors
+from optkit.core.statistics import Estimate, mean_with_errors, weighted_accuracy
 from optkit.study.game import Subset, Weights
 
 
@@ -33,7 +33,7 @@ def accuracy_effect(weights: Weights, correct: Mapping[Subset, NDArray[np.bool_]
         weights: of the subsets; they sum to zero.
         correct: which examples each seed's variant got right, ``(seeds, N)`` by subset.
     """
-    return mean_over_seeds(sum(weight * correct[subset].astype(np.float64) for subset, weight in weights.items()))
+    return weighted_accuracy(list(weights.values()), [correct[subset] for subset in weights])
 
 
 def cost_effect(weights: Weights, costs: Mapping[Subset, LogCosts]) -> Estimate:

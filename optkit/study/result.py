@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.records import Record, unpack_bits
+from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate, difference_over_seeds, proportion, ratio_of_medians
 from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
 from optkit.study.game import interaction_weights, leave_one_out_weights, num_orders, shapley_weights
@@ -62,19 +63,19 @@ class Measured:
         return {key: [found.get(key) for found in of_seeds] for key in dict.fromkeys(k for f in of_seeds for k in f)}
 
     @property
-    def batch_sizes(self) -> list[int]:
-        found = {m.conditions["batch_size"] for m in self.by_chain[()][0].measurements if m.name == "accuracy"}
+    def settings(self) -> list[Setting]:
+        found = {Setting.of(m.conditions) for m in self.by_chain[()][0].measurements if m.name == "accuracy"}
         return sorted(found)
 
 
 class Batch:
-    """The figures of every chain at one batch size, each on its engine."""
+    """The figures of every chain in one setting, each on its engine."""
 
-    def __init__(self, measured: Measured, batch_size: int):
-        self.batch_size, self.records = batch_size, {}
+    def __init__(self, measured: Measured, setting: Setting):
+        self.setting, self.records = setting, {}
         self.engine: dict[Chain, str] = {}
         for chain, records in measured.by_chain.items():
-            chosen = _engine(records, batch_size, measured.engine)
+            chosen = _engine(records, setting, measured.engine)
             if chosen is not None:
                 self.engine[chain], self.records[chain] = chosen, records
         self.correct = {chain: self._correct(chain) for chain in self.records}
@@ -90,8 +91,8 @@ class Batch:
         return found | {name: _json(cost_effect(contrast, costs)) for name, costs in self.costs.items()}
 
     def _correct(self, chain: Chain) -> NDArray[np.bool_]:
-        here = {"engine": self.engine[chain], "batch_size": self.batch_size}
-        found = [record.find("accuracy", **here) for record in self.records[chain]]
+        here = self.setting.conditions
+        found = [record.find("accuracy", engine=self.engine[chain], **here) for record in self.records[chain]]
         return np.stack([unpack_bits(m.raw) for m in found if m is not None])
 
     def _latency(self, chain: Chain) -> LogCosts:
@@ -101,13 +102,13 @@ class Batch:
             if record is base:
                 found.append((0.0, 0.0))
                 continue
-            direct = _ratio(record, self.engine[chain], self.engine[()], self.batch_size)
+            direct = _ratio(record, self.engine[chain], self.engine[()], self.setting)
             if direct is not None:
                 found.append(direct)
                 continue
             # the baseline's engine was not in these rounds; eager was, here and beside the baseline
-            ours = _ratio(record, self.engine[chain], REFERENCE, self.batch_size)
-            theirs = _ratio(base, self.engine[()], REFERENCE, self.batch_size)
+            ours = _ratio(record, self.engine[chain], REFERENCE, self.setting)
+            theirs = _ratio(base, self.engine[()], REFERENCE, self.setting)
             assert ours is not None
             assert theirs is not None
             found.append((ours[0] - theirs[0], math.hypot(ours[1], theirs[1])))
@@ -117,7 +118,7 @@ class Batch:
     def _figure(self, chain: Chain, name: str) -> LogCosts | None:
         values = []
         for record, base in zip(self.records[chain], self.records[()], strict=True):
-            ours, theirs = (_value(r, name, self.engine[c], self.batch_size) for r, c in ((record, chain), (base, ())))
+            ours, theirs = (_value(r, name, self.engine[c], self.setting) for r, c in ((record, chain), (base, ())))
             if not ours or not theirs:
                 return None
             values.append(math.log(ours / theirs))
@@ -126,13 +127,13 @@ class Batch:
 
 
 def summarize(measured: Measured, shapley: bool) -> list[dict[str, Any]]:
-    """One entry for each batch size: variants, margins over controls, total, attribution, interactions and orders.
+    """One entry for each setting: variants, margins over controls, total, attribution, interactions and orders.
 
     Args:
         measured: the records.
         shapley: whether all subsets were to be measured; else each technique is charged by leaving it out.
     """
-    return [_summary(measured, Batch(measured, size), shapley) for size in measured.batch_sizes]
+    return [_summary(measured, Batch(measured, setting), shapley) for setting in measured.settings]
 
 
 def _summary(measured: Measured, batch: Batch, shapley: bool) -> dict[str, Any]:
@@ -144,7 +145,8 @@ def _summary(measured: Measured, batch: Batch, shapley: bool) -> dict[str, Any]:
         return {in_order[subset]: weight for subset, weight in weights.items()}
 
     found: dict[str, Any] = {
-        "batch_size": batch.batch_size,
+        "batch_size": batch.setting.batch_size,
+        "sequence_length": batch.setting.sequence_length,
         "variants": [_variant(batch, chain) for chain in sorted(batch.records, key=lambda c: (len(c), c))],
         "controls": _margins(measured, batch),
     }
@@ -247,7 +249,7 @@ def _margin(measured: Measured, batch: Batch, control: Control, others: Sequence
     engine = batch.engine.get(chain)
     pairs: dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
     for seed, own, other in zip(measured.seeds, batch.records.get(chain, ()), others, strict=False):
-        pair = _judged_alike(own, other, engine=engine, batch_size=batch.batch_size) if other else None
+        pair = _judged_alike(own, other, engine=engine, **batch.setting.conditions) if other else None
         if pair is not None:
             pairs[seed] = pair
     margin = difference_over_seeds(*map(np.stack, zip(*pairs.values(), strict=True))) if pairs else None
@@ -267,31 +269,30 @@ def _judged_alike(own: Record, other: Record, **here: Any) -> tuple[NDArray[np.b
     ours = own.find("accuracy", **here)
     if ours is None:
         return None
-    alike = {key: ours.conditions[key] for key in ("split", "sequence_length") if key in ours.conditions}
-    theirs = other.find("accuracy", **here, **alike)
+    theirs = other.find("accuracy", **here, split=ours.conditions["split"])
     return None if theirs is None or theirs.n != ours.n else (unpack_bits(ours.raw), unpack_bits(theirs.raw))
 
 
-def _engine(records: Sequence[Record], batch_size: int, wanted: str) -> str | None:
+def _engine(records: Sequence[Record], setting: Setting, wanted: str) -> str | None:
     """The engine whose figures count for a chain, the same for all seeds; None if it runs on none that counts."""
     shared = [
         m.conditions["engine"]
         for m in records[0].measurements
-        if m.name == "accuracy" and m.conditions["batch_size"] == batch_size
+        if m.name == "accuracy" and Setting.of(m.conditions) == setting
     ]
     if wanted != BEST:
         return wanted if wanted in shared else None
     ratios = {}
     for engine in shared:
-        found = [_ratio(record, engine, REFERENCE, batch_size) for record in records]
+        found = [_ratio(record, engine, REFERENCE, setting) for record in records]
         if all(r is not None for r in found):
             ratios[engine] = float(np.mean([r[0] for r in found if r is not None]))
     return min(ratios, key=ratios.__getitem__) if ratios else None
 
 
-def _ratio(record: Record, engine: str, base: str, batch_size: int) -> tuple[float, float] | None:
+def _ratio(record: Record, engine: str, base: str, setting: Setting) -> tuple[float, float] | None:
     """Logarithm of a variant's latency over the baseline's on an engine, and its error; None if not timed together."""
-    ours = record.find("latency", of="variant", engine=engine, batch_size=batch_size)
+    ours = record.find("latency", of="variant", engine=engine, **setting.conditions)
     if ours is None:
         return None
     together = {"interleaved": ours.conditions["interleaved"], "engine": base}
@@ -306,8 +307,10 @@ def _ratio(record: Record, engine: str, base: str, batch_size: int) -> tuple[flo
     return math.log(found.value), (math.log(found.high) - math.log(found.low)) / (2 * 1.96)
 
 
-def _value(record: Record, name: str, engine: str, batch_size: int) -> float | int | None:
-    found = record.find(name, engine=engine, batch_size=batch_size) or record.find(name, engine=None)
+def _value(record: Record, name: str, engine: str, setting: Setting) -> float | int | None:
+    """A figure in a setting on an engine; one that no engine changes; or one that no length changes either."""
+    places = ({"engine": engine, **setting.conditions}, {"engine": None, **setting.length}, {"engine": None})
+    found = next((m for place in places if (m := record.find(name, **place)) is not None), None)
     return found.value if found else None
 
 

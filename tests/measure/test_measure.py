@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from optkit.measure.latency import CALLS, MIN_ROUNDS, interleaved
 from optkit.measure.memory import measure_memory
 from optkit.measure.static import measure_macs, measure_static
 from optkit.models import SmallCNN
+from optkit.report import rows
+from tests.conftest import make_record
 
 SPEC = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "widths": [32], "num_classes": 10}}
 
@@ -147,6 +150,27 @@ def test_the_bench_times_the_baseline_beside_the_candidate(digits, mlp, variant,
     assert said == ["measuring at batch size 3 on eager"]
     of_baseline = bench.measure(artifacts[0], artifacts[0], True, said.append)
     assert [m.conditions["of"] for m in of_baseline if m.name == "latency"] == ["variant"]
+
+
+def test_without_eager_the_baseline_still_answers_on_it(digits, mlp, variant, tmp_path):
+    artifact = save_artifact(tmp_path, variant, mlp, digits.example(2))
+    config = Measure(batch_sizes=[16], seconds=0.01, memory=False)
+    bench = Bench(digits, {"other": Eager()}, config, Eager(), 1, ("optkit",), 0)
+    base, candidate = (bench.measure(artifact, artifact, first, lambda text: None) for first in (True, False))
+
+    def engines(found, name, **conditions):
+        return [
+            m.conditions["engine"] for m in found if m.name == name and m.conditions.items() >= conditions.items()
+        ]  # fmt: skip
+
+    assert engines(base, "accuracy") == engines(base, "latency", of="variant") == ["eager", "other"]
+    assert engines(base, "latency", of="baseline") == []
+    assert engines(candidate, "accuracy") == engines(candidate, "latency", of="variant") == ["other"]
+    assert engines(candidate, "latency", of="baseline") == ["eager", "other"]
+    first = replace(make_record(), measurements=base)
+    second = replace(make_record(variant="v1", parent="v0", step=1), measurements=candidate)
+    deltas = {(r["step"], r["engine"]): r["accuracy_delta"] for r in rows([first, second])}
+    assert deltas == {(0, "eager"): 0.0, (0, "other"): 0.0, (1, "other"): 0.0}
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,29 @@ def sweep(limit=10.0):
     return found
 
 
+def two_lengths():
+    """The chain of four at 32 tokens, and at 64: twice as slow, of twice the MACs, and techniques bring 1.25 times more."""
+    return [
+        replace(record, measurements=[m for n in (32, 64) for m in _at_length(record, n)]) for record in chain()
+    ]  # fmt: skip
+
+
+def _at_length(record, tokens):
+    for m in record.measurements:
+        length = {"sequence_length": tokens}
+        if m.name == "macs":
+            yield replace(m, value=m.value * tokens, conditions=length)
+        elif m.name == "accuracy":
+            yield replace(m, conditions=m.conditions | length)
+        elif m.name == "latency":
+            slower = tokens / 32 * (0.8 if tokens == 64 and record.step and m.conditions["of"] == "variant" else 1)
+            length |= {"interleaved": f"{record.variant}-{tokens}"}
+            raw = (slower * np.array(m.raw)).tolist()
+            yield replace(m, value=slower * m.value, raw=raw, conditions=m.conditions | length)
+        else:
+            yield m
+
+
 def write_run(folder, records, recipe="chain: [train]\n"):
     folder.mkdir(parents=True, exist_ok=True)
     for record in records:

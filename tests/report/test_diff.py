@@ -52,13 +52,17 @@ def test_namesakes_are_compared_on_the_same_examples(folders):
 
 def test_other_machines_and_other_data_are_named_and_not_compared(tmp_path):
     others = [
-        replace(r, environment={"cpu": {"name": "Another", "cores": 8}, "packages": {}}, data={"fingerprint": "f1"})
+        replace(
+            r,
+            environment={"cpu": {"name": "Another", "cores": 8}, "packages": {"torch": "2.13"}},
+            data={"fingerprint": "f1"},
+        )
         for r in chain()
     ]
     found = diff_runs(write_run(tmp_path / "a", chain()), write_run(tmp_path / "b", others))
-    assert "machine differs: A Processor, 2 cores; Another, 8 cores" in found.warnings
+    assert "processor differs: A Processor, 2 cores; Another, 8 cores" in found.warnings
     assert "data differs: f0; f1" in found.warnings
-    assert "torch differs: 2.14.1; None" in found.warnings
+    assert "torch differs: 2.14.1; 2.13" in found.warnings
     for pair in found.pairs:
         assert pair.latency_ratio is None
         assert pair.speedup_ratio is None

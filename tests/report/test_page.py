@@ -9,14 +9,15 @@ from html.parser import HTMLParser
 import pytest
 
 from optkit.core.errors import UserError
-from optkit.report import rows
+from optkit.core.setting import Setting
+from optkit.report import rows, write_report
 from optkit.report.page import render_page
 from optkit.report.page.costs import break_evens
-from optkit.report.page.runs import variant_names
+from optkit.report.page.runs import open_runs, variant_names
 from optkit.report.page.steps import changes
 from optkit.report.page.verdict import verdict
 from optkit.report.page.words import count, seconds, signed
-from tests.report.runs import HOSTILE, answers, chain, hostile, sensitivity, series, sweep, write_run
+from tests.report.runs import HOSTILE, answers, chain, hostile, sensitivity, series, sweep, two_lengths, write_run
 
 
 @pytest.fixture
@@ -92,8 +93,21 @@ def test_without_a_technique_that_pays_the_verdict_says_so():
     assert verdict(rows(both)).sentence.startswith("Nothing here is measurably faster")
 
 
+def test_without_answers_of_the_baseline_on_eager_the_verdict_says_so():
+    found = [
+        replace(
+            r, measurements=[m for m in r.measurements if m.name != "accuracy" or m.conditions["engine"] == "inductor"]
+        )
+        for r in chain()
+    ]
+    judged = verdict(rows(found))
+    assert judged.row is None
+    assert judged.sentence.startswith("No change of accuracy is known")
+    assert "“quantize” on inductor at batch 8, is " in judged.sentence
+
+
 def test_the_steps_multiply_to_the_whole():
-    steps = changes(rows(chain()), "inductor", 8)
+    steps = changes(rows(chain()), "inductor", Setting(8))
     assert [s.name for s in steps] == ["train, eager", "inductor engine", "1 prune", "2 recover", "3 quantize"]
     assert math.prod(s.ratio for s in steps) == pytest.approx(steps[-1].row["speedup"])
     assert steps[2].ratio == pytest.approx(1.5, rel=0.02)
@@ -113,7 +127,7 @@ def test_break_even_is_the_stages_time_over_what_each_example_saves():
 
 
 def test_what_saves_nothing_never_pays():
-    start, pruned, *_ = chain()
+    start, *_ = chain()
     times = series({"eager": 8.0, "inductor": 4.0})
     from tests.conftest import make_record
 
@@ -121,8 +135,8 @@ def test_what_saves_nothing_never_pays():
         variant="v1", parent="v0", step=1, stage="slow", batch_size=8, series=times, correct=answers(950)
     )
     found = break_evens(rows([start, slower]))
+    assert [b.row["engine"] for b in found] == ["eager", "inductor"]
     assert all(math.isinf(b.examples) for b in found)
-    assert pruned.stage == "prune"
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(folder):
@@ -156,6 +170,26 @@ def test_every_chart_has_a_name_a_summary_and_its_table(folder):
     assert "1.50" in text  # of the sensitivity
 
 
+def test_a_controls_sensitivity_does_not_take_the_place_of_the_stages_own(tmp_path):
+    own, other = sensitivity(), replace(sensitivity(), criterion="random")
+    start, pruned, *_ = chain()
+    records = [
+        start,
+        replace(pruned, facts={"sensitivity": own.to_dict()}),
+        replace(pruned, variant="c1", control="random_prune", facts={"sensitivity": other.to_dict()}),
+    ]
+    folder = write_run(tmp_path / "run", records)
+    (run,) = open_runs([folder])
+    assert {where: table.criterion for where, table in run.sensitivities.items()} == {"before “1 prune”": "l2"}
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "optkit.report.heatmap.save_heatmap", lambda table, file: drawn.update({file.name: table.criterion})
+        )
+        write_report(folder)
+    assert drawn == {"sensitivity-1-prune.svg": "l2"}
+
+
 def test_a_sweep_has_a_curve_with_a_name_a_summary_and_its_table(tmp_path):
     text = render_page([write_run(tmp_path / "run", sweep())])
     specs = json.loads(next(script for kind, script in Page(text).scripts if kind == "application/json"))
@@ -163,6 +197,25 @@ def test_a_sweep_has_a_curve_with_a_name_a_summary_and_its_table(tmp_path):
     summary = re.search(r'id="latency-0-0" role="img" aria-label="([^"]+)"', text).group(1)
     assert summary.startswith("Throughput against p50 latency of 7 pairs of variant and engine")
     assert "nothing can be said; p99 not known at batch 1 (60 calls), 8 (60 calls), 32 (60 calls)" in text
+
+
+def test_lengths_of_texts_are_kept_apart(tmp_path):
+    found = rows(two_lengths())
+    assert verdict(found).sentence.startswith("“quantize” on inductor at batch 8, 64 tokens is ")
+    for tokens, speedup in ((32, 4.0), (64, 5.0)):
+        steps = changes(found, "inductor", Setting(8, tokens))
+        assert [s.name for s in steps] == ["train, eager", "inductor engine", "1 prune", "2 recover", "3 quantize"]
+        assert {s.row["sequence_length"] for s in steps} == {tokens}
+        assert math.prod(s.ratio for s in steps) == pytest.approx(speedup, rel=0.02)
+    text = render_page([write_run(tmp_path / "run", two_lengths())])
+    specs = json.loads(next(script for kind, script in Page(text).scripts if kind == "application/json"))
+    values = {(v["row"], v["column"]): v["speedup"] for v in specs["engines-0-0"]["data"]["values"]}
+    assert len(values) == 2 * 7
+    assert values["3 quantize", "inductor · 8 · 32"] == pytest.approx(4.0, rel=0.02)
+    assert values["3 quantize", "inductor · 8 · 64"] == pytest.approx(5.0, rel=0.02)
+    assert "Latency, inductor, batch 8, 64 tokens" in text
+    assert "Accuracy against latency, batch 8, 32 tokens" in text
+    assert "100% of the baseline" in text  # its MACs, of the same length
 
 
 def test_names_are_data(tmp_path):
@@ -252,7 +305,7 @@ def test_variants_of_a_run_that_branches_have_names_of_their_own():
     assert set(variant_names(records).values()) == {
         "0 train", "1 prune", "1 quantize", "2 quantize", "random_prune: 1 prune", "2 prune+recover", "2 quantize+recover",
     }  # fmt: skip
-    steps = changes(rows(records), "inductor", 8)
+    steps = changes(rows(records), "inductor", Setting(8))
     assert [s.name for s in steps[2:]] == ["1 prune", "2 recover"]
     judged = verdict(rows([first, control]))
     assert judged.row["step"] == 0

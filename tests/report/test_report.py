@@ -14,6 +14,7 @@ from optkit.report import read_rows, render, rows
 from optkit.report.plot import on_front, save_tradeoff, steady_latency, tradeoff
 from optkit.report.tables import COLUMNS, markdown, table
 from tests.conftest import make_record
+from tests.report.runs import two_lengths
 
 KEYS = """run recipe variant parent step stage technique engine batch_size threads accuracy accuracy_ci accuracy_delta
 accuracy_delta_ci latency_p50_ms latency_p99_ms speedup speedup_ci speedup_same_engine throughput peak_memory_mb size_mb
@@ -141,6 +142,16 @@ def test_the_picture_has_a_point_for_each_row_and_saves(folder):
     for name, magic in (("t.svg", b"<svg"), ("t.png", b"\x89PNG")):
         save_tradeoff(found, folder / name)
         assert (folder / name).read_bytes().startswith(magic)
+
+
+def test_the_picture_has_a_panel_for_each_length_of_texts():
+    panels = tradeoff(rows(two_lengths())).to_dict()["hconcat"]
+    assert [panel["title"] for panel in panels] == ["batch 8, 32 tokens", "batch 8, 64 tokens"]
+    for panel, baseline_ms, last_ms in zip(panels, (4, 8), (1, 1.6), strict=True):
+        latency = {(v["variant"], v["engine"]): v["latency"] for v in _inline_values(panel)}
+        assert len(latency) == 7
+        assert latency["0 train", "eager"] == pytest.approx(baseline_ms, rel=0.02)
+        assert latency["3 quantize", "inductor"] == pytest.approx(last_ms, rel=0.02)
 
 
 def test_a_row_of_texts_says_how_many_tokens():

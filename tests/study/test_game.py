@@ -99,5 +99,9 @@ def test_accuracies_are_paired_example_by_example():
     correct[frozenset("a")][:, :40] = True
     found = accuracy_effect({frozenset("a"): 1.0, frozenset(): -1.0}, correct)
     difference = correct[frozenset("a")].astype(float) - base
-    assert found == mean_over_seeds(difference)
     assert found.value == pytest.approx(difference.mean())
+    # with an example more each way, which counts as much as those that do
+    counting = difference.mean(0)[difference.mean(0) != 0]
+    more = np.sqrt((counting**2).mean()) * np.array([[1, -1]] * 2)
+    expected = mean_over_seeds(np.column_stack((difference, more)))
+    assert found.ci == pytest.approx(expected.ci)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optkit.core.setting import Setting
+from optkit.report.ablation import effect_cells
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
 from optkit.report.page.words import DASH, TIMES, signed
 
 Effect = Mapping[str, Any]
-COSTS = {"latency": "latency", "size": "size", "macs": "MACs", "params": "parameters", "peak_memory": "memory"}
 
 
 def ablation_figures(run: ShownRun) -> list[Figure]:
-    """For each batch size: attributions of accuracy and latency, and the tables of interactions and orders."""
+    """For each setting: attributions of accuracy and latency, and the tables of interactions and orders."""
     if run.ablation is None:
         return []
     return [figure for batch in run.ablation["batches"] for figure in _of_batch(batch)]
@@ -26,7 +27,7 @@ def _of_batch(batch: Mapping[str, Any]) -> list[Figure]:
     effects = [(e["technique"], e) for e in found["effects"]]
     total = [("whole chain", batch["total"])] if batch["total"] else []
     what = "Shapley values" if found["method"] == "shapley" else "by leaving one out"
-    size = batch["batch_size"]
+    setting = Setting.of(batch)
     table = _table("technique", [*effects, *total])
     figures = []
     for key, title, axis, log in (
@@ -36,24 +37,25 @@ def _of_batch(batch: Mapping[str, Any]) -> list[Figure]:
         values = [_bar(name, effect[key], log) for name, effect in [*effects, *total] if effect.get(key)]
         if values:
             shown = "; ".join(f"{v['name']} {v['label']}" for v in values)
-            summary = f"{title} at batch {size}, {what}: {shown}."
+            summary = f"{title} at {setting}, {what}: {shown}."
             chart = charts.bars(values, axis, log=log).to_dict()
-            figures.append(Figure(f"{title}, batch {size}: {what}", table, chart, summary, found["reason"] or ""))
+            figures.append(Figure(f"{title}, {setting}: {what}", table, chart, summary, found["reason"] or ""))
     together = [(" + ".join(e["techniques"]), e) for e in batch["interactions"]]
     orders = [(" \N{RIGHTWARDS ARROW} ".join(e["chain"]), e) for e in batch.get("orders") or []]
     margins = [(f"{e['stage']} less {e['control']}", e) for e in batch.get("controls") or [] if e["accuracy"]]
     if together:
-        figures.append(Figure(f"Together, beyond what each brings, batch {size}", _table("techniques", together)))
+        figures.append(Figure(f"Together, beyond what each brings, {setting}", _table("techniques", together)))
     if orders:
-        figures.append(Figure(f"Another order, against the recipe's, batch {size}", _table("order", orders)))
+        figures.append(Figure(f"Another order, against the recipe's, {setting}", _table("order", orders)))
     if margins:
-        figures.append(Figure(f"Against the controls over seeds, batch {size}", _margins(margins)))
+        figures.append(Figure(f"Against the controls over seeds, {setting}", _margins(margins)))
     return figures
 
 
 def _margins(margins: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
-    rows = [[name, _points(e["accuracy"]), e["engine"], ", ".join(map(str, e["seeds"]))] for name, e in margins]
-    return Table(["technique", "accuracy, points", "engine", "seeds"], rows, frozenset({0, 2, 3}))
+    headers, cells = effect_cells("technique", margins, signed, DASH)
+    rows = [[*row, e["engine"], ", ".join(map(str, e["seeds"]))] for row, (_, e) in zip(cells, margins, strict=True)]
+    return Table([*headers, "engine", "seeds"], rows, frozenset({0, 2, 3}))
 
 
 def _bar(name: str, effect: Effect, log: bool) -> dict[str, Any]:
@@ -70,22 +72,4 @@ def _bar(name: str, effect: Effect, log: bool) -> dict[str, Any]:
 
 
 def _table(first: str, lines: Sequence[tuple[str, Effect]]) -> Table:
-    costs = [key for key in COSTS if any(effect.get(key) for _, effect in lines)]
-    rows = [
-        [name, _points(effect.get("accuracy")), *(_factor(effect.get(key)) for key in costs)] for name, effect in lines
-    ]
-    return Table([first, "accuracy, points", *(f"{COSTS[key]}, factor" for key in costs)], rows)
-
-
-def _points(effect: Effect | None) -> str:
-    if not effect:
-        return DASH
-    ci = effect["ci"]
-    return signed(effect["value"]) + (f" [{signed(ci[0])}, {signed(ci[1])}]" if ci else "")
-
-
-def _factor(effect: Effect | None) -> str:
-    if not effect:
-        return DASH
-    ci = effect["ci"]
-    return f"{effect['value']:.2f}" + (f" [{ci[0]:.2f}, {ci[1]:.2f}]" if ci else "")
+    return Table(*effect_cells(first, lines, signed, DASH))

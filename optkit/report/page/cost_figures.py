@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+from optkit.core.setting import Setting
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.costs import break_evens
 from optkit.report.page.runs import ShownRun, headline
 from optkit.report.page.words import MINUS, count, name, seconds
+from optkit.report.rows import place
 
 ENDLESS = " A whisker that reaches ten times as far stands for one without end."
 
@@ -42,9 +44,8 @@ def cost_figures(run: ShownRun) -> list[Figure]:
     if not even:
         return [took]
     at = headline(run)
-    shown = [
-        b for b in even if (b.row["engine"], b.row["batch_size"]) == at and math.isfinite(b.examples) and b.examples > 0
-    ]
+    here = [b for b in even if (b.row["engine"], Setting.of(b.row)) == at]
+    shown = [b for b in here if math.isfinite(b.examples) and b.examples > 0]
     paid = [
         {
             "name": name(b.row), "technique": b.row["technique"], "value": b.examples,
@@ -53,14 +54,14 @@ def cost_figures(run: ShownRun) -> list[Figure]:
         }
         for b in shown
     ]  # fmt: skip
-    where = f"{at[0]}, batch {at[1]}" if at else ""
+    where = f"{at[0]}, {at[1]}" if at else ""
     payback = Figure(
         f"Examples until it has paid, {where}",
         Table(
-            ["variant", "engine", "batch", "stages s", "saved s per million", "examples to break even"],
+            ["variant", "measured on", "stages s", "saved s per million", "examples to break even"],
             [
                 [
-                    name(b.row), b.row["engine"], str(b.row["batch_size"]), f"{b.cost_s:.1f}",
+                    name(b.row), place(b.row), f"{b.cost_s:.1f}",
                     f"{1e6 * b.saved_s:,.1f}".replace("-", MINUS), _even(b.examples, b.low, b.high),
                 ]
                 for b in even

@@ -1,25 +1,27 @@
-"""Speedups by engine and batch size."""
+"""Speedups by engine and setting."""
 
 from __future__ import annotations
 
+from optkit.core.setting import Setting
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
 from optkit.report.page.words import DASH, change, interval, name
+from optkit.report.rows import Row
 
 
 def engine_figures(run: ShownRun) -> list[Figure]:
-    """A heat map of the speedups of every variant on every engine and batch size."""
+    """A heat map of the speedups of every variant on every engine in every setting."""
     timed = [row for row in run.rows if row["speedup"] is not None]
     if not timed:
         return []
     by_step = sorted(timed, key=lambda r: r["step"])
     names = list(dict.fromkeys(name(r) for r in by_step))
-    columns = [f"{e} · {b}" for e, b in sorted({(r["engine"], r["batch_size"]) for r in timed})]
+    columns = list(dict.fromkeys(_column(r) for r in sorted(timed, key=lambda r: (r["engine"], Setting.of(r)))))
     values = [
         {
             "row": name(r),
-            "column": f"{r['engine']} · {r['batch_size']}",
+            "column": _column(r),
             "speedup": r["speedup"],
             "text": f"{r['speedup']:.2f}" if r["speedup"] < 10 else f"{r['speedup']:.1f}",
             "ci": f"{r['speedup']:.2f} {interval(r['speedup_ci'])}",
@@ -27,6 +29,7 @@ def engine_figures(run: ShownRun) -> list[Figure]:
         }
         for r in by_step
     ]
+    of_texts = any(r["sequence_length"] for r in timed)
     cell = {(v["row"], v["column"]): v["ci"] for v in values}
     best = max(values, key=lambda v: v["speedup"])
     return [
@@ -34,11 +37,14 @@ def engine_figures(run: ShownRun) -> list[Figure]:
             "Speedup by engine and batch size",
             Table(["variant", *columns], [[n, *(cell.get((n, c), DASH) for c in columns)] for n in names]),
             charts.heat_map(values, names, columns).to_dict(),
-            f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and batch size; "
-            f"the largest is "
-            f"{best['text']}, {best['row']} on {best['column']}.",
-            "Blue is faster than the baseline, orange slower. Columns: engine · batch size.",
+            f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and setting; the "
+            f"largest is {best['text']}, {best['row']} on {best['column']}.",
+            f"Blue is faster than the baseline, orange slower. Columns: engine · batch size{' · tokens' * of_texts}.",
             wide=True,
             min_width=130 + 84 * len(columns),
         )
     ]
+
+
+def _column(row: Row) -> str:
+    return " · ".join([row["engine"], *map(str, Setting.of(row).conditions.values())])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.core import ledger
 from optkit.core.errors import UserError
 from optkit.core.records import Record
+from optkit.core.setting import Setting
 from optkit.report.page.verdict import Verdict, verdict
 from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
@@ -59,13 +60,13 @@ def open_runs(folders: Sequence[Path], p99_limit: float | None = None) -> list[S
     return [_open(folder, name, p99_limit) for folder, name in zip(folders, names, strict=True)]
 
 
-def headline(run: ShownRun) -> tuple[str, int] | None:
-    """The engine and batch size that the verdict is about; else those of the last variant at the largest batch."""
+def headline(run: ShownRun) -> tuple[str, Setting] | None:
+    """The engine and setting that the verdict is about; else those of the last variant in the largest setting."""
     timed = [row for row in run.rows if row["speedup"] is not None]
     if not timed:
         return None
-    row = run.verdict.row or max(timed, key=lambda r: (r["step"], r["batch_size"]))
-    return row["engine"], row["batch_size"]
+    row = run.verdict.row or max(timed, key=lambda r: (r["step"], Setting.of(r)))
+    return row["engine"], Setting.of(row)
 
 
 def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:
@@ -79,7 +80,9 @@ def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:
     root = folder if folder.is_dir() else folder.parent
     recipe = root / "recipe.yaml"
     text = recipe.read_text(errors="replace") if recipe.is_file() else ""
-    return ShownRun(name, folder, records, found, verdict(found), text, _sensitivities(root, records), _ablation(root))
+    return ShownRun(
+        name, folder, records, found, verdict(found), text, _sensitivities(root, records, names), _ablation(root)
+    )
 
 
 def variant_names(records: Sequence[Record]) -> dict[tuple[int, str], str]:
@@ -102,7 +105,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(f[-depth:]) for f in full]
 
 
-def _sensitivities(root: Path, records: Sequence[Record]) -> dict[str, Sensitivity]:
+def _sensitivities(root: Path, records: Sequence[Record], names: dict[tuple[int, str], str]) -> dict[str, Sensitivity]:
+    """That of the baseline, and those that the recipe's stages measured; a control's would rank at random."""
     from optkit.prune import Sensitivity
 
     found = {}
@@ -110,8 +114,8 @@ def _sensitivities(root: Path, records: Sequence[Record]) -> dict[str, Sensitivi
     if file.is_file():
         found["the baseline"] = Sensitivity.load(file)
     for record in records:
-        if "sensitivity" in record.facts:
-            found[f"before “{record.stage}”"] = Sensitivity.from_dict(record.facts["sensitivity"])
+        if "sensitivity" in record.facts and record.control is None:
+            found[f"before “{names[record.step, record.variant]}”"] = Sensitivity.from_dict(record.facts["sensitivity"])
     return found
 
 

@@ -20,7 +20,7 @@ def step_figures(run: ShownRun) -> list[Figure]:
     steps = changes(run.rows, *at)
     if len(steps) < 2:
         return []
-    where = f"{at[0]}, batch {at[1]}"
+    where = f"{at[0]}, {at[1]}"
     return [_latency_steps(steps, where), _accuracy_steps(steps, where)]
 
 

@@ -1,14 +1,14 @@
-"""What each step of a chain changed against its parent, on one engine at one batch size."""
+"""What each step of a chain changed against its parent, on one engine in one setting."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optkit.core.setting import Setting
 from optkit.report.page.words import name
 from optkit.report.plot import steady_latency
-from optkit.report.rows import REFERENCE, Row
+from optkit.report.rows import REFERENCE, Row, relative_speedup
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Change:
     before_ms: float
     before_accuracy: float
     ratio: float
-    ratio_ci: tuple[float, float]
+    ratio_ci: list[float]
     delta: float | None
     delta_ci: list[float] | None
 
 
-def changes(rows: Sequence[Row], engine: str, batch_size: int) -> list[Change]:
+def changes(rows: Sequence[Row], engine: str, setting: Setting) -> list[Change]:
     """The steps of one run, from the baseline on eager over the engine to the last variant that this engine runs.
 
     Parent and child were timed in different rounds, each beside the baseline: the interval of their ratio is that of a
     quotient of two independent speedups (their relative half-widths added in quadrature).
     """
-    steady = steady_latency([r for r in rows if r["batch_size"] == batch_size])
+    steady = steady_latency([r for r in rows if Setting.of(r) == setting])
     start = next((r for r in steady if r["step"] == 0 and r["engine"] == REFERENCE), None)
     here = _line([r for r in steady if r["engine"] == engine])
     found: list[Change] = []
@@ -70,32 +70,22 @@ def _line(rows: Sequence[Row]) -> list[Row]:
 
 
 def _first(row: Row, name: str) -> Change:
-    return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, (1.0, 1.0), 0.0, [0.0, 0.0])
+    return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, [1.0, 1.0], 0.0, [0.0, 0.0])
 
 
 def _engine(row: Row, start: Row) -> Change:
-    ratio, ci = _quotient(row, start)
-    delta, delta_ci = row["accuracy_delta"], row["accuracy_delta_ci"]
-    return Change(
-        f"{row['engine']} engine", "engine", row, start["latency_p50_ms"], start["accuracy"], ratio, ci, delta, delta_ci
-    )
+    return _step(f"{row['engine']} engine", "engine", row, start, row["accuracy_delta"], row["accuracy_delta_ci"])
 
 
 def _stage(row: Row, parent: Row) -> Change:
-    ratio, ci = _quotient(row, parent)
     paired = row["parent"] == parent["variant"]
     delta, delta_ci = (row["accuracy_delta_parent"], row["accuracy_delta_parent_ci"]) if paired else (None, None)
-    return Change(
-        name(row), row["technique"], row, parent["latency_p50_ms"], parent["accuracy"], ratio, ci, delta, delta_ci
-    )
+    return _step(name(row), row["technique"], row, parent, delta, delta_ci)
 
 
-def _quotient(row: Row, parent: Row) -> tuple[float, tuple[float, float]]:
-    ratio = row["speedup"] / parent["speedup"]
-    below = math.hypot(_log(row["speedup"], row["speedup_ci"][0]), _log(parent["speedup_ci"][1], parent["speedup"]))
-    above = math.hypot(_log(row["speedup_ci"][1], row["speedup"]), _log(parent["speedup"], parent["speedup_ci"][0]))
-    return ratio, (ratio * math.exp(-below), ratio * math.exp(above))
-
-
-def _log(a: float, b: float) -> float:
-    return math.log(a / b)
+def _step(
+    name: str, technique: str, row: Row, parent: Row, delta: float | None, delta_ci: list[float] | None
+) -> Change:
+    ratio = relative_speedup(row, parent)
+    before = parent["latency_p50_ms"], parent["accuracy"]
+    return Change(name, technique, row, *before, ratio.value, ratio.ci, delta, delta_ci)

@@ -6,11 +6,13 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from optkit.core.setting import Setting
+from optkit.report.comparable import differences, gpu, processor, surroundings
 from optkit.report.controls import against_controls
 from optkit.report.page.content import Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, TIMES, change, name, place, seconds, signed
-from optkit.report.rows import REFERENCE, Row
+from optkit.report.page.words import DASH, TIMES, change, name, seconds, signed
+from optkit.report.rows import REFERENCE, Row, place
 
 
 def title(runs: Sequence[ShownRun]) -> str:
@@ -59,7 +61,7 @@ def _tiles(run: ShownRun) -> list[dict[str, str]]:
         _tile("change, points", signed(row["accuracy_delta"]), f"{signed(delta_low)} to {signed(delta_high)}"),
         _tile("accuracy", f"{100 * row['accuracy']:.1f}%", f"of {row['examples']:,} test examples"),
     ]
-    base = next((r for r in run.rows if r["step"] == 0), None)
+    base = next((r for r in run.rows if r["step"] == 0 and Setting.of(r) == Setting.of(row)), None)
     if base is not None and base["size_mb"] and row["size_mb"]:
         tiles.append(
             _tile("size", f"{row['size_mb']:.3g} MB", f"{row['size_mb'] / base['size_mb']:.0%} of the baseline's")
@@ -124,26 +126,22 @@ def warnings(runs: Sequence[ShownRun]) -> list[str]:
     found = []
     for run in runs:
         found += [f"{run.name}: {text}" if len(runs) > 1 else text for text in _within(run)]
-    for what, of in (
-        ("processor", lambda r: _machine(r)),
-        ("data", lambda r: str(r.first.data.get("fingerprint", "not recorded"))[:12]),
-        ("torch", lambda r: str(_packages(r).get("torch"))),
-        ("threads", lambda r: ", ".join(sorted({str(row["threads"]) for row in r.rows}))),
-    ):
-        values = list(dict.fromkeys(of(run) for run in runs))
-        if len(values) > 1:
-            apart = "" if what == "torch" else " They stand in pictures of their own."
-            found.append(
-                f"The runs differ in {what}: {'; '.join(values[:4])}{'; …' if len(values) > 4 else ''}.{apart}"
-            )
+    for what, values in differences([_conditions(run) for run in runs]).items():
+        shown = "; ".join(values[:4]) + ("; …" if len(values) > 4 else "")
+        found.append(f"The runs differ in {what}: {shown}. They stand in pictures of their own.")
     return found
+
+
+def _conditions(run: ShownRun) -> dict[str, str]:
+    """What runs must share to stand in one picture."""
+    data = str(run.first.data.get("fingerprint", "not recorded"))[:12]
+    return surroundings(run.first) | {"data": data, "threads": ", ".join(sorted({str(r["threads"]) for r in run.rows}))}
 
 
 def _within(run: ShownRun) -> list[str]:
     found = []
-    machines = list(dict.fromkeys(_cpu(r.environment) for r in run.records))
-    if len(machines) > 1:
-        found.append(f"Its variants were measured on different processors ({'; '.join(machines)}).")
+    for what, values in differences([surroundings(record) for record in run.records]).items():
+        found.append(f"Its variants differ in the {what} that they were measured with: {'; '.join(values)}.")
     if any(row["split"] != "test" for row in run.rows):
         found.append("Accuracy was measured on validation data, on which stages may have been chosen.")
     examples = min((row["examples"] or 0 for row in run.rows), default=0)
@@ -152,7 +150,8 @@ def _within(run: ShownRun) -> list[str]:
     untimed = sum(row["speedup"] is None for row in run.rows)
     if untimed:
         found.append(f"{untimed} of {len(run.rows)} rows have no latency beside the baseline and stand in tables only.")
-    if not any(row["engine"] == REFERENCE for row in run.rows):
+    later = {row["engine"] for row in run.rows if row["step"] > 0}
+    if later and REFERENCE not in later:
         found.append(f"The variants were not run on {REFERENCE}; speedups are still against the baseline there.")
     return found
 
@@ -165,6 +164,7 @@ def _facts(run: ShownRun) -> list[tuple[str, str]]:
     facts = [
         ("recipe", run.first.recipe),
         ("processor", _machine(run)),
+        ("GPU", gpu(environment) or ""),
         ("vector instructions", " ".join(environment.get("cpu", {}).get("isa", []))),
         ("threads", str(environment.get("threads", ""))),
         ("python", str(environment.get("python", ""))),
@@ -187,10 +187,4 @@ def _packages(run: ShownRun) -> dict[str, Any]:
 
 
 def _machine(run: ShownRun) -> str:
-    cores = run.first.environment.get("cpu", {}).get("cores")
-    name = _cpu(run.first.environment)
-    return f"{name}, {cores} cores" if cores else name
-
-
-def _cpu(environment: dict[str, Any]) -> str:
-    return str(environment.get("cpu", {}).get("name", "an unknown processor"))
+    return processor(run.first.environment) or "an unknown processor"

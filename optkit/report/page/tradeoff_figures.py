@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from optkit.core.setting import Setting
+from optkit.report.comparable import ENGINES, differences, surroundings
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
@@ -22,26 +24,29 @@ def tradeoff_figures(runs: Sequence[ShownRun]) -> list[Figure]:
         steady = [r for _, of_run in _by(rows, lambda r: r["run"]) for r in steady_latency(of_run)]
         if steady:
             figures.append(_against_latency(steady, where, len(runs)))
-    sized = [row for row in _largest_batch(every) if row["size_mb"]]
+    sized = [row for row in _largest_setting(every) if row["size_mb"]]
     return [*figures, _against_size(sized, len(runs))] if sized else figures
 
 
 def _conditions(runs: Sequence[ShownRun]) -> Callable[[Row], str]:
-    """What rows must share to stand in one picture, in words; the machine and the task only where runs differ "
-    "in them."""
-    machine = {run.name: run.first.environment.get("cpu", {}).get("name", "unknown processor") for run in runs}
+    """What rows must share to stand in one picture, in words; machine, versions and task only where runs differ."""
+    around = {run.name: surroundings(run.first) for run in runs}
+    differing = differences(list(around.values()))
     data = {run.name: str(run.first.data.get("fingerprint", "")) for run in runs}
     many_threads = len({row["threads"] for run in runs for row in run.rows}) > 1
 
     def key(row: Row) -> str:
-        parts = [f"batch {row['batch_size']}"]
-        parts += [f"{row['sequence_length']} tokens"] if row.get("sequence_length") else []
+        parts = [str(Setting.of(row))]
         parts += [f"{row['threads']} threads"] if many_threads else []
-        parts += [machine[row["run"]]] if len(set(machine.values())) > 1 else []
+        parts += [_named(what, around[row["run"]].get(what, "unknown")) for what in differing]
         parts += [f"data {data[row['run']][:8] or 'unknown'}"] if len(set(data.values())) > 1 else []
         return ", ".join(parts)
 
     return key
+
+
+def _named(what: str, value: str) -> str:
+    return f"{what} {value}" if what in ENGINES or value == "unknown" else value
 
 
 def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure:
@@ -81,7 +86,7 @@ def _against_size(rows: Sequence[Row], num_runs: int) -> Figure:
         _point_table(values, num_runs, ("size MB", "size", ".3f")),
         charts.scatter(values, "size", "size, MB (log)", _coloring(num_runs)).to_dict(),
         f"Accuracy against size on disk, {len(values)} points. On the front: " + _names(best, "size", "MB"),
-        f"What must be read to load the variant again. {_edge(values)}".strip(),
+        f"What must be read to load the variant again; accuracy is of the largest setting. {_edge(values)}".strip(),
     )
 
 
@@ -127,10 +132,10 @@ def _names(values: Sequence[dict[str, Any]], cost: str, unit: str) -> str:
     return "; ".join(some) + ("; and more." if len(values) > 6 else ".")
 
 
-def _largest_batch(rows: Sequence[Row]) -> list[Row]:
+def _largest_setting(rows: Sequence[Row]) -> list[Row]:
     """One row for each run, variant and engine."""
     largest: dict[tuple[str, str, int, str], Row] = {}
-    for row in rows:
+    for row in sorted(rows, key=Setting.of):
         largest[row["run"], row["variant"], row["step"], row["engine"]] = row
     return list(largest.values())
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optkit.report.many import LEVEL, TOLERANCES
-from optkit.report.page.words import name, place, points, times
-from optkit.report.rows import REFERENCE, Row
+from optkit.report.page.words import name, points, times
+from optkit.report.rows import REFERENCE, Row, place
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Verdict:
 def verdict(rows: Sequence[Row]) -> Verdict:
     """Judges the rows of one run.
 
-    Rows compete by the lower end of their speedup's interval against the baseline on eager at the same batch size, so
+    Rows compete by the lower end of their speedup's interval against the baseline on eager in the same setting, so
     a lucky figure with a wide interval does not win. "Surely within a loss" is corrected for the number of variants
     that are compared. "Cannot be told from none" is not: a correction would let larger losses pass.
     """
@@ -49,11 +49,7 @@ def verdict(rows: Sequence[Row]) -> Verdict:
     best = choices[0].row
     remarks = []
     if best is None:
-        sentence = (
-            "Nothing here is measurably faster than the baseline without a measurable loss of accuracy."
-            if any(row["speedup"] is not None and row["step"] > 0 for row in rows)
-            else "This run holds nothing to compare: no variant was timed beside the baseline."
-        )
+        sentence = _without_choice([row for row in rows if row["speedup"] is not None and row["step"] > 0])
     elif best["step"] == 0:
         sentence = (
             f"No technique pays without a measurable loss: the fastest that keeps its accuracy is the baseline "
@@ -102,6 +98,19 @@ def verdict(rows: Sequence[Row]) -> Verdict:
             f"It is the best of {candidates} measured rows.{corrected} The best of many looks a little too good."
         )
     return Verdict(sentence, remarks, choices)
+
+
+def _without_choice(timed: Sequence[Row]) -> str:
+    """What there is to say of variants none of which is known to be faster and to keep its accuracy."""
+    if not timed:
+        return "This run holds nothing to compare: no variant was timed beside the baseline."
+    if any(row["accuracy_delta_ci"] is not None for row in timed):
+        return "Nothing here is measurably faster than the baseline without a measurable loss of accuracy."
+    fastest = max(timed, key=lambda r: r["speedup_ci"][0])
+    return (
+        f"No change of accuracy is known: of the baseline on {REFERENCE} there are no answers to the same examples. "
+        f"The fastest, “{_called(fastest)}” on {place(fastest)}, is {times(fastest, 'speedup')} as fast as it."
+    )
 
 
 def keeps_accuracy(row: Row, tolerance: float | None = None) -> bool:

@@ -16,11 +16,6 @@ def name(row: Row) -> str:
     return row.get("name") or f"{row['step']} {row['stage']}"
 
 
-def place(row: Row) -> str:
-    """Where a row was measured, in words."""
-    return f"{row['engine']} at batch {row['batch_size']}"
-
-
 def times(row: Row, name: str) -> str:
     """A ratio with its interval, in words."""
     low, high = row[f"{name}_ci"]

@@ -1,0 +1,57 @@
+from dataclasses import replace
+
+import pytest
+
+from optkit.core.records import Measurement
+from optkit.report import rows
+from optkit.report.ablation import ablation_markdown
+from optkit.report.controls import pooled_against_controls
+from optkit.report.tables import points
+from optkit.study.result import Measured, summarize
+from tests.report.runs import two_lengths
+
+
+def _with_memory(record):
+    """As the bench has it: at the longest texts only."""
+    here = {"engine": "inductor", "batch_size": 8, "threads": 2, "sequence_length": 64}
+    return [*record.measurements, Measurement("peak_memory", 100 - 20 * record.step, "MB", conditions=here)]
+
+
+@pytest.fixture
+def measured():
+    first, pruned, *_ = (replace(r, measurements=_with_memory(r)) for r in two_lengths())
+    return Measured([[first, replace(pruned, chain=["prune"])]], ["prune"], "inductor", [0])
+
+
+def test_each_length_of_texts_is_a_batch_of_its_own(measured):
+    short, long = summarize(measured, shapley=True)
+    assert [(b["batch_size"], b["sequence_length"]) for b in (short, long)] == [(8, 32), (8, 64)]
+    assert short["total"]["latency"]["value"] == pytest.approx(1 / 1.5, rel=0.02)
+    assert long["total"]["latency"]["value"] == pytest.approx(0.8 / 1.5, rel=0.02)
+    assert long["total"]["peak_memory"]["value"] == pytest.approx(0.8)
+    assert "peak_memory" not in short["total"]
+    study = {
+        "recipe": "r", "techniques": ["prune"], "baseline": "train", "seeds": [0], "engine": "inductor", "skipped": [],
+        "counters": {"chains": 2, "stages_in_all_chains": 2, "distinct_stages": 2, "made_now": 2, "already_there": 0},
+        "batches": [short, long],
+    }  # fmt: skip
+    text = ablation_markdown(study)
+    assert "## Batch 8, 32 tokens" in text
+    assert "## Batch 8, 64 tokens" in text
+
+
+def test_margins_over_controls_say_at_which_length(measured):
+    (records,) = measured.records
+    control = replace(records[1], variant="c1", control="random_prune")
+    batches = summarize(replace(measured, records=[[*records, control]] * 2, seeds=[0, 1]), shapley=True)
+    (line,) = pooled_against_controls(batches, points)
+    assert "on inductor at batch 8, 64 tokens" in line
+
+
+def test_an_ablation_and_a_report_say_the_same_of_one_pair(measured):
+    by = {(r["step"], r["sequence_length"], r["engine"]): r for r in rows(measured.records[0])}
+    for batch in summarize(measured, shapley=True):
+        row = by[1, batch["sequence_length"], "inductor"]
+        accuracy = batch["total"]["accuracy"]
+        assert accuracy == {"value": row["accuracy_delta"], "ci": row["accuracy_delta_ci"]}
+        assert batch["attribution"]["effects"][0]["accuracy"] == accuracy
