@@ -64,12 +64,13 @@ def cpu() -> dict[str, Any]:
 
 @cache
 def gpu() -> dict[str, Any] | None:
-    """The CUDA device that torch takes first, the CUDA that torch is built for; None where there is no device."""
+    """The CUDA device that torch takes first, and the version of its driver; None where there is no device."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    return {"name": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+    driver = Path("/sys/module/nvidia/version")
+    return {"name": torch.cuda.get_device_name(), "driver": driver.read_text().strip() if driver.exists() else None}
 
 
 def available_cores() -> int:
