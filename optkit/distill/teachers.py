@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.artifact import open_artifact
+from optkit.core.artifact import WEIGHTS, open_artifact
 from optkit.core.errors import UserError
+from optkit.core.stage import Premises
 from optkit.core.targets import TARGET
 from optkit.engines import Inductor
 
@@ -88,7 +90,20 @@ def teacher_name(spec: Any) -> Any:
         return [teacher_name(one) for one in spec]
     if isinstance(spec, dict):
         return spec[TARGET]
-    return BASELINE if spec is None or spec == BASELINE else open_artifact(Path(spec)).variant.id
+    return BASELINE if spec is None or spec == BASELINE else open_artifact(Path(spec).expanduser()).variant.id
+
+
+def teacher_identity(spec: Any, premises: Premises) -> Any:
+    """What tells a teacher from others that lie in the same place at other times; JSON."""
+    if isinstance(spec, list):
+        return [teacher_identity(one, premises) for one in spec]
+    if isinstance(spec, dict):
+        return premises.identify(spec)
+    if spec is None or spec == BASELINE:
+        return premises.baseline
+    artifact = open_artifact(Path(spec).expanduser())
+    with (artifact.folder / WEIGHTS).open("rb") as file:
+        return [artifact.variant.id, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 def _variant_module(folder: str) -> Callable[[], nn.Module]:
