@@ -205,6 +205,24 @@ def test_a_stage_of_another_package_has_the_code_that_it_derives_from(recipe, mo
     assert _same(before, _ids(derived)) == [True, True, False, False, False]
 
 
+def test_changed_code_of_a_task_of_another_package_is_another_variant(recipe, monkeypatch):
+    from optkit import plan
+
+    class Theirs(Digits):
+        """As its parent."""
+
+    theirs = replace(recipe, task=Theirs(image_size=8, crop=1, limit=64))
+    before = _ids(theirs)
+    assert _ids(theirs) == before
+    monkeypatch.setattr(plan, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    assert _same(before, _ids(theirs)) == [False] * 5
+
+
+def test_a_class_without_a_file_is_like_itself_alone():
+    one, two = (type("Typed", (), {"__module__": "typed_into_a_notebook"}) for _ in range(2))
+    assert code_of(one) == code_of(one) != code_of(two)
+
+
 TAUGHT = {
     "alone": LogitDistillation(),
     "within pruning": GradualPruning(training=LogitDistillation()),
@@ -222,17 +240,13 @@ def test_another_baseline_is_another_teacher(recipe, stage):
 
 
 def test_the_baseline_of_other_chains_and_controls_is_the_recipes_own(recipe):
-    chained = replace(
-        recipe, chain=["train", "tune", "mask", "recover"], stages=recipe.stages | {"mask": MagnitudePruning(0.6)}
-    )
-    other = make_plan(chained, chains=[["train", "tune", "recover"]])
-    assert [step.of for step in other.steps[5:]] == ["other"]
-    assert (
-        make_plan(replace(chained, baseline="train"), chains=[["train", "tune", "recover"]]).steps[5] != other.steps[5]
-    )
-    random = replace(chained, stages=recipe.stages | {"mask": StructuredPruning()}, controls=["random_prune"])
-    ids = [[s.id for s in make_plan(replace(random, baseline=b)).steps[5:]] for b in ("auto", "train")]
-    assert _same(*ids) == [True, False]
+    stages = recipe.stages | {"mask": StructuredPruning()}
+    chained = replace(recipe, chain=["train", "tune", "mask", "recover"], stages=stages, controls=["random_prune"])
+    plans = [
+        make_plan(replace(chained, baseline=name), chains=[["train", "tune", "recover"]]) for name in ("auto", "train")
+    ]
+    assert [step.of for step in plans[0].steps[5:]] == ["random_prune", "random_prune", "other"]
+    assert _same(*([step.id for step in plan.steps[5:]] for plan in plans)) == [True, False, False]
 
 
 @pytest.mark.parametrize("kind", ["folder", "checkpoint", "list"])
