@@ -29,8 +29,18 @@ from optkit.core.task import SealedTask
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.measure.peaks import peaks
-from optkit.models import ModelSpec
-from optkit.plan import MODEL, OWN, START, PlannedStep, Recipe, make_plan, params_of, target_of
+from optkit.plan import (
+    MODEL,
+    OWN,
+    START,
+    PlannedStep,
+    Recipe,
+    build_other,
+    make_plan,
+    params_of,
+    target_of,
+    work_device,
+)
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +109,7 @@ class _Fold:
         self.store = _store(recipe, self.folder)
         self.ledger = Ledger(self.folder / LEDGER_NAME)
         self.sealed = SealedTask(recipe.task)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = work_device()
         self.made: dict[str, Artifact] = {}
         self.num_made = 0
 
@@ -193,7 +203,7 @@ class _Fold:
             task=self.sealed,
             variant=parent.variant,
             baseline=self._baseline_module,
-            build_model=self._other_model,
+            build_model=lambda node: build_other(self.recipe, node)[1],
             seed=step.seed,
             device=self.device,
             workdir=self.store.workdir(step.id),
@@ -206,11 +216,6 @@ class _Fold:
         if baseline is None:
             raise StageError("there is no baseline yet", fix="move this stage behind the baseline, or name a teacher")
         return baseline.module(self.plan.trusted)
-
-    def _other_model(self, node: dict[str, Any]) -> nn.Module:
-        return ModelSpec.from_config(node, self.recipe.task.model_defaults(), "teacher").build(
-            self.recipe.seed, "teacher"
-        )
 
     def _measure(self, step: PlannedStep, artifact: Artifact, bench: Bench, facts: dict[str, Any]) -> None:
         baseline = self.made[self.plan.baseline.id]

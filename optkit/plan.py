@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from optkit.controls import CONTROLS, Numbered, control_chain
+from optkit.core.code import code_digest, code_of, version_of
 from optkit.core.engine import Engine
+from optkit.core.environment import available_cores
 from optkit.core.errors import PlanError, UserError, did_you_mean, first_line
-from optkit.core.stage import Choosy, Stage
+from optkit.core.stage import Choosy, Dependent, Premises, Stage
 from optkit.core.targets import TARGET
 from optkit.core.task import POOL, SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.measure import Measure, tasks_to_measure
 from optkit.models import ModelSpec
-from optkit.models.spec import weights_digest
 
 START = frozenset({"float"})
 AUTO, MODEL = "auto", "model"
 OWN, OTHER = "own", "other"
+# optkit's code that every variant depends on
 SHARED_CODE = ("core", "tasks", "models", "training")
+# what the techniques use besides it and their own
+TECHNIQUE_CODE = ("engines", "measure/validation.py", "measure/latency.py", "measure/disturbance.py")
+# what decides weights besides torch and the packages that models come from, by the folder that uses it
+PACKAGES = {"training": ("accelerate",), "quantize": ("torchao",)}
 
 
 @dataclass
@@ -198,26 +202,24 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     # a checkpoint that does not fit is found here, not after the data is decoded
     model = spec.build(recipe.seed).eval()
     first = baseline_place(recipe)
-    skeleton = spec.skeleton(model)
-    start = variant_id(
-        MODEL, [skeleton, weights_digest(model)], recipe.seed, recipe.task.fingerprint, torch.__version__,
-        _code(*SHARED_CODE),
-    )  # fmt: skip
+    code = [torch.__version__, code_digest(*SHARED_CODE), _source(type(recipe.task))]
+    start = variant_id(MODEL, spec.identity(model), recipe.seed, recipe.task.fingerprint, code)
     for task in tasks_to_measure(recipe.task, recipe.measure):
         _check_fit(model, task)
     _check_stages(model, recipe)
     steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
     own = _numbered(recipe, recipe.chain, first)
-    _grow(steps, recipe, start, own, OWN)
+    premises = Premises(None, _identify(recipe), work_device(), recipe.threads or available_cores())
+    _grow(steps, recipe, premises, start, own, OWN)
     cut = [step.id for step in steps.values() if step.stage and "cut" in step.stage.adds]
     for control in recipe.controls:
-        _grow(steps, recipe, start, control_chain(control, own, cut[-1] if cut else None), control)
+        _grow(steps, recipe, premises, start, control_chain(control, own, cut[-1] if cut else None), control)
     for chain in chains:
-        _grow(steps, recipe, start, _numbered(recipe, chain, first), OTHER)
+        _grow(steps, recipe, premises, start, _numbered(recipe, chain, first), OTHER)
     measured = [asdict(e) | {"is": target_of(e)} for e in recipe.engines.values()]  # type: ignore[call-overload]
     run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
     # its variants may name what the recipe names, and nothing else of the same packages
-    trusted = sorted({skeleton["target"], *map(target_of, recipe.stages.values())})
+    trusted = sorted({spec.skeleton(model)["target"], *map(target_of, recipe.stages.values())})
     return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), tuple(trusted))
 
 
@@ -226,7 +228,9 @@ def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered
     return [(name, recipe.stages[name], place - first) for place, name in enumerate(chain, 1)]
 
 
-def _grow(steps: dict[str, PlannedStep], recipe: Recipe, start: str, chain: Sequence[Numbered], of: str) -> None:
+def _grow(
+    steps: dict[str, PlannedStep], recipe: Recipe, premises: Premises, start: str, chain: Sequence[Numbered], of: str
+) -> None:
     """Adds the steps of a chain that are not there yet, by id.
 
     What a control has made already is made again for another chain: a variant stands in the ledger once, as either.
@@ -234,8 +238,11 @@ def _grow(steps: dict[str, PlannedStep], recipe: Recipe, start: str, chain: Sequ
     last = steps[start]
     for place, (name, stage, number) in enumerate(chain, 1):
         seed = recipe.seed * 1009 + place
+        # the recipe's own chain comes first, so that others find the baseline
+        baseline = next((step.id for step in steps.values() if step.number == 0), None)
+        depends_on = _dependencies(stage, replace(premises, baseline=baseline))
         made = variant_id(
-            last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, *map(_source, _classes(stage)),
+            last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, _sources(stage), depends_on,
             *_pool_of(stage, recipe.task),
         )  # fmt: skip
         if made in steps and steps[made].of not in (OWN, of):
@@ -246,7 +253,7 @@ def _grow(steps: dict[str, PlannedStep], recipe: Recipe, start: str, chain: Sequ
 
 def _pool_of(stage: Stage, task: Task) -> list[str]:
     """What examples without labels a stage or a training within it sees."""
-    seen = any(getattr(kind, "split", None) == POOL for kind in _classes(stage))
+    seen = any(getattr(part, "split", None) == POOL for part in _parts(stage))
     return [task.pool_fingerprint] if seen and task.pool_fingerprint else []
 
 
@@ -314,26 +321,57 @@ def params_of(thing: Any) -> dict[str, Any]:
     return params
 
 
-def _classes(thing: Any) -> list[type]:
-    """The class of a dataclass, and of those within it."""
-    return [type(thing), *(cls for inner in _within(thing).values() for cls in _classes(inner))]
+def _parts(thing: Any) -> list[Any]:
+    """A dataclass, and those within it."""
+    return [thing, *(part for inner in _within(thing).values() for part in _parts(inner))]
 
 
 def _within(thing: Any) -> dict[str, Any]:
     return {f.name: getattr(thing, f.name) for f in fields(thing) if is_dataclass(getattr(thing, f.name))}
 
 
-@cache
-def _code(*folders: str) -> str:
-    """Hash of optkit's code in these folders: what changed code made must not be served from the store."""
-    root = Path(__file__).parent
-    files = [file for folder in folders for file in sorted((root / folder).rglob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def _dependencies(stage: Stage, premises: Premises) -> list[Any]:
+    """What else decides the result of a stage, by itself and by what is within it."""
+    return [part.depends_on(premises) for part in _parts(stage) if isinstance(part, Dependent)]
 
 
-def _source(cls: type) -> str:
-    """Hash of a stage's own code: its technique's folder, or its file if it is from another package."""
+def _sources(stage: Stage) -> list[tuple[str | None, ...]]:
+    """The code of a stage and of what is within it, that of the stages they derive from included."""
+    kinds = [kind for part in _parts(stage) for kind in type(part).__mro__ if is_dataclass(kind)]
+    return list(dict.fromkeys(map(_source, kinds)))
+
+
+def _source(cls: type) -> tuple[str | None, ...]:
+    """What stands for the code of a class: its technique's with the packages below it, or its file's elsewhere."""
     package, _, rest = cls.__module__.partition(".")
-    if package == "optkit":
-        return _code(rest.partition(".")[0])
-    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    if package != "optkit":
+        return code_of(cls)
+    folder = rest.partition(".")[0]
+    return code_digest(*code_of_folder(folder)), *map(version_of, PACKAGES.get(folder, ()))
+
+
+def code_of_folder(folder: str) -> tuple[str, ...]:
+    """The parts of optkit's code, besides the shared, that decide what a stage of this folder does."""
+    return (folder,) if folder in SHARED_CODE else (folder, *TECHNIQUE_CODE)
+
+
+def work_device() -> torch.device:
+    """Where stages train and calibrate."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_other(recipe: Recipe, node: dict[str, Any]) -> tuple[ModelSpec, nn.Module]:
+    """Another model than the recipe's, for its task: a teacher. Raises UserError."""
+    spec = ModelSpec.from_config(node, recipe.task.model_defaults(), "teacher")
+    return spec, spec.build(recipe.seed, "teacher")
+
+
+def _identify(recipe: Recipe) -> Callable[[dict[str, Any]], Any]:
+    """Gives the identity of another model; each is built once, however many chains it is in."""
+
+    @cache
+    def identity(text: str) -> list[Any]:
+        spec, module = build_other(recipe, json.loads(text))
+        return spec.identity(module)
+
+    return lambda node: identity(json.dumps(node, sort_keys=True))

@@ -1,15 +1,22 @@
+import ast
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 
+from optkit.core.artifact import save_artifact
+from optkit.core.code import ROOT, code_files, code_of, version_of
 from optkit.core.errors import PlanError, UserError
 from optkit.core.targets import build
+from optkit.core.variant import Variant
 from optkit.distill import LogitDistillation
 from optkit.engines import Eager, Inductor
-from optkit.plan import Recipe, check_chain, make_plan, params_of
-from optkit.prune import GradualPruning, MagnitudePruning
-from optkit.quantize import StaticQuantization
+from optkit.models import ModelSpec
+from optkit.plan import SHARED_CODE, Recipe, check_chain, code_of_folder, make_plan, params_of
+from optkit.prune import GradualPruning, MagnitudePruning, StructuredPruning
+from optkit.quantize import QuantizationAwareTraining, StaticQuantization
+from optkit.quantize.pt2e import products_saturate
+from optkit.tasks import Digits
 from optkit.training import Train, Trainer
 
 MODEL = {"_target_": "optkit.models.MLP", "widths": [8], "num_classes": None, "input_shape": None}
@@ -79,6 +86,10 @@ def _ids(recipe):
     return [step.id for step in make_plan(recipe).steps]
 
 
+def _same(before, after):
+    return [a == b for a, b in zip(before, after, strict=True)]
+
+
 def test_ids_are_the_same_for_the_same_recipe_and_prefix(recipe):
     assert _ids(recipe) == _ids(replace(recipe))
     assert _ids(replace(recipe, chain=["train", "mask"])) == _ids(recipe)[:3]
@@ -114,7 +125,7 @@ class Foreign:
 def test_ids_change_with_what_decides_the_weights_and_from_there_on(recipe, change, first_changed):
     stages = recipe.stages | change.get("stages", {})
     before, after = _ids(recipe), _ids(replace(recipe, **(change | {"stages": stages})))
-    assert [a == b for a, b in zip(before, after, strict=True)] == [n < first_changed for n in range(5)]
+    assert _same(before, after) == [n < first_changed for n in range(5)]
 
 
 def test_the_kind_of_a_training_within_a_stage_decides_the_id_and_is_in_its_params(recipe):
@@ -132,8 +143,6 @@ def test_the_kind_of_a_training_within_a_stage_decides_the_id_and_is_in_its_para
 
 
 def test_other_data_is_another_variant(recipe):
-    from optkit.tasks import Digits
-
     assert _ids(recipe)[0] != _ids(replace(recipe, task=Digits(image_size=8, crop=1, limit=255)))[0]
 
 
@@ -141,9 +150,144 @@ def test_changed_code_is_another_variant(recipe, monkeypatch):
     from optkit import plan
 
     before = _ids(recipe)
-    real = plan._code
-    monkeypatch.setattr(plan, "_code", lambda *folders: real(*folders) + ("x" if folders == ("prune",) else ""))
-    assert [a == b for a, b in zip(before, _ids(recipe), strict=True)] == [True, True, False, False, False]
+    real = plan.code_digest
+    monkeypatch.setattr(plan, "code_digest", lambda *parts: real(*parts) + ("x" if parts[0] == "prune" else ""))
+    assert _same(before, _ids(recipe)) == [True, True, False, False, False]
+
+
+def test_the_code_of_a_stage_holds_all_of_optkit_that_its_folder_imports():
+    for folder in ("training", "prune", "quantize", "distill"):
+        covered = set(code_files(*SHARED_CODE, *code_of_folder(folder)))
+        left = {file for start in covered for file in _imported(start)} - covered
+        assert not left, f"{folder} uses {left}"
+
+
+def _imported(file):
+    """The files of optkit that a file of it imports, at its top or within functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("optkit."):
+            path = ROOT.joinpath(*node.module.split(".")[1:])
+            yield path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize(("package", "first_changed"), [("torchao", 4), ("accelerate", 1), ("openvino", 5)])
+def test_another_version_of_a_package_that_decides_weights_is_another_variant(
+    recipe, monkeypatch, package, first_changed
+):
+    from optkit import plan
+
+    before = _ids(recipe)
+    monkeypatch.setattr(plan, "version_of", lambda name: "other" if name == package else version_of(name))
+    assert _same(before, _ids(recipe)) == [n < first_changed for n in range(5)]
+
+
+def test_another_version_of_the_package_that_a_model_comes_from_is_another_variant(recipe, monkeypatch):
+    from optkit.models import spec
+
+    theirs = ModelSpec("torchvision.ops.MLP", {"in_channels": 4, "hidden_channels": [4]})
+    ours = ModelSpec.from_config(MODEL, recipe.task.model_defaults())
+    before = [s.identity(s.build(0)) for s in (theirs, ours)]
+    monkeypatch.setattr(spec, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    assert _same(before, [s.identity(s.build(0)) for s in (theirs, ours)]) == [False, True]
+
+
+def test_a_stage_of_another_package_has_the_code_that_it_derives_from(recipe, monkeypatch):
+    from optkit import plan
+
+    @dataclass
+    class Derived(MagnitudePruning):
+        """As its parent."""
+
+    derived = replace(recipe, stages=recipe.stages | {"mask": Derived()})
+    before = _ids(derived)
+    real = plan.code_digest
+    monkeypatch.setattr(plan, "code_digest", lambda *parts: real(*parts) + ("x" if parts[0] == "prune" else ""))
+    assert _same(before, _ids(derived)) == [True, True, False, False, False]
+
+
+def test_changed_code_of_a_task_of_another_package_is_another_variant(recipe, monkeypatch):
+    from optkit import plan
+
+    class Theirs(Digits):
+        """As its parent."""
+
+    theirs = replace(recipe, task=Theirs(image_size=8, crop=1, limit=64))
+    before = _ids(theirs)
+    assert _ids(theirs) == before
+    monkeypatch.setattr(plan, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    assert _same(before, _ids(theirs)) == [False] * 5
+
+
+def test_a_class_without_a_file_is_like_itself_alone():
+    one, two = (type("Typed", (), {"__module__": "typed_into_a_notebook"}) for _ in range(2))
+    assert code_of(one) == code_of(one) != code_of(two)
+
+
+TAUGHT = {
+    "alone": LogitDistillation(),
+    "within pruning": GradualPruning(training=LogitDistillation()),
+    "within quantization": QuantizationAwareTraining(training=LogitDistillation()),
+    "among others": LogitDistillation(teacher=["baseline", MODEL]),
+}
+
+
+@pytest.mark.parametrize("stage", TAUGHT.values(), ids=TAUGHT)
+def test_another_baseline_is_another_teacher(recipe, stage):
+    chain = ["train", "tune", "mask", "recover"]
+    taught = replace(recipe, chain=chain, stages=recipe.stages | {"recover": stage})
+    of_tune, of_train = (_ids(replace(taught, baseline=name)) for name in ("auto", "train"))
+    assert _same(of_tune, of_train) == [True, True, True, True, False]
+
+
+def test_the_baseline_of_other_chains_and_controls_is_the_recipes_own(recipe):
+    stages = recipe.stages | {"mask": StructuredPruning()}
+    chained = replace(recipe, chain=["train", "tune", "mask", "recover"], stages=stages, controls=["random_prune"])
+    plans = [
+        make_plan(replace(chained, baseline=name), chains=[["train", "tune", "recover"]]) for name in ("auto", "train")
+    ]
+    assert [step.of for step in plans[0].steps[5:]] == ["random_prune", "random_prune", "other"]
+    assert _same(*([step.id for step in plan.steps[5:]] for plan in plans)) == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["folder", "checkpoint", "list"])
+def test_another_teacher_in_the_same_place_is_another_variant(recipe, tmp_path, kind):
+    spec = ModelSpec.from_config(MODEL, recipe.task.model_defaults())
+    file = tmp_path / "weights.safetensors"
+
+    def put(seed):
+        model = spec.build(seed).eval()
+        variant = Variant("abc", None, frozenset({"float"}), spec.skeleton(model))
+        save_artifact(tmp_path, variant, model, recipe.task.example(2))
+
+    put(1)
+    one = {"folder": str(tmp_path), "checkpoint": MODEL | {"checkpoint": str(file)}}
+    teacher = one.get(kind) or [*one.values()]
+    taught = replace(recipe, stages=recipe.stages | {"recover": LogitDistillation(teacher=teacher)})
+    before = _ids(taught)
+    assert _ids(taught) == before
+    put(2)
+    assert _same(before, _ids(taught)) == [True, True, True, False, False]
+
+
+def test_what_auto_means_on_this_processor_is_in_the_id(recipe, monkeypatch):
+    recipe = replace(recipe, stages=recipe.stages | {"train": Train(Trainer(precision="fp32"))})
+    before, saturate = _ids(recipe), products_saturate()
+    monkeypatch.setattr("optkit.quantize.pt2e.products_saturate", lambda: not saturate)
+    assert _same(before, _ids(recipe)) == [True, True, True, True, False]
+    monkeypatch.setattr("optkit.training.trainer.cpu", lambda: {"isa": ["amx_bf16"]})
+    at_bf16 = _ids(recipe)
+    monkeypatch.setattr("optkit.training.trainer.cpu", lambda: {"isa": []})
+    assert _same(at_bf16, _ids(recipe)) == [True, True, True, False, False]
+
+
+def test_a_cut_to_a_latency_is_of_its_machine_and_of_the_threads_of_the_run(recipe, monkeypatch):
+    cut = replace(recipe, chain=["train", "cut"], stages=recipe.stages | {"cut": StructuredPruning(budget="latency")})
+    by_macs = replace(cut, stages=recipe.stages | {"cut": StructuredPruning()})
+    one, two = (_ids(replace(cut, threads=n)) for n in (1, 2))
+    assert _same(one, two) == [True, True, False]
+    assert _ids(replace(by_macs, threads=1)) == _ids(replace(by_macs, threads=2))
+    monkeypatch.setattr("optkit.prune.latency_table.cpu", lambda: {"name": "another"})
+    assert _same(one, _ids(replace(cut, threads=1))) == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,35 @@ class Stage(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Premises:
+    """What is known when a variant is named, before any work.
+
+    Attributes:
+        baseline: id of the recipe's baseline; None for a stage that comes before it.
+        identify: gives what tells a model spec's structure, code and first weights from others; JSON.
+        device: where stages train.
+        threads: torch threads of the run.
+    """
+
+    baseline: str | None
+    identify: Callable[[dict[str, Any]], Any]
+    device: torch.device
+    threads: int
+
+
+@runtime_checkable
+class Dependent(Protocol):
+    """A stage, or a part of one (its trainer), whose result depends on more than module, fields, task and seed."""
+
+    def depends_on(self, premises: Premises) -> Any:
+        """What else it depends on (another model's identity, what this processor makes of ``auto``), as JSON.
+
+        It is part of the id of the stage's variant.
+        """
+        ...
+
+
 @runtime_checkable
 class Choosy(Protocol):
     """A stage that some models are not fit for, and that can tell before any work."""

@@ -62,7 +62,8 @@ class Variant:
 def variant_id(*parts: Any) -> str:
     """16 hex digits that name these JSON-able parts; equal parts give equal ids in every process.
 
-    The pipeline passes the parent's id, the stage's class, parameters and code, the seed and the data's fingerprint.
+    The plan passes the parent's id, the stage's class, parameters and code, what else it depends on, and the seed; for
+    the model as loaded its identity, the data's fingerprint, and the code that all variants share.
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -11,15 +11,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from optkit.core.cache import kept
+from optkit.core.code import code_digest
 from optkit.core.errors import UserError
 from optkit.core.progress import track
 from optkit.core.task import POOL, Batch, Task
 from optkit.core.variant import variant_id
-from optkit.models.spec import weights_digest
+from optkit.models.spec import module_code, weights_digest
 
 KIND, FILE = "teacher_logits", "logits.safetensors"
 LOGITS, CLASSES, OTHERS = "logits", "classes", "others"
 STEP = 7919
+# what decides the order of a pass, its augmentation, and what a teacher answers
+CODE = ("core/task.py", "tasks", "models", "distill/objective.py", "distill/recorded.py")
 
 
 class RecordedLogits:
@@ -28,7 +31,7 @@ class RecordedLogits:
     Every epoch of a training is one of these passes, in turn; the seed decides with which it begins. A teacher that
     saw another crop than the student would teach it something else (Beyer et al., "Knowledge distillation: A good
     teacher is patient and consistent", CVPR 2022), so what is recorded is the pass, batch by batch. Files are kept in
-    the cache under a key of teacher, data, pass, batch size and precision: another teacher or data set has another.
+    the cache under a key of teacher, data, pass, batch size, precision and code: another teacher has another.
 
     Args:
         task: the data, and the forward pass.
@@ -60,7 +63,8 @@ class RecordedLogits:
         self.top, self.computed = top, 0
         data = (task.fingerprint, task.pool_fingerprint, task.size(POOL))
         parts = (weights_digest(teacher), str(teacher), *data, batch_size, precision)
-        self._key = variant_id(*parts, torch.__version__, *(top or ()))
+        code = (torch.__version__, code_digest(*CODE), module_code(teacher))
+        self._key = variant_id(*parts, *code, *(top or ()))
         self._kept: dict[str, Tensor] = {}
 
     def begin(self, epoch: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.artifact import Artifact, open_artifact
+from optkit.core.artifact import WEIGHTS, Artifact, open_artifact
 from optkit.core.errors import UserError
+from optkit.core.stage import Premises
 from optkit.core.targets import TARGET
 from optkit.engines import Inductor
 
@@ -95,6 +97,19 @@ def teacher_name(spec: Any) -> Any:
     if isinstance(spec, dict):
         return spec[TARGET]
     return BASELINE if spec is None or spec == BASELINE else _open(spec).variant.id
+
+
+def teacher_identity(spec: Any, premises: Premises) -> Any:
+    """What tells a teacher from others that lie in the same place at other times; JSON."""
+    if isinstance(spec, list):
+        return [teacher_identity(one, premises) for one in spec]
+    if isinstance(spec, dict):
+        return premises.identify(spec)
+    if spec is None or spec == BASELINE:
+        return premises.baseline
+    artifact = _open(spec)
+    with (artifact.folder / WEIGHTS).open("rb") as file:
+        return [artifact.variant.id, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 def _open(folder: str) -> Artifact:

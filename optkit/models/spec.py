@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optkit.core.code import code_of
 from optkit.core.errors import UserError, first_line
 from optkit.core.targets import TARGET, check_parameters, locate, parameters
 
@@ -71,6 +72,16 @@ class ModelSpec:
             return own()
         params = {k: (None if k in INITIAL_WEIGHTS else v) for k, v in self.params.items()}
         return {"target": self.target, "params": params}
+
+    def identity(self, module: nn.Module) -> list[Any]:
+        """What tells a model as built from others, wherever its weights came from: structure, weights, code; JSON."""
+        return [self.skeleton(module), weights_digest(module), module_code(module)]
+
+
+def module_code(module: nn.Module) -> dict[str, Any]:
+    """What stands for the code that a module and those within it run, by file; torch's and optkit's own left out."""
+    kinds = {type(inner) for inner in module.modules()}
+    return {k.__module__: code_of(k) for k in kinds if k.__module__.partition(".")[0] not in ("torch", "optkit")}
 
 
 def weights_digest(module: nn.Module) -> str:

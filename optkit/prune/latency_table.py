@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.cache import cache_dir, read_json, write_json
+from optkit.core.code import code_digest, version_of
 from optkit.core.engine import Engine, Session
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError
@@ -29,7 +30,7 @@ from optkit.prune.verify import ERRORS
 SHARES = (1.0, 0.5, 0.125)  # of the channels on either side; a product is bilinear in its sides, so few do
 PASSES = 3
 FEWEST_CALLS, MOST_CALLS, ENOUGH_MS = 5, 100, 20.0  # of a pass
-FORMAT = 1
+CODE = ("engines", "prune/blocks.py", "prune/latency_table.py")
 NOTHING = Variant("", None, frozenset({"float"}), {})
 
 
@@ -56,14 +57,7 @@ class LatencyTable:
 
     def __init__(self, units: Units, trace: Trace, engine: Engine, threads: int, channels_last: bool):
         self._units, self._engine, self._channels_last = units, _quick(engine), channels_last
-        self._where = {
-            "format": FORMAT,
-            "cpu": cpu(),
-            "torch": torch.__version__,
-            "engine": engine.name,
-            "options": asdict(engine),
-            "threads": threads,
-        }
+        self._where = where(self._engine, threads)
         self.blocks = find_blocks(trace, units)
         signatures = [block.signature(units, channels_last) for block in self.blocks]
         different = dict(zip(signatures, self.blocks, strict=True))
@@ -135,6 +129,21 @@ class LatencyTable:
         session = self._engine.compile(module, NOTHING, inputs)
         session(*inputs)
         return Timed(session, inputs)
+
+
+def where(engine: Engine, threads: int) -> dict[str, Any]:
+    """What decides how long a model takes besides the model: the machine, the engine, and their versions; JSON."""
+    return {
+        "cpu": cpu(),
+        "gpu": torch.cuda.get_device_name() if engine.name == "cuda" and torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "engine": engine.name,
+        # engines that are not torch's bear the names of their packages
+        "version": version_of(engine.name),
+        "options": asdict(engine),  # type: ignore[call-overload]
+        "code": code_digest(*CODE),
+        "threads": threads,
+    }
 
 
 @dataclass

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from optkit.core.checks import check_count
-from optkit.core.stage import Context, Outcome
+from optkit.core.stage import Context, Outcome, Premises
 from optkit.core.task import Task
+from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
 from optkit.prune.budget import FLOOR, TooSmallError
 from optkit.prune.curves import Sensitivity, sensitivity
+from optkit.prune.latency_table import where
 from optkit.prune.plan import CutPlan
 from optkit.prune.steps import Facts, InSteps
 from optkit.prune.structured import SENSITIVITY, Pruned, check_arguments, prune_structured
@@ -69,6 +71,12 @@ class StructuredPruning(InSteps):
         check_arguments(self.amount, self.budget, self.criterion, self.scope, self.round_to, self.floor, **timing)
         check_count("batches", self.batches)
         check_count("sensitivity_examples", self.sensitivity_examples)
+
+    def depends_on(self, premises: Premises) -> dict[str, Any] | None:
+        """The machine and the engine that a latency is measured on."""
+        if self.budget != "latency":
+            return None
+        return where(ENGINES[self.engine or "eager"](), self.threads or premises.threads)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         return self.in_steps(module, ctx, self.amount)

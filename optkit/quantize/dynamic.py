@@ -15,7 +15,7 @@ from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import Scheme
 from optkit.quantize.conversion import convert, prepare, quiet
-from optkit.quantize.pt2e import products_saturate
+from optkit.quantize.pt2e import definite_range
 
 DYNAMIC_TARGETS = ("inductor", "onnxruntime")
 
@@ -59,7 +59,7 @@ def quantize_dynamic(
     """
     check_choice("target", target, DYNAMIC_TARGETS)
     check_linears(model)
-    reduce_range = products_saturate() if reduce_range is None else reduce_range
+    reduce_range = definite_range(reduce_range)
     graph = replay_dynamic(model, example_inputs, reduce_range, target)
     if not describe_dynamic(graph)["quantized_weights"]:
         raise StageError("no linear layer of this model could be quantized")

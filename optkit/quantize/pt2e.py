@@ -121,6 +121,11 @@ def products_saturate() -> bool:
     return "avx2" in isa and not isa & {"avx512_vnni", "avx_vnni"}
 
 
+def definite_range(reduce_range: bool | None) -> bool:
+    """``reduce_range`` with None made definite: so that this processor's kernels do not overflow."""
+    return products_saturate() if reduce_range is None else reduce_range
+
+
 def quantize_static(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
@@ -253,7 +258,7 @@ def calibrate_graph(
     schemes: Iterable[str] = OBSERVERS,
 ) -> Calibrated:
     """What `calibrate` does once the graph is there; batch norms are folded into the layers they follow, in place."""
-    reduce_range = products_saturate() if reduce_range is None else reduce_range
+    reduce_range = definite_range(reduce_range)
     prepared = _observed(graph, target, reduce_range, tuple(schemes))
     with torch.no_grad():
         for inputs in batches:
@@ -276,6 +281,9 @@ def replay_static(
         model: a fresh model of the structure that was quantized.
         example_inputs: as for `quantize_static`.
         activations, reduce_range, target, protect, smoothed: from `Quantized`.
+
+    Raises:
+        UserError: other versions of torch and torchao made the graph, and these quantize other activations.
     """
     graph = export_graph(model, example_inputs, target)
     keep_in_float(graph, protect)
@@ -284,7 +292,11 @@ def replay_static(
     with torch.no_grad():
         prepared(*example_inputs)
     converted = convert(prepared, target)
-    for node in activation_nodes(converted):
+    nodes = list(activation_nodes(converted))
+    if unknown := {node.name for node in nodes} ^ set(activations):
+        message = f"this torch and torchao quantize other activations than it was saved with: {sorted(unknown)[0]}"
+        raise UserError(message, fix="run the recipe again, or install the versions that its record names")
+    for node in nodes:
         scale, *integers = activations[node.name]
         dtype = torch.int8 if len(integers) == 3 and integers[1] < 0 else torch.uint8
         node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], dtype)

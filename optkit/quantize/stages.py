@@ -13,7 +13,7 @@ from optkit.core.checks import check_choice, check_count, check_pattern, check_s
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
-from optkit.core.stage import Context, Outcome
+from optkit.core.stage import Context, Outcome, Premises
 from optkit.core.task import Task
 from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
@@ -33,6 +33,7 @@ from optkit.quantize.pt2e import (
     TARGETS,
     Quantized,
     calibrate_static,
+    definite_range,
     describe,
     quantize_static,
     replay_static,
@@ -118,6 +119,10 @@ class CalibratedInt8:
         check_choice("reduce_range", self.reduce_range, (None, True, False))
         if self.min_int8_share is not None and self.min_int8_share != 1:
             check_share("min_int8_share", self.min_int8_share)
+
+    def depends_on(self, premises: Premises) -> bool:
+        """What a null `reduce_range` means on this processor."""
+        return definite_range(self.reduce_range)
 
     def check(self, module: nn.Module, task: Task) -> None:
         if self.min_int8_share is not None and (reason := ENGINES[self.target]().unavailable()):
@@ -232,6 +237,10 @@ class DynamicQuantization:
     def __post_init__(self) -> None:
         check_choice("target", self.target, DYNAMIC_TARGETS)
         check_choice("reduce_range", self.reduce_range, (None, True, False))
+
+    def depends_on(self, premises: Premises) -> bool:
+        """What a null `reduce_range` means on this processor."""
+        return definite_range(self.reduce_range)
 
     def check(self, module: nn.Module, task: Task) -> None:
         check_linears(module)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError, did_you_mean
 from optkit.core.progress import track
+from optkit.core.stage import Premises
 from optkit.core.task import Batch, Task
 from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import load_state, save_state
@@ -91,6 +92,10 @@ class Trainer:
                 raise UserError(f"no {name} '{value}'", key=name, value=value, fix=did_you_mean(str(value), known))
         self.optimizer_options = {k: v for k, v in self.optimizer_options.items() if v is not None}
         check_optimizer(self.optimizer, self.optimizer_options)
+
+    def depends_on(self, premises: Premises) -> str:
+        """The precision that ``auto`` means on this machine."""
+        return choose_precision(self.precision, premises.device)
 
     def fit(
         self,

@@ -230,3 +230,16 @@ def test_a_teacher_is_not_compiled_without_a_compiler(digits, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match="compile_teacher: no C\\+\\+ compiler"):
         Distillation(compile_teacher=True).check(SPEC.build(0).eval(), SealedTask(digits))
+
+
+def test_what_is_recorded_is_not_used_by_other_code_of_tasks_and_models(context, tmp_path, augmented, monkeypatch):
+    stage = Distillation(cached_views=1, trainer=TRAINER)
+    _apply(stage, context, tmp_path, "first", augmented)
+    monkeypatch.setattr("optkit.distill.recorded.code_digest", lambda *parts: "other" if "tasks" in parts else "")
+    assert _apply(stage, context, tmp_path, "upgraded", augmented).facts["cached"]["computed"] == 1
+
+
+def test_a_teacher_in_the_home_folder_is_found_and_named(folder, context, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stage = Distillation(teacher=f"~/{folder.relative_to(tmp_path)}", trainer=TRAINER)
+    assert _apply(stage, context, tmp_path, "one", max_steps=1).facts["teacher"] == "abc"

@@ -10,7 +10,7 @@ import torchvision
 from optkit.core.cache import cache_dir
 from optkit.core.errors import UserError
 from optkit.core.macs import count_macs
-from optkit.engines import Eager
+from optkit.engines import CUDA, Eager
 from optkit.measure.latency import Series
 from optkit.models import ResNetCIFAR
 from optkit.prune import StructuredPruning, latency, latency_table, prune_structured
@@ -93,6 +93,20 @@ def test_equal_blocks_share_a_table_and_tables_are_kept(clock):
     assert (again.measured, again.total) == (0, first.total)
     _, other = _table(model, IMAGE, threads=2)
     assert other.measured == first.measured
+
+
+def test_tables_are_measured_anew_under_another_version_of_the_engine(clock, monkeypatch):
+    _, first = _table(zoo.randomize(zoo.plain_cnn()), IMAGE)
+    monkeypatch.setattr(latency_table, "version_of", lambda package: f"another {package}")
+    assert _table(zoo.randomize(zoo.plain_cnn()), IMAGE)[1].measured == first.measured
+    monkeypatch.setattr(latency_table, "code_digest", lambda *parts: "another")
+    assert _table(zoo.randomize(zoo.plain_cnn()), IMAGE)[1].measured == first.measured
+
+
+def test_the_place_of_a_table_names_the_gpu_where_it_is_measured_on_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert [latency_table.where(engine, 1)["gpu"] for engine in (Eager(), CUDA())] == [None, "a GPU"]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"in": [1], "out": [1], "ms": [[1, 2]], "modelled": 0}', "nan"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from optkit.core.errors import UserError
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.engines import Inductor
@@ -103,6 +104,14 @@ def test_replay_gives_the_same_answers_bit_by_bit(quantized):
     again.load_state_dict(found.module.state_dict())
     with torch.no_grad():
         assert torch.equal(again(*batches[0]), found.module(*batches[0]))
+
+
+def test_replay_refuses_a_graph_that_other_versions_of_torch_and_torchao_made(quantized):
+    model, _, shape, found, _ = quantized
+    renamed = dict(found.activations)
+    renamed["of_another_version"] = renamed.popitem()[1]
+    with pytest.raises(UserError, match="this torch and torchao quantize other activations.*run the recipe again"):
+        replay_static(copy.deepcopy(model), (torch.zeros(2, *shape),), renamed, found.reduce_range)
 
 
 def test_every_product_runs_in_int8_kernels_on_inductor(quantized):
