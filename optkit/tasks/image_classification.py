@@ -14,8 +14,10 @@ from torch import Tensor
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
-from optkit.tasks.classification import Classification
+from optkit.tasks.classification import Classification, spread
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
+
+EXAMPLES = 10_000  # of train, from which mean and deviation of pixels are
 
 
 @dataclass(kw_only=True)
@@ -56,7 +58,9 @@ class ImageClassification(Classification[ImageSplit]):
                     message = f"{len(values)} values for images of {channels} channels"
                     raise UserError(message, key=f"task.{name}", value=values)
             return Normalization(tuple(self.mean), tuple(self.std))
-        images = self._split("train").images[:10_000] / np.float32(255)
+        train = self._split("train")
+        # spread, as files may be listed class by class
+        images = train.images[spread(len(train), EXAMPLES)] / np.float32(255)
         return Normalization(tuple(images.mean((0, 2, 3)).tolist()), tuple((images.std((0, 2, 3)) + 1e-6).tolist()))
 
     def seen(self) -> Any:
