@@ -159,7 +159,9 @@ def splits_of(found: Mapping[str, Table], dataset: str, *needed: Sequence[str]) 
     for names in needed:
         if not any(name in found for name in names):
             fix = f"it has {', '.join(found)}; give task.path=DIR with train and test files"
-            raise UserError(f"'{dataset}' has no {' or '.join(names)} split", key="task.dataset", value=dataset, fix=fix)
+            raise UserError(
+                f"'{dataset}' has no {' or '.join(names)} split", key="task.dataset", value=dataset, fix=fix
+            )
     return {name: table for name, table in found.items() if name in ("train", "validation", "test")}
 
 

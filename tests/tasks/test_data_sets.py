@@ -131,7 +131,10 @@ def test_names_as_labels_become_classes_whatever_was_kept_under_others(tmp_path)
         ([0, 1, None, None] * 5, "label_column: train has 10 of 20 rows without a label, row 2 first"),
         ([0, 1] * 10 + [2], "task: train has one example of the class '2'"),
         (["a", "b"] * 10 + ["c"], "task: train has one example of the class 'c'.*give a validation split"),
-        (list(range(20)) * 2, "task.validation_share: The test_size = 4 should be greater or equal to the number of cl"),
+        (
+            list(range(20)) * 2,
+            "task.validation_share: The test_size = 4 should be greater or equal to the number of cl",
+        ),
     ],
 )
 def test_labels_that_do_not_do_are_one_line(tmp_path, labels, message):
