@@ -281,7 +281,7 @@ def _absolute(node: Any, group: str) -> Any:
 
 
 def _absolute_teachers(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of stages with their teachers' absolute paths; a training with a teacher may stand within another stage."""
+    """A config of stages with their teachers' absolute paths; trainings may stand within other stages."""
     found = dict(stage)
     for key, value in stage.items():
         if key == "teacher":
