@@ -36,8 +36,8 @@ FLAGS_WITH_VALUE = {
     "--experimental-rerun",
 }  # fmt: skip
 INFO_VALUES = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
-PATHS = ("task.path", "model.checkpoint")
-IDS_OR_PATHS = ("task.tokenizer", "model.pretrained", "model.config")
+PATHS = {"task": {"path", "unlabelled"}, "model": {"checkpoint"}}
+IDS_OR_PATHS = {"task": {"tokenizer"}, "model": {"pretrained", "config"}}
 NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
@@ -100,6 +100,7 @@ def launch(recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], No
     """
     path = find_recipe(recipe)
     Plugins.instance().register(BundledConfig)
+    OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
     failures: list[OptkitError] = []
 
     def guarded(cfg: DictConfig) -> None:
@@ -126,7 +127,7 @@ def _arguments(arguments: Sequence[str]):
     own = [a for a in NO_FILES if not any(g.startswith(a.partition("=")[0]) for g in arguments)]
     multirun = any(a in ("-m", "--multirun") for a in arguments)
     if multirun and not any(a.startswith("hydra.sweep.dir") for a in arguments):
-        own.append("hydra.sweep.dir=${out}/multirun/${now:%Y-%m-%d_%H-%M-%S}")
+        own.append('hydra.sweep.dir="${expanduser:${out}}/multirun/${now:%Y-%m-%d_%H-%M-%S}"')
     overrides, flags = _parted(arguments)
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["optkit run", *overrides, *own, *flags]
@@ -257,12 +258,45 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         message = first_line(error)
         raise UserError(message, key=key, fix=f"set {key}=..." if key else None) from error
     assert isinstance(node, dict)
-    for path in (*PATHS, *IDS_OR_PATHS):
-        group, leaf = path.split(".")
-        if isinstance(node.get(group), dict) and isinstance(value := node[group].get(leaf), str):
-            full = Path(value).expanduser().absolute()
-            node[group][leaf] = str(full) if path in PATHS or full.is_dir() else value
+    for group in ("task", "model"):
+        node[group] = _absolute(node.get(group), group)
+    if isinstance(node.get("stages"), dict):
+        node["stages"] = _absolute_teachers(node["stages"])
+    for key in ("out", "store"):  # relative ones are of the folder that a run is started in, a repeated one too
+        if isinstance(node.get(key), str):
+            node[key] = os.path.expanduser(node[key])
     return {str(k): v for k, v in node.items()}
+
+
+def _absolute(node: Any, group: str) -> Any:
+    """The config of a task or a model with absolute paths."""
+    if not isinstance(node, dict):
+        return node
+    found = dict(node)
+    for key in (PATHS[group] | IDS_OR_PATHS[group]) & node.keys():
+        if isinstance(node[key], str):
+            full = Path(node[key]).expanduser().absolute()
+            found[key] = str(full) if key in PATHS[group] or full.is_dir() else node[key]
+    return found
+
+
+def _absolute_teachers(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of stages with their teachers' absolute paths; trainings may stand within other stages."""
+    found = dict(stage)
+    for key, value in stage.items():
+        if key == "teacher":
+            found[key] = _absolute_teacher(value)
+        elif isinstance(value, dict):
+            found[key] = _absolute_teachers(value)
+    return found
+
+
+def _absolute_teacher(teacher: Any) -> Any:
+    if isinstance(teacher, list):
+        return [_absolute_teacher(one) for one in teacher]
+    if isinstance(teacher, str) and teacher != "baseline" and (full := Path(teacher).expanduser().absolute()).is_dir():
+        return str(full)
+    return _absolute(teacher, "model")
 
 
 def _rerun(node: Mapping[str, Any]) -> dict[str, Any]:

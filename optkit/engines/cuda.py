@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from optkit.core.checks import check_choice
 from optkit.core.engine import not_made_for
 from optkit.core.errors import StageError, first_line
+from optkit.core.layout import channels_last_
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.deployed import check_shapes
@@ -79,7 +80,7 @@ class CUDA:
         with torch.inference_mode():
             try:
                 model = copy.deepcopy(module).to("cuda", PRECISIONS[self.precision]).eval()
-                model.to(memory_format=torch.channels_last)
+                channels_last_(model)
                 inputs = tuple(x.to("cuda", copy=True) for x in example)
                 macs = count_macs(model, self._cast(inputs))
                 called = _linear_macs(model, self._cast(inputs))

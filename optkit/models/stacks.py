@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
+DIRECTION = "original1"  # of a weight norm: its zero lengths zero the weight, zeros here would make NaN of it
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ def _is_residual(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: 
         return False
     if output.shape != taken.shape or output.dtype != taken.dtype:
         return False
-    zeros = {name: torch.zeros_like(p) for name, p in block.named_parameters() if p.dim() > 1}
+    matrices = {name: p for name, p in block.named_parameters() if p.dim() > 1 and not name.endswith(DIRECTION)}
+    zeros = {name: torch.zeros_like(p) for name, p in matrices.items()}
     answers = []
     for shift in (0.0, 1.0):
         # as steep as it is far from flat: a constant shift would be lost in a norm
@@ -140,7 +142,9 @@ def _is_residual(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: 
         )
         with torch.no_grad():
             answers.append(first_tensor(torch.func.functional_call(block, zeros, new_args, new_kwargs)))
-    return not torch.equal(answers[0], answers[1])
+    # a norm of zeros (a spectral norm) may be NaN, which tells nothing
+    finite = all(answer.isfinite().all() for answer in answers)
+    return finite and not torch.equal(answers[0], answers[1])
 
 
 def _replaced(values: Any, old: Tensor, new: Tensor) -> Any:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError, did_you_mean, first_line
 from optkit.core.trust import builds_saved
+
+DECIDED_BY_WEIGHTS = ("transform_input", "image_size")  # arguments that torchvision's classes keep under their names
 
 
 def _check_saved(params: Mapping[str, Any]) -> None:
     """Raises UserError for weights to be downloaded: a saved model has its own."""
     if (weights := params.get("weights")) is not None:
         raise UserError("a saved model names no other weights", key="model.weights", value=weights)
+    for name, value in dict(params.get("options") or {}).items():
+        numbers = value if isinstance(value, list) else [value]
+        if "weights" in name or not all(isinstance(number, (bool, int, float)) for number in numbers):
+            raise UserError("a saved model's options are numbers", key=f"model.options.{name}", value=value)
 
 
 @builds_saved(_check_saved)
-def torchvision(name: str, num_classes: int = 1000, weights: str | None = None) -> nn.Module:
+def torchvision(
+    name: str, num_classes: int = 1000, weights: str | None = None, options: dict[str, Any] | None = None
+) -> nn.Module:
     """The torchvision model ``name`` with ``num_classes`` outputs.
 
     Args:
@@ -26,9 +35,10 @@ def torchvision(name: str, num_classes: int = 1000, weights: str | None = None) 
         num_classes: width of the last layer.
         weights: None, ``DEFAULT`` or a member of the builder's weights enumeration; downloaded by torchvision. If
             they have another number of classes, the last layer is new.
+        options: other arguments of torchvision's builder (``image_size`` of a ViT, ``dropout``, ...).
 
     Raises:
-        UserError: an unknown builder or weights, or weights that could not be fetched.
+        UserError: an unknown builder or weights, options it does not take, or weights that could not be fetched.
     """
     from torchvision import models
 
@@ -37,17 +47,18 @@ def torchvision(name: str, num_classes: int = 1000, weights: str | None = None) 
         raise UserError(
             f"no torchvision classifier '{name}'", key="model.name", value=name, fix=did_you_mean(name, known)
         )
-    builder = models.get_model_builder(name)
+    builder, options = models.get_model_builder(name), dict(options or {})
     # these two add a training-only auxiliary head unless told otherwise
     auxiliary = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     if weights is None:
-        return builder(weights=None, num_classes=num_classes, **auxiliary, **_quiet_init(name))
+        arguments = {"num_classes": num_classes, **auxiliary, **_quiet_init(name)}
+        return _built(builder, arguments, options)
     enum = models.get_model_weights(name)
     if weights not in [*enum.__members__, "DEFAULT"]:
         fix = did_you_mean(weights, [*enum.__members__, "DEFAULT"])
         raise UserError(f"{name} has no weights '{weights}'", key="model.weights", value=weights, fix=fix)
     try:
-        model = builder(weights=enum[weights])
+        model = _built(builder, {"weights": enum[weights]}, options)
     except OSError as error:
         fix = "check the network, or give model.checkpoint=PATH"
         raise UserError(f"could not fetch: {error}", key="model.weights", value=weights, fix=fix) from error
@@ -57,7 +68,26 @@ def torchvision(name: str, num_classes: int = 1000, weights: str | None = None) 
             setattr(model, head, None) if hasattr(model, head) else None
     if num_classes != len(enum[weights].meta["categories"]):
         _replace_head(model, num_classes)
+    decided = {key: getattr(model, key) for key in DECIDED_BY_WEIGHTS if hasattr(model, key)}
+    # an attribute, as torchvision's class is to stay what it is; a partial, as lambdas cannot be pickled
+    model.skeleton = partial(_skeleton, name, num_classes, options | decided)
     return model
+
+
+def _skeleton(name: str, num_classes: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What rebuilds a model without its weights, which had decided some of its arguments."""
+    params = {"name": name, "num_classes": num_classes, "weights": None, "options": dict(options)}
+    return {"target": "optkit.models.torchvision", "params": params}
+
+
+def _built(builder: Callable[..., Any], arguments: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    try:
+        return builder(**arguments, **options)
+    except (TypeError, ValueError) as error:
+        if not options:
+            raise
+        fix = "see the arguments of torchvision's builder"
+        raise UserError(first_line(error), key="model.options", value=options, fix=fix) from error
 
 
 def _quiet_init(name: str) -> dict[str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ def prune_depth(
 
     Raises:
         UserError: arguments out of range, a model without such blocks, nothing to remove, or a stack left empty.
-        StageError: the shorter model does not run.
+        StageError: the shorter model does not run, or ``evaluate`` gives no finite number.
     """
     check_depth(amount, keep, by)
     stacks = removable(model, example_inputs)
@@ -204,7 +205,7 @@ def _by_loss(
     """The blocks without which the loss is lowest, in the order in which they go, and what was measured."""
     started = time.perf_counter()
     names = [name for stack in stacks for name in stack.block_paths()]
-    before, first = evaluate(structure_of(model).eval()), dict[str, float]()
+    before, first = _loss(evaluate, structure_of(model), "all blocks"), dict[str, float]()
     evaluations = 1
     gone, losses = list[str](), list[float]()
     for _ in track(range(count), "blocks removed", count):
@@ -213,7 +214,8 @@ def _by_loss(
             if name in gone or not _leaves_some(stacks, [*gone, name]):
                 continue
             without = _plan(model, stacks, [*gone, name])
-            measured[name] = evaluate(_shorten_(structure_of(model).eval(), without.kept, without.config))
+            shorter = _shorten_(structure_of(model), without.kept, without.config)
+            measured[name] = _loss(evaluate, shorter, f"all blocks but {', '.join([*gone, name])}")
             evaluations += 1
         first = first or dict(measured)
         open_ = [n for n in measured if n not in gone and _leaves_some(stacks, [*gone, n])]
@@ -228,6 +230,13 @@ def _by_loss(
         "evaluations": evaluations, "seconds": round(time.perf_counter() - started, 3),
     }  # fmt: skip
     return gone, facts
+
+
+def _loss(evaluate: Evaluate, model: nn.Module, blocks: str) -> float:
+    number = float(evaluate(model.eval()))
+    if not math.isfinite(number):
+        raise StageError(f"evaluate gives {number} with {blocks}")
+    return number
 
 
 def _leaves_some(stacks: Sequence[Stack], gone: Sequence[str]) -> bool:

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
-from optkit.core.macs import count_macs
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
 from optkit.measure.validation import Validation
 from optkit.prune.depth import DepthPlan, check_depth, how_many_stay, prune_depth, removable
-from optkit.prune.steps import Facts, InSteps
+from optkit.prune.steps import Facts, InSteps, size_of
 
 
 @dataclass
@@ -78,7 +77,7 @@ class DepthPruning(InSteps):
             greedy=self.greedy,
         )
         shorter = shortened.model.cpu()
-        before, after = _size(module.cpu(), example), _size(shorter, example)
+        before, after = size_of(module.cpu(), example), size_of(shorter, example)
         facts = shortened.plan.facts | {f"{name}_before": value for name, value in before.items()}
         facts |= {f"{name}_after": value for name, value in after.items()}
         if earlier:
@@ -92,8 +91,3 @@ class DepthPruning(InSteps):
         for cut in surgery.get("steps", [surgery]):
             module = module if cut is None else DepthPlan.from_dict(cut).apply(module)
         return module
-
-
-def _size(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
-    params = sum(p.numel() for p in module.parameters())
-    return {"params": params, "macs": count_macs(module, example) // len(example[0])}

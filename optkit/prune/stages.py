@@ -18,7 +18,7 @@ from optkit.prune.budget import FLOOR, TooSmallError
 from optkit.prune.curves import Sensitivity, sensitivity
 from optkit.prune.latency_table import where
 from optkit.prune.plan import CutPlan
-from optkit.prune.steps import Facts, InSteps
+from optkit.prune.steps import Facts, InSteps, size_of
 from optkit.prune.structured import SENSITIVITY, Pruned, check_arguments, prune_structured
 
 NOTHING = 1e-9
@@ -82,33 +82,34 @@ class StructuredPruning(InSteps):
         return self.in_steps(module, ctx, self.amount)
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
-        if not earlier:
-            pruned, table = self._cut(module, ctx, amount)
-            facts = {"cut": pruned.plan.facts} | table
-            if self.steps > 1:  # the floor is a share of these
-                facts["units"] = {layer["name"]: layer["units"] for layer in pruned.plan.layers}
-            return Outcome(pruned.model, facts, surgery=pruned.plan.to_dict())
-        so_far = earlier[-1]["cut"] | {"amount": amount}
+        so_far = earlier[-1]["cut"] if earlier else _no_cut(module, ctx.task.example(1))
         left = _left(so_far, self.budget)
+        floor_of = next((facts["units"] for facts in earlier if "units" in facts), None)
         try:
-            pruned, table = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING), earlier[0].get("units"))
-        except TooSmallError:  # the steps before took this one's share, as channels go whole
-            return Outcome(module, {"cut": so_far})
+            pruned, table = self._cut(module, ctx, max(1 - (1 - amount) / left, NOTHING), floor_of)
+        except TooSmallError:
+            if left == 1 and amount == self.amount:  # the last step, and none has cut
+                raise
+            return Outcome(module, {"cut": so_far | {"amount": amount}})  # channels go whole: this step's share is none
         facts = pruned.plan.facts
-        after = {name: value for name, value in facts.items() if "_after" in name}
+        after = {name: value for name, value in facts.items() if "_after" in name} | {"amount": amount}
         if self.budget == "latency":  # timed against the step before
             after["latency_ratio"] = left * facts["latency_ratio"]
             after["latency_ratio_ci"] = [left * end for end in facts["latency_ratio_ci"]]
-        return Outcome(pruned.model, {"cut": so_far | after} | table, surgery=pruned.plan.to_dict())
+        found = {"cut": facts | so_far | after} | table
+        if self.steps > 1 and floor_of is None:  # the floor is a share of these
+            found["units"] = {layer["name"]: layer["units"] for layer in pruned.plan.layers}
+        return Outcome(pruned.model, found, surgery=pruned.plan.to_dict())
 
     def _cut(
         self, module: nn.Module, ctx: Context, amount: float, floor_of: dict[str, int] | None = None
     ) -> tuple[Pruned, Facts]:
         """The cut, and the table that it went by as a fact, if it went by one."""
         table = self.measure_sensitivity(module, ctx.task, ctx.seed) if self.scope == SENSITIVITY else None
+        example = ctx.task.example((self.batch_size or 1) if self.budget == "latency" else 2)
         pruned = prune_structured(
             module,
-            ctx.task.example((self.batch_size or 1) if self.budget == "latency" else 2),
+            example,
             amount=amount,
             budget=self.budget,
             scope=self.scope,
@@ -120,6 +121,8 @@ class StructuredPruning(InSteps):
             sensitivity=table,
             **self._ranking(ctx.task, ctx.seed),
         )
+        facts = pruned.plan.facts
+        facts |= {name: facts[name] // len(example[0]) for name in ("macs_before", "macs_after")}
         return pruned, {"sensitivity": table.to_dict()} if table else {}
 
     def measure_sensitivity(self, module: nn.Module, task: Task, seed: int, metric: str = "loss") -> Sensitivity:
@@ -144,6 +147,12 @@ class StructuredPruning(InSteps):
         return module
 
 
+def _no_cut(module: nn.Module, example: tuple[Tensor, ...]) -> Facts:
+    """The facts of a cut that takes nothing."""
+    sizes = size_of(module, example)
+    return {f"{name}_{when}": value for name, value in sizes.items() for when in ("before", "after")}
+
+
 def _left(cut: Facts, budget: str) -> float:
     """Share of the budget that a cut left."""
-    return cut["latency_ratio"] if budget == "latency" else cut[f"{budget}_after"] / cut[f"{budget}_before"]
+    return cut.get("latency_ratio", 1.0) if budget == "latency" else cut[f"{budget}_after"] / cut[f"{budget}_before"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
+from optkit.core.macs import count_macs
 from optkit.core.stage import Context, Outcome
 from optkit.training import Training, check_training, split_of
 from optkit.training.checkpoint import load_state, save_state
@@ -27,6 +28,12 @@ PROGRESS = "steps.pt"
 def geometric_amounts(amount: float, steps: int) -> list[float]:
     """Shares removed after each step, so that every step takes the same share of what is left to it."""
     return [*(1 - (1 - amount) ** (step / steps) for step in range(1, steps)), amount]
+
+
+def size_of(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
+    """Parameters, and MACs an example."""
+    params = sum(p.numel() for p in module.parameters())
+    return {"params": params, "macs": count_macs(module, example) // len(example[0])}
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optkit.core.checks import check_count
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
 from optkit.core.task import NO_LABEL, POOL, Batch
 
 SPLITS = ("train", "validation", "test")
@@ -212,10 +212,24 @@ def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tupl
     return np.sort(rest), np.sort(held)
 
 
-def with_validation(splits: dict[str, L], share: float) -> dict[str, L]:
-    """Cuts a stratified validation split from train where the data set has none of its own."""
+def with_validation(splits: dict[str, L], share: float, classes: Sequence[str]) -> dict[str, L]:
+    """Cuts a stratified validation split from train where the data set has none of its own.
+
+    Raises:
+        UserError: a class with one example in train, or fewer examples held out or left than there are classes.
+    """
     if "validation" in splits:
         return splits
     whole = splits["train"]
-    train, validation = stratified_split(whole.labels, share, SPLIT_SEED)
+    found, counts = np.unique(whole.labels, return_counts=True)
+    if 1 in counts:
+        label = int(found[counts == 1][0])
+        name = classes[label] if 0 <= label < len(classes) else label
+        message = f"train has one example of the class '{name}', and validation is cut from it by class"
+        raise UserError(message, key="task", fix="add examples, leave the class out, or give a validation split")
+    try:
+        train, validation = stratified_split(whole.labels, share, SPLIT_SEED)
+    except ValueError as error:
+        fix = "another share, or give a validation split"
+        raise UserError(first_line(error), key="task.validation_share", value=share, fix=fix) from error
     return splits | {"train": whole.subset(train), "validation": whole.subset(validation)}

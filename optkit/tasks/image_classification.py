@@ -17,6 +17,8 @@ from optkit.core.task import Batch
 from optkit.tasks.classification import Classification, order_seed, spread
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
 
+EXAMPLES = 10_000  # of train, from which mean and deviation of pixels are
+
 
 @dataclass(kw_only=True)
 class ImageClassification(Classification[ImageSplit]):
@@ -57,7 +59,8 @@ class ImageClassification(Classification[ImageSplit]):
                     raise UserError(message, key=f"task.{name}", value=values)
             return Normalization(tuple(self.mean), tuple(self.std))
         train = self._split("train")
-        images = train.images[spread(len(train), 10_000)] / np.float32(255)
+        # spread, as files may be listed class by class
+        images = train.images[spread(len(train), EXAMPLES)] / np.float32(255)
         return Normalization(tuple(images.mean((0, 2, 3)).tolist()), tuple((images.std((0, 2, 3)) + 1e-6).tolist()))
 
     def seen(self) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 
 from optkit.core.errors import UserError
 from optkit.core.task import NO_LABEL
-from optkit.tasks.classification import SPLITS, UNLABELLED, with_validation
+from optkit.tasks.classification import UNLABELLED, with_validation
 from optkit.tasks.decode import decode_once
 from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
+from optkit.tasks.labels import numbered
 from optkit.tasks.split_files import (
     VALIDATION_NAMES,
     SplitFiles,
     Table,
-    class_names,
     files_in,
     files_key,
     find_tables,
     hub_tables,
     read_tables,
+    splits_of,
 )
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -48,7 +49,8 @@ class HubImages(_ImageFiles):
     Attributes:
         dataset: the hub's id, used when `path` is None.
         image_column, label_column: names of the columns.
-        classes_from: class names, when the files do not name them; None numbers them.
+        classes_from: class names, when the files do not name them; None numbers them, or, of a column of names, takes
+            those of the train split in alphabetical order.
     """
 
     dataset: str
@@ -71,26 +73,27 @@ class HubImages(_ImageFiles):
         return files_in(path, [".parquet"])
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
-        found = hub_tables(self.dataset) if self.path is None else read_tables(self.find(Path(self.path)))
-        tables = {name: table for name, table in found.items() if name in SPLITS}
-        splits = {name: self._decode(name, table) for name, table in tables.items()}
+        if self.path is not None:
+            tables = read_tables(self.find(Path(self.path)))
+        else:
+            tables = splits_of(hub_tables(self.dataset), self.dataset, ("train",), ("test",))
+        labels = {name: table.column(self.label_column, "label_column", name) for name, table in tables.items()}
+        numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
+        splits = {name: self._decode(name, tables[name], found) for name, found in numbers.items()}
         if self.unlabelled is not None:
             (table,) = read_tables({UNLABELLED: self.find_unlabelled(Path(self.unlabelled))}, UNLABELLED).values()
-            splits[UNLABELLED] = self._decode(UNLABELLED, table, labelled=False)
-        known = self.classes_from or class_names(tables, self.label_column)
-        count = max(int(split.labels.max()) for split in splits.values()) + 1
-        return with_validation(splits, self.validation_share), list(known or map(str, range(count)))
+            splits[UNLABELLED] = self._decode(UNLABELLED, table, np.full(len(table.rows), NO_LABEL))
+        return with_validation(splits, self.validation_share, classes), classes
 
-    def _decode(self, name: str, table: Table, labelled: bool = True) -> ImageSplit:
+    def _decode(self, name: str, table: Table, labels: NDArray[np.int64]) -> ImageSplit:
         def encoded() -> tuple[Sequence[bytes | Path], NDArray[np.int64]]:
             images = table.column(self.image_column, "image_column", name)
-            labels = table.column(self.label_column, "label_column", name) if labelled else [NO_LABEL] * len(images)
-            found = [i if isinstance(i, bytes) else i["bytes"] or Path(i["path"]) for i in images]
-            return found, np.asarray(labels, dtype=np.int64)
+            return [i if isinstance(i, bytes) else i["bytes"] or Path(i["path"]) for i in images], labels
 
-        label_column = self.label_column if labelled else None
+        label_column = None if name == UNLABELLED else self.label_column
         key = files_key([], table.key, self.image_size, self.image_column, label_column)
-        return decode_once(key, encoded, self.image_size, name)
+        # the kept labels may be numbers under other class names
+        return replace(decode_once(key, encoded, self.image_size, name), labels=labels)
 
 
 @dataclass(kw_only=True)
@@ -139,7 +142,7 @@ class ImageFolder(_ImageFiles):
         if self.unlabelled is not None:
             paths = self.find_unlabelled(Path(self.unlabelled))
             splits[UNLABELLED] = self._decode_files(UNLABELLED, paths, [NO_LABEL] * len(paths))
-        return with_validation(splits, self.validation_share), classes
+        return with_validation(splits, self.validation_share, classes), classes
 
     def _decode(self, name: str, folder: Path, classes: list[str]) -> ImageSplit:
         extra = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in classes)

@@ -145,6 +145,26 @@ def hub_tables(dataset: str) -> dict[str, Table]:
     return {name: Table(rows, files_key([], rows._fingerprint)) for name, rows in named.items()}
 
 
+def splits_of(found: Mapping[str, Table], dataset: str, *needed: Sequence[str]) -> dict[str, Table]:
+    """The train, validation and test splits among those that a data set of the hub has.
+
+    Args:
+        found: its splits.
+        dataset: its id.
+        needed: names of which one at least must be there.
+
+    Raises:
+        UserError: none of them is.
+    """
+    for names in needed:
+        if not any(name in found for name in names):
+            fix = f"it has {', '.join(found)}; give task.path=DIR with train and test files"
+            raise UserError(
+                f"'{dataset}' has no {' or '.join(names)} split", key="task.dataset", value=dataset, fix=fix
+            )
+    return {name: table for name, table in found.items() if name in ("train", "validation", "test")}
+
+
 def _no_bars() -> None:
     """Keeps the data sets library's own bars out of logs and off terminals, where optkit draws its own."""
     from datasets import disable_progress_bars

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError
 from optkit.core.task import NO_LABEL
-from optkit.tasks.classification import SPLITS, UNLABELLED, with_validation
-from optkit.tasks.split_files import SplitFiles, Table, class_names, files_in, find_tables, hub_tables, read_tables
+from optkit.tasks.classification import UNLABELLED, with_validation
+from optkit.tasks.labels import numbered
+from optkit.tasks.split_files import SplitFiles, Table, files_in, find_tables, hub_tables, read_tables, splits_of
 from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
@@ -61,45 +62,19 @@ class TextFiles(SplitFiles, TextClassification):
             tables = read_tables(self.find(Path(self.path)))
         else:
             assert self.dataset is not None
-            tables = {name: table for name, table in hub_tables(self.dataset).items() if name in SPLITS}
+            tables = splits_of(hub_tables(self.dataset), self.dataset, ("train",), ("test", "validation"))
         labels = {name: table.column(self.label_column, "label_column", name) for name, table in tables.items()}
         if "test" not in tables or ("validation" in tables and _unlabelled(labels["test"])):
             # as in GLUE, whose test labels are not public
             log.info("the test split has no labels: validation is the test split, a new one is cut from train")
             for of in (tables, labels):
                 of["test"] = of.pop("validation", None) or of.get("test")
-        classes = self._classes(tables, labels)
-        splits = {
-            name: self._texts(name, tables[name], numbers) for name, numbers in self._numbers(labels, classes).items()
-        }
+        numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
+        splits = {name: self._texts(name, tables[name], found) for name, found in numbers.items()}
         if self.unlabelled is not None:
             (table,) = read_tables({UNLABELLED: self.find_unlabelled(Path(self.unlabelled))}, UNLABELLED).values()
             splits[UNLABELLED] = self._texts(UNLABELLED, table, np.full(len(table.rows), NO_LABEL))
-        return with_validation(splits, self.validation_share), classes
-
-    def _classes(self, tables: Mapping[str, Table], labels: Mapping[str, Sequence[Any]]) -> list[str]:
-        known = self.classes_from or class_names(tables, self.label_column)
-        if known:
-            return list(known)
-        if any(isinstance(label, str) for label in labels["train"]):
-            return sorted(set(map(str, labels["train"])))
-        return [str(n) for n in range(max(map(int, labels["train"])) + 1)]
-
-    def _numbers(self, labels: Mapping[str, Sequence[Any]], classes: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        number = {name: n for n, name in enumerate(classes)}
-        found = {}
-        for split, values in labels.items():
-            unknown = [v for v in values if v is None or (isinstance(v, str) and v not in number)]
-            if unknown:
-                fix = did_you_mean(str(unknown[0]), classes)
-                message = f"{split} has the label {unknown[0]!r}, which is none of the classes"
-                raise UserError(message, key="task.label_column", value=self.label_column, fix=fix)
-            broken = next((v for v in values if isinstance(v, float) and not v.is_integer()), None)
-            if broken is not None:
-                message = f"{split} has the label {broken!r}, which is no class number"
-                raise UserError(message, key="task.label_column", value=self.label_column, fix="name another column")
-            found[split] = np.asarray([number[v] if isinstance(v, str) else int(v) for v in values], dtype=np.int64)
-        return found
+        return with_validation(splits, self.validation_share, classes), classes
 
     def _texts(self, split: str, table: Table, labels: NDArray[np.int64]) -> Texts:
         columns = [table.column(name, "text_columns", split) for name in self.text_columns]

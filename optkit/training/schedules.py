@@ -12,6 +12,8 @@ from torch import Tensor
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.targets import parameters as parameters_of
 
+FIELDS = ("lr", "weight_decay")
+
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The optimizer of ``torch.optim`` with this name, in any case. Raises UserError if there is none."""
@@ -40,11 +42,14 @@ def build_optimizer(
 
 
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError for an unknown optimizer or an option it does not take."""
-    known = parameters_of(optimizer_class(name))
+    """Raises UserError for an unknown optimizer, an option it does not take, or one that is a field of its own."""
+    known = set(parameters_of(optimizer_class(name))) - {"params", *FIELDS}
     for option in options:
+        if option in FIELDS:
+            fix = f"set {option} beside optimizer_options"
+            raise UserError("is a field of the trainer", key=f"optimizer_options.{option}", fix=fix)
         if option not in known:
-            fix = did_you_mean(option, set(known) - {"params", "lr", "weight_decay"})
+            fix = did_you_mean(option, known)
             raise UserError(f"{name} takes no '{option}'", key=f"optimizer_options.{option}", fix=fix)
 
 

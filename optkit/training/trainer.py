@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optkit.core.checks import check_count
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError, did_you_mean
+from optkit.core.layout import channels_last_
 from optkit.core.progress import track
 from optkit.core.stage import Premises
 from optkit.core.task import Batch, Task
@@ -72,20 +74,25 @@ class Trainer:
     channels_last: bool = True
 
     def __post_init__(self) -> None:
+        check_count("epochs", self.epochs)
+        check_count("batch_size", self.batch_size)
+        if self.patience is not None:
+            check_count("patience", self.patience)
         for name, low, high in (
-            ("epochs", 1, math.inf),
-            ("batch_size", 1, math.inf),
             ("lr", 0, math.inf),
             ("weight_decay", 0, math.inf),
             ("warmup", 0, 0.99),
             ("label_smoothing", 0, 0.99),
             ("ema_decay", 0, 1),
             ("grad_clip", 0, math.inf),
-            ("patience", 1, math.inf),
         ):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
-                raise UserError(f"{value!r} is out of range", key=name, value=value, fix=f"{low} to {high}")
+            if name == "grad_clip" and value is None:
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or not low <= value <= high:
+                fix = f"{low} to {high}" if high < math.inf else f"a number of at least {low}"
+                raise UserError(f"{value!r} is out of range", key=name, value=value, fix=fix)
         for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("select", SELECTIONS)):
             value = getattr(self, name)
             if value not in known:
@@ -173,20 +180,9 @@ class _Fit:
         started = time.perf_counter()
         precision = choose_precision(self.config.precision, self.device)
         accelerator = _accelerator(precision, self.device)
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        self.module.to(self.device, memory_format=layout).train()
-        c = self.config
-        self.own.to(self.device, memory_format=layout).train()
-        self.optimizer = build_optimizer(self._parameters(), c.optimizer, c.lr, c.weight_decay, c.optimizer_options)
-        self.schedule = build_schedule(self.optimizer, c.schedule, c.warmup, int(self.total))
-        for callback in self.callbacks:
-            callback.on_train_begin(self.module)
-        self._resume()
-        # the module itself is not prepared: accelerate would replace its forward, and autocast is entered below anyway
-        optimizer = accelerator.prepare(self.optimizer)
-        progress = track(self._epochs(accelerator, optimizer, started), self.description, int(self.total))
         try:
-            for _ in progress:
+            optimizer = self._prepared(accelerator)
+            for _ in track(self._epochs(accelerator, optimizer, started), self.description, int(self.total)):
                 pass
         finally:
             # accelerate's state is global, and would fix the precision of every later fit in this process
@@ -197,6 +193,21 @@ class _Fit:
         self.module.to("cpu", memory_format=torch.contiguous_format).eval()
         seconds = self.resumed_s + time.perf_counter() - started
         return FitReport(self.epoch, self.step, self.losses, self.validation, kept, precision, seconds, self.resumed_s)
+
+    def _prepared(self, accelerator: Accelerator) -> Any:
+        """The optimizer as accelerate has it, with everything else ready for the next step."""
+        c = self.config
+        for module in (self.module, self.own):
+            module.to(self.device, memory_format=torch.contiguous_format).train()
+            if c.channels_last:
+                channels_last_(module)
+        self.optimizer = build_optimizer(self._parameters(), c.optimizer, c.lr, c.weight_decay, c.optimizer_options)
+        self.schedule = build_schedule(self.optimizer, c.schedule, c.warmup, int(self.total))
+        for callback in self.callbacks:
+            callback.on_train_begin(self.module)
+        self._resume()
+        # the module itself is not prepared: accelerate would replace its forward, and autocast is entered below anyway
+        return accelerator.prepare(self.optimizer)
 
     def _epochs(self, accelerator: Accelerator, optimizer: Any, started: float) -> Iterator[int]:
         """Trains to the end, yielding after every step."""
@@ -323,7 +334,9 @@ class _Fit:
         self.own.load_state_dict(state["own"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
-        self.best, self.ema = state["best"], state["ema"]
+        self.best = state["best"]
+        if state["ema"] is not None:  # goes on where the weights are; the state is read to the CPU
+            self.ema = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
         self.epoch, self.step = state["counts"]

@@ -1,6 +1,11 @@
+import copy
+import json
+import pickle
+
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision import models
 
 from optkit.core.errors import UserError
 from optkit.models import MLP, ModelSpec, ResNetCIFAR, SmallCNN, load_weights, torchvision
@@ -86,6 +91,39 @@ def test_mistakes_in_the_model_are_named(node, message):
 def test_mistakes_in_torchvision_names_are_named(name, weights, message):
     with pytest.raises(UserError, match=message):
         torchvision(name, weights=weights)
+
+
+def test_torchvision_takes_other_arguments_of_its_builder():
+    with torch.device("meta"):
+        assert torchvision("vit_b_32", 5, options={"image_size": 64}).image_size == 64
+    with pytest.raises(UserError, match=r"model.options: .*unexpected keyword argument 'image_sise'"):
+        torchvision("vit_b_32", 5, options={"image_sise": 64})
+
+
+def _shapes(model):
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "classes", "decided"),
+    [
+        ("googlenet", "DEFAULT", 1000, {"transform_input": True}),
+        ("inception_v3", "IMAGENET1K_V1", 5, {"transform_input": True}),
+        ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1", 1000, {"image_size": 384}),
+        ("resnet18", "DEFAULT", 5, {}),
+    ],
+)
+def test_what_weights_decide_is_part_of_the_skeleton(monkeypatch, name, weights, classes, decided):
+    monkeypatch.setattr(models.get_model_weights(name), "get_state_dict", lambda *_, **__: {})
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
+    with torch.device("meta"):
+        spec = ModelSpec("optkit.models.torchvision", {"name": name, "num_classes": classes, "weights": weights})
+        model = spec.build(0)
+        skeleton = copy.deepcopy(spec.skeleton(pickle.loads(pickle.dumps(model))))
+        again = ModelSpec(skeleton["target"], json.loads(json.dumps(skeleton["params"]))).build(0)
+    assert skeleton["params"]["options"] == decided
+    assert {key: getattr(again, key) for key in decided} == {key: getattr(model, key) for key in decided} == decided
+    assert _shapes(again) == _shapes(model)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "wrapped.pt"])

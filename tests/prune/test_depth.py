@@ -1,12 +1,13 @@
 import copy
 import itertools
 import json
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from optkit.core.errors import UserError
+from optkit.core.errors import StageError, UserError
 from optkit.models import ResNetCIFAR, SmallCNN
 from optkit.models.stacks import find_stacks
 from optkit.prune import DepthPlan, DepthPruning, prune_depth
@@ -125,6 +126,32 @@ def test_only_residual_blocks_count():
         prune_depth(Net(Plain), (X,), keep=2)
     with pytest.raises(UserError, match="SmallCNN has no residual blocks"):
         prune_depth(SmallCNN(widths=[8, 8, 8]), (torch.randn(2, 3, 8, 8),), keep=2)
+
+
+class Normed(nn.Module):
+    def __init__(self, norm, residual):
+        super().__init__()
+        self.linear, self.residual = norm(nn.Linear(8, 8)), residual
+
+    def forward(self, x):
+        return torch.relu(self.linear(x)) + self.residual * x
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_weight_normed_blocks_are_residual_only_where_they_add(residual):
+    model = nn.Sequential(*[Normed(nn.utils.parametrizations.weight_norm, residual) for _ in range(3)])
+    assert [stack.blocks for stack in find_stacks(model, (torch.randn(2, 8),))] == [(0, 1, 2)] * residual
+
+
+def test_blocks_that_give_no_finite_answer_are_not_residual():
+    model = nn.Sequential(*[Normed(nn.utils.parametrizations.spectral_norm, False) for _ in range(3)])
+    assert find_stacks(model, (torch.randn(2, 8),)) == []
+
+
+def test_a_loss_that_is_not_finite_is_no_choice(net):
+    losses = iter([1.0, 0.5, math.nan])
+    with pytest.raises(StageError, match="evaluate gives nan with all blocks but blocks.1"):
+        prune_depth(net, (X,), keep=3, evaluate=lambda _: next(losses))
 
 
 def test_blocks_that_change_the_shape_stay():

@@ -10,7 +10,7 @@ from optkit.core.errors import UserError
 from optkit.distill import LogitDistillation
 from optkit.models import ResNetCIFAR, SmallCNN
 from optkit.prune import MagnitudePruning, StructuredPruning
-from optkit.prune.steps import geometric_amounts
+from optkit.prune.steps import geometric_amounts, size_of
 from optkit.training import Callback, Train, Trainer
 
 TRAINER = Trainer(epochs=2, batch_size=64, lr=0.01, precision="fp32")
@@ -92,6 +92,30 @@ def test_a_step_smaller_than_a_channel_is_left_to_the_next(context):
     assert cut["params_after"] == sum(p.numel() for p in outcome.module.parameters())
     rebuilt = StructuredPruning.replay(SmallCNN(10, 1, [4, 4]), outcome.surgery, ())
     rebuilt.load_state_dict(outcome.module.state_dict())
+
+
+def test_a_first_step_smaller_than_a_channel_takes_nothing(context):
+    torch.manual_seed(0)
+    ctx, model = context(max_steps=1), SmallCNN(10, 1, [4, 4]).eval()
+    whole = size_of(model, ctx.task.example(1))
+    outcome = StructuredPruning(0.5, floor=0.5, steps=20, between=0.1, training=Recorded()).apply(model, ctx)
+    first = outcome.facts["steps"][0]["cut"]
+    assert outcome.surgery["steps"][0] is None
+    assert first["macs_after"] == first["macs_before"] == whole["macs"]
+    assert first["amount"] == pytest.approx(1 - 0.5 ** (1 / 20))
+    cut = outcome.facts["cut"]
+    assert (cut["macs_before"], cut["criterion"], cut["amount"]) == (whole["macs"], "l2", 0.5)
+    assert cut["macs_after"] == size_of(outcome.module, ctx.task.example(1))["macs"]
+    assert cut["macs_after"] / cut["macs_before"] == pytest.approx(0.5, abs=0.1)
+    rebuilt = StructuredPruning.replay(SmallCNN(10, 1, [4, 4]), outcome.surgery, ())
+    rebuilt.load_state_dict(outcome.module.state_dict())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_amount_smaller_than_a_channel_is_refused(context, steps):
+    stage = StructuredPruning(0.01, steps=steps, training=Recorded() if steps > 1 else None)
+    with pytest.raises(UserError, match="the smallest cut is far from 1.0% of the macs"):
+        stage.apply(SmallCNN(10, 1, [4, 4]).eval(), context(max_steps=1))
 
 
 def test_the_floor_counts_from_the_model_before_the_first_step(context):

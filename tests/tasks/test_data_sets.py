@@ -8,9 +8,10 @@ from datasets import Dataset
 from PIL import Image
 
 from optkit.core.errors import UserError
-from optkit.tasks import Digits, HubImages, ImageFolder, decode
+from optkit.tasks import Digits, HubImages, ImageFolder, TextFiles, decode, image_files, text_files
 from optkit.tasks.images import ImageSplit
 from optkit.tasks.metrics import accuracy
+from optkit.tasks.split_files import Table
 
 
 def test_digits_are_all_there_once_and_balanced():
@@ -127,7 +128,7 @@ def _parquet(folder, name, labels, column="img", size=(6, 6)):
     rows = []
     for label in labels:
         buffer = io.BytesIO()
-        Image.new("RGB", size, (label * 20, 0, 0)).save(buffer, "PNG")
+        Image.new("RGB", size, (label * 20 if isinstance(label, int) else 0, 0, 0)).save(buffer, "PNG")
         rows.append({column: {"bytes": buffer.getvalue(), "path": None}, "label": label})
     Dataset.from_list(rows).to_parquet(folder / f"{name}.parquet")
 
@@ -144,6 +145,59 @@ def test_local_parquet_files(tmp_path):
     assert task.model_defaults() == {
         "num_classes": 3, "inputs": ["pixel_values"], "in_channels": 3, "input_shape": [3, 6, 6],
     }  # fmt: skip
+
+
+def test_names_as_labels_become_classes_whatever_was_kept_under_others(tmp_path):
+    _parquet(tmp_path, "train", ["dog", "cat", "dog"] * 10)
+    _parquet(tmp_path, "test", ["dog", "cat"])
+    for options, classes in (({}, ["cat", "dog"]), ({"classes_from": ["dog", "cat"]}, ["dog", "cat"])):
+        task = _task(tmp_path, **options)
+        assert task.classes == classes
+        assert next(task.batches("test", 2)).targets.tolist() == [classes.index("dog"), classes.index("cat")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, None, None] * 5, "label_column: train has 10 of 20 rows without a label, row 2 first"),
+        ([0, 1] * 10 + [2], "task: train has one example of the class '2'"),
+        (["a", "b"] * 10 + ["c"], "task: train has one example of the class 'c'.*give a validation split"),
+        (
+            list(range(20)) * 2,
+            "task.validation_share: The test_size = 4 should be greater or equal to the number of cl",
+        ),
+    ],
+)
+def test_labels_that_do_not_do_are_one_line(tmp_path, labels, message):
+    _parquet(tmp_path, "train", labels)
+    _parquet(tmp_path, "test", labels[:2])
+    with pytest.raises(UserError, match=message) as caught:
+        _ = _task(tmp_path).fingerprint
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_data_set_without_the_splits_is_one_line(monkeypatch):
+    def hub(*splits):
+        table = Table(Dataset.from_dict({"image": [], "text": [], "label": []}), "key")
+        for files in (image_files, text_files):
+            monkeypatch.setattr(files, "hub_tables", lambda _: dict.fromkeys(splits, table))
+
+    for task, splits, missing in (
+        (HubImages, ["test"], "train"), (HubImages, ["train", "validation"], "test"),
+        (TextFiles, ["test"], "train"), (TextFiles, ["train", "extra"], "test or validation"),
+    ):  # fmt: skip
+        hub(*splits)
+        with pytest.raises(UserError, match=f"task.dataset: 'some/id' has no {missing} split .it has {splits[0]}"):
+            _ = task(dataset="some/id").fingerprint
+
+
+def test_the_normalization_is_that_of_all_of_train(image_folder, monkeypatch):
+    monkeypatch.setattr("optkit.tasks.image_classification.EXAMPLES", 6)
+    task = ImageFolder(path=str(image_folder), image_size=8)
+    places = np.linspace(0, task.size("train") - 1, 6).astype(int)
+    images = task._split("train").images[places] / np.float32(255)
+    assert set(task._split("train").labels[places]) == {0, 1}
+    np.testing.assert_allclose(task._normalization.mean, images.mean((0, 2, 3)), rtol=1e-5)
 
 
 def test_a_validation_file_is_used_as_it_is(tmp_path):

@@ -3,10 +3,13 @@ import math
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from optkit.core.errors import StageError, UserError
 from optkit.training import Callback, KeepZeros, TaskLoss, Trainer
 from optkit.training.checkpoint import load_state
+from optkit.training.schedules import build_optimizer, build_schedule
+from optkit.training.trainer import _Fit
 
 CPU = torch.device("cpu")
 PLAIN = {"epochs": 2, "batch_size": 64, "precision": "fp32", "channels_last": False, "lr": 0.05,
@@ -157,6 +160,49 @@ def test_two_precisions_train_in_one_process(digits, mlp, tmp_path):
         _fit(Trainer(epochs=1, precision=precision), copy.deepcopy(mlp), digits, folder)
 
 
+class _Refuse(Callback):
+    def on_train_begin(self, module):
+        raise RuntimeError("no")
+
+
+def test_an_early_error_leaves_no_global_state(digits, mlp, tmp_path):
+    with pytest.raises(RuntimeError, match="no"):
+        _fit(Trainer(epochs=1), mlp, digits, tmp_path, callbacks=[_Refuse()])
+    assert not AcceleratorState._shared_state
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+def test_the_average_of_a_resumed_run_is_where_the_weights_are(digits, mlp, tmp_path):
+    trainer = Trainer(epochs=2, batch_size=64, select="ema")
+    with pytest.raises(KeyboardInterrupt):
+        _fit(trainer, mlp, digits, tmp_path, callbacks=[_Kill(5)])
+    # stands for a GPU
+    meta = torch.device("meta")
+    fit = _Fit(trainer, mlp.to(meta), digits, TaskLoss(digits), 3, tmp_path, meta, [_Kill(None)], None, "training")
+    fit.optimizer = build_optimizer(fit._parameters(), "sgd", 0.1, 0.0, trainer.optimizer_options)
+    fit.schedule = build_schedule(fit.optimizer, "constant", 0.0, 8)
+    fit._resume()
+    fit._update_ema()
+    assert {tensor.device for tensor in fit.ema.values()} == {meta}
+
+
+def test_kernels_of_three_dimensions_train_and_only_those_of_two_change_their_layout(digits, tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.two, self.three = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv3d(2, 4, (1, 3, 3))
+            self.head, self.layouts = torch.nn.Linear(4, 10), set()
+
+        def forward(self, x):
+            weight = self.two.weight
+            self.layouts.add((weight.stride(), self.three.weight.is_contiguous()))
+            return self.head(self.three(self.two(x).unflatten(1, (2, 2))).mean((2, 3, 4)))
+
+    net = Net()
+    _fit(Trainer(epochs=1), net, digits, tmp_path)
+    assert net.layouts == {(net.two.weight.to(memory_format=torch.channels_last).stride(), True)}
+
+
 @pytest.mark.parametrize(("isa", "expected"), [(["avx2"], "fp32"), (["avx512_bf16"], "bf16"), (["amx_bf16"], "bf16")])
 def test_auto_trains_in_bf16_only_where_the_processor_has_it(isa, expected, monkeypatch, digits, mlp, tmp_path):
     monkeypatch.setattr("optkit.training.trainer.cpu", lambda: {"isa": isa})
@@ -178,10 +224,19 @@ def test_zeros_stay_zero(digits, mlp, tmp_path, select):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 0}, "epochs: 0 is out of range"),
+        ({"epochs": 0}, "epochs: 0 is not a whole number of at least 1"),
+        ({"epochs": 2.5}, "epochs: 2.5 is not a whole number"),
+        ({"batch_size": 12.5}, "batch_size: 12.5 is not a whole number"),
+        ({"patience": 1.5}, "patience: 1.5 is not a whole number"),
+        ({"lr": math.inf}, "lr: inf is out of range .a number of at least 0"),
+        ({"lr": None}, "lr: None is out of range"),
+        ({"weight_decay": math.nan}, "weight_decay: nan is out of range"),
         ({"lr": "fast"}, "lr: 'fast' is out of range"),
         ({"optimizer": "sdg"}, "optimizer: torch.optim has no 'sdg'.*did you mean 'sgd'"),
         ({"optimizer_options": {"momentun": 0.9}}, "momentun.*did you mean 'momentum'"),
+        ({"optimizer_options": {"lr": 0.3}}, "optimizer_options.lr: is a field .*set lr beside"),
+        ({"optimizer_options": {"weight_decay": 0.3}}, "options.weight_decay: is a field .*set weight_decay beside"),
+        ({"optimizer_options": {"params": []}}, "sgd takes no 'params'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"precision": "fp16"}, "precision"),
         ({"select": "first"}, "select"),

@@ -1,0 +1,64 @@
+import shutil
+
+import pytest
+import yaml
+
+from optkit.config import launch, to_recipe
+
+RECIPE = """
+defaults:
+  - optkit
+  - stage@stages.cut: prune/structured
+  - stage@stages.cut.training: distill/logits
+  - stage@stages.recover: distill/logits
+  - _self_
+  - override model: small_cnn
+  - override task: imagefolder
+name: test
+chain: [cut, recover]
+model: {checkpoint: first.pt}
+task: {path: images, unlabelled: ~/more, image_size: 8}
+out: ~/runs
+store: ~/store
+stages:
+  cut:
+    training: {teacher: variant}
+  recover:
+    teacher:
+      - {_target_: optkit.models.SmallCNN, checkpoint: first.pt}
+      - baseline
+"""
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copytree(image_folder / "train" / "cat", tmp_path / "home" / "more")
+    (tmp_path / "first.pt").touch()
+    (tmp_path / "variant").mkdir()
+    monkeypatch.setattr("optkit.distill.stages.check_teacher", lambda spec: None)
+    (tmp_path / "test.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_paths_do_not_depend_on_the_folder_a_run_is_started_in(folder):
+    recipes = []
+    launch("test.yaml", [], lambda cfg: recipes.append(to_recipe(cfg)))
+    (recipe,) = recipes
+    home = folder / "home"
+    assert (recipe.out, recipe.store) == (f"{home}/runs", f"{home}/store")
+    node = yaml.safe_load(recipe.text)
+    assert node["task"]["path"] == str(folder / "images")
+    assert node["task"]["unlabelled"] == str(home / "more")
+    assert node["model"]["checkpoint"] == str(folder / "first.pt")
+    assert node["stages"]["cut"]["training"]["teacher"] == str(folder / "variant")
+    spec, baseline = node["stages"]["recover"]["teacher"]
+    assert (spec["checkpoint"], baseline) == (str(folder / "first.pt"), "baseline")
+
+
+def test_a_multirun_is_in_the_same_folder(folder):
+    launch("test.yaml", ["-m", "seed=1,2"], lambda cfg: None)
+    assert not (folder / "~").exists()
+    assert len(list((folder / "home" / "runs" / "multirun").glob("*/multirun.yaml"))) == 1
