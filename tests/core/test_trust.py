@@ -144,7 +144,7 @@ def test_a_saved_model_fetches_nothing_and_reads_no_other_files(target, params, 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetched)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fetched)
     monkeypatch.setattr("transformers.AutoConfig.for_model", fetched)
-    with pytest.raises(UserError, match="names no other weights|names a hub id|names no code"):
+    with pytest.raises(UserError, match="names no other weights|options are numbers|names a hub id|names no code"):
         rebuild({"target": f"optkit.models.{target}", "params": params})
 
 
