@@ -113,13 +113,13 @@ def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
     """Walk what runs in evaluation, and in training too if there are parameters that evaluation never reads."""
     first: dict[int, str] = {}
     trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)})
-    walk(model, record(model, inputs), trace)
+    walk(record(model, inputs), trace)
     idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
     if idle:
         macs, calls = list(trace.macs), list(trace.calls)
         model.train()
         with contextlib.suppress(UserError):  # parameters that no run reaches stay whole
-            walk(model, record(model, inputs), trace)
+            walk(record(model, inputs), trace)
         trace.macs, trace.calls = macs, calls
         model.eval()
     for name, axes in trace.params.items():

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -104,6 +105,49 @@ def test_hard_coded_sizes_freeze_what_they_touch():
     assert pruned.model.mix.out_features < 16
     assert any("written out" in reason for reason in pruned.plan.frozen["conv.weight[0]"])
     zoo.assert_exact(model, pruned, (torch.randn(2, 3, 8, 8),))
+
+
+class Caching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.mask = nn.Linear(8, 32), nn.Linear(32, 4), None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[1])
+        return self.b(self.a(x * self.mask).relu())
+
+
+class TrainedAside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b, self.aside = nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Linear(32, 4), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = self.norm(self.a(x))
+        return (self.b(x), self.aside(x)) if self.training else self.b(x)
+
+
+def old_weight_norm():
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(8, 32))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    model(*VECTOR)  # leaves a weight with a history on the layer
+    return model
+
+
+@pytest.mark.parametrize("make", [Caching, TrainedAside, old_weight_norm])
+def test_what_a_run_writes_to_a_model_does_not_reach_the_users(make):
+    model = make()
+    state = copy.deepcopy(model.state_dict())
+    written = [dict(vars(module)) for module in model.modules()]
+    pruned = prune_structured(model, VECTOR, amount=0.3)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    for module, before in zip(model.modules(), written, strict=True):
+        assert all(value is before[name] for name, value in vars(module).items() if name != "training")
+    assert type(model(*VECTOR)[0]) is type(pruned.model(*VECTOR)[0]) is torch.Tensor
 
 
 def test_operators_without_a_rule_freeze_and_are_reported():
