@@ -11,6 +11,7 @@ from optkit.prune.graph import Call, Trace, Value
 from optkit.prune.record import Recording, Step
 from optkit.prune.rules import apply_rule
 from optkit.prune.rules_layout import blank
+from optkit.prune.rules_scale import forfeit
 
 
 def walk(recording: Recording, trace: Trace) -> None:
@@ -22,9 +23,12 @@ def walk(recording: Recording, trace: Trace) -> None:
     env = {id(tensor): _parameter(name, tensor, trace, uses[name]) for name, tensor in recording.tensors.items()}
     for step in recording.steps:
         _carry(step, env, trace)
+    trace.space.operator = "model output"
     for tensor in recording.outputs:
-        for axis in _value(tensor, env).axes:
-            trace.space.freeze(axis, "model output")
+        value = _value(tensor, env)
+        forfeit(trace, value.debts)
+        for axis in value.axes:
+            trace.space.freeze(axis)
 
 
 def _parameter(name: str, tensor: torch.Tensor, trace: Trace, uses: int) -> Value:

@@ -107,6 +107,56 @@ def test_hard_coded_sizes_freeze_what_they_touch():
     zoo.assert_exact(model, pruned, (torch.randn(2, 3, 8, 8),))
 
 
+class Between(nn.Module):
+    """Two linear layers and a head, with a function between the first and the second."""
+
+    def __init__(self, between, width=32):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 32), nn.Linear(width, 32), nn.Linear(32, 4)
+        self.bound, self.between = nn.Parameter(torch.tensor(0.5)), between
+
+    def forward(self, x):
+        return self.c(self.b(self.between(self.a(x), self.bound)).relu())
+
+
+@pytest.mark.parametrize(
+    ("between", "width", "frozen_by"),
+    [
+        (lambda x, bound: torch.clamp(x, max=bound), 32, None),
+        (lambda x, bound: torch.clamp(x, bound, bound + 1), 32, None),
+        (lambda x, bound: x / (1 + x.std(False)), 32, "std"),
+        (lambda x, bound: x / (1 + x.var(1, False, True)), 32, "var"),
+        (lambda x, bound: nn.functional.max_pool1d(x, 2), 16, "max_pool1d"),
+        (lambda x, bound: nn.functional.adaptive_avg_pool2d(x.unsqueeze(0), (4, 16))[0], 16, "adaptive_avg_pool2d"),
+        (lambda x, bound: torch.max(x, bound), 32, "max"),  # a form that its rule does not know
+    ],
+)
+def test_operators_in_forms_of_their_own(between, width, frozen_by):
+    model = zoo.randomize(Between(between, width))
+    pruned = prune_structured(model, VECTOR, amount=0.3)
+    zoo.assert_exact(model, pruned, VECTOR)
+    if frozen_by is None:
+        assert pruned.model.a.out_features < 32
+    else:
+        assert f"{frozen_by} in the model" in pruned.plan.frozen["a.weight[0]"]
+
+
+def test_a_mean_over_channels_that_is_an_output_freezes_them_alone():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 32), nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.a(x).relu().mean(1), self.c(self.b(x).relu())
+
+    model = zoo.randomize(Mean())
+    pruned = prune_structured(model, VECTOR, amount=0.2)
+    zoo.assert_exact(model, pruned, VECTOR)
+    assert pruned.plan.frozen["a.weight[0]"] == ["model output"]
+    assert [layer["name"] for layer in pruned.plan.layers] == ["b.weight"]
+
+
 class Caching(nn.Module):
     def __init__(self):
         super().__init__()
