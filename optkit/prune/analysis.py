@@ -70,6 +70,12 @@ class Analysis:
             "macs": macs_meter(self.units, self.trace),
         }
 
+    def keep_whole(self, groups: Sequence[int], reason: str) -> None:
+        """Leave groups of units out of what can be cut."""
+        if groups:
+            self.trace.space.freeze(np.flatnonzero(self.units.in_groups(groups)), reason)
+            self._resolve()
+
     def importance(self, criterion: str, batches: Iterable[Any], loss_fn: LossFn | None, seed: int) -> Importance:
         """What the weights are worth under a criterion, for :meth:`scores`."""
         dims = {

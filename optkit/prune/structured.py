@@ -13,7 +13,7 @@ from torch import nn
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
 from optkit.engines import ENGINES
-from optkit.prune.allocation import order_by_harm
+from optkit.prune.allocation import order_by_harm, unmeasured
 from optkit.prune.analysis import Analysis
 from optkit.prune.budget import FLOOR, Selector, TooSmallError, select
 from optkit.prune.criteria import CRITERIA, LossFn, data_for, weigh_by_use
@@ -85,7 +85,8 @@ def prune_structured(
         batches: data, for the criteria that need it.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it.
         seed: of the random criterion and of ties.
-        sensitivity: the model's table, measured under this criterion, for the scope of that name.
+        sensitivity: the model's table, measured under this criterion, for the scope of that name; groups that it lacks
+            stay whole.
 
     Returns:
         The cut model and its plan; ``plan.apply(fresh)`` repeats the cut without a trace.
@@ -96,9 +97,7 @@ def prune_structured(
         StageError: if the cut model does not run.
     """
     check_arguments(amount, budget, criterion, scope, round_to, floor, engine, threads)
-    if (scope == SENSITIVITY) != (sensitivity is not None):
-        fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
-        raise UserError("one without the other", key="sensitivity", fix=fix)
+    _check_table(sensitivity, scope, criterion)
     round_to = round_to or (8 if budget == "latency" else 1)
     batches = data_for(criterion, batches, loss_fn)
     analysis = Analysis(model, example_inputs, protect)
@@ -110,6 +109,8 @@ def prune_structured(
     importance = analysis.importance(criterion, batches, loss_fn, seed)
     found = None
     while found is None:  # a cut that shows hard-coded sizes is chosen again without them
+        if sensitivity is not None:
+            analysis.keep_whole(unmeasured(sensitivity, analysis.units), "not in the sensitivity table")
         scores = analysis.scores(importance)
         if sensitivity is not None:
             # what a channel saves of the latency follows from its neighbours; its MACs stand for it
@@ -147,6 +148,16 @@ def _cut(
         raise TooSmallError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
     found = analysis.cut(removed)
     return None if found is None else (*found, removed)
+
+
+def _check_table(table: Sensitivity | None, scope: str, criterion: str) -> None:
+    if (scope == SENSITIVITY) != (table is not None):
+        fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
+        raise UserError("one without the other", key="sensitivity", fix=fix)
+    if table is not None and table.criterion != criterion:
+        fix = f"criterion={table.criterion}, or measure the sensitivity under {criterion}"
+        message = f"the table was measured under {table.criterion}, not {criterion}"
+        raise UserError(message, key="criterion", value=criterion, fix=fix)
 
 
 def check_arguments(
