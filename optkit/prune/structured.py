@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from optkit.core.errors import StageError, UserError
 from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm, unmeasured
 from optkit.prune.analysis import Analysis
-from optkit.prune.budget import FLOOR, Selector, TooSmallError, select
+from optkit.prune.budget import FLOOR, Selector, TooSmallError, missed, select
 from optkit.prune.criteria import CRITERIA, LossFn, data_for, weigh_by_use
 from optkit.prune.curves import Sensitivity
 from optkit.prune.graph import Inputs
 from optkit.prune.latency import LatencyBudget
 from optkit.prune.plan import CutPlan
 from optkit.prune.surgery import why_frozen
+
+log = logging.getLogger(__name__)
 
 BUDGETS = ("params", "macs", "latency")
 SCOPES = ("global", "local")
@@ -133,6 +136,8 @@ def prune_structured(
     } | plan.facts
     for name, meter in analysis.meters.items():
         plan.facts |= {f"{name}_before": int(meter.total), f"{name}_after": int(meter(removed))}
+    if not clock:
+        _warn_if_missed(plan.facts, budget)
     count = sum(p.numel() for p in pruned.parameters())
     if count != plan.facts["params_after"]:
         raise StageError(f"the cut left {count} parameters where {plan.facts['params_after']} were planned")
@@ -148,6 +153,13 @@ def _cut(
         raise TooSmallError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
     found = analysis.cut(removed)
     return None if found is None else (*found, removed)
+
+
+def _warn_if_missed(facts: Mapping[str, Any], budget: str) -> None:
+    reached = 1 - facts[f"{budget}_after"] / facts[f"{budget}_before"]
+    if missed(facts["amount"], reached):
+        text = "asked for %.1f%% of the %s, cut %.1f%%: channels go whole, and layers keep multiples of %d"
+        log.warning(text, 100 * facts["amount"], budget, 100 * reached, facts["round_to"])
 
 
 def _check_table(table: Sensitivity | None, scope: str, criterion: str) -> None:

@@ -107,6 +107,17 @@ def test_hard_coded_sizes_freeze_what_they_touch():
     zoo.assert_exact(model, pruned, (torch.randn(2, 3, 8, 8),))
 
 
+@pytest.mark.parametrize(("budget", "percent"), [("params", "49.8"), ("macs", "50.0")])
+def test_a_missed_budget_is_told(budget, percent, caplog):
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+    prune_structured(model, VECTOR, amount=0.3, budget=budget)
+    assert not caplog.records
+    facts = prune_structured(model, VECTOR, amount=0.3, budget=budget, round_to=32).plan.facts
+    assert f"asked for 30.0% of the {budget}, cut {percent}%" in caplog.text
+    assert facts["amount"] == 0.3
+    assert facts[f"{budget}_after"] / facts[f"{budget}_before"] == pytest.approx(1 - float(percent) / 100, abs=1e-3)
+
+
 class Between(nn.Module):
     """Two linear layers and a head, with a function between the first and the second."""
 
