@@ -24,21 +24,15 @@ def order_by_harm(table: Sensitivity, units: Units, scores: np.ndarray, meter: M
     group's savings to be those it makes alone. What was not measured, and what saves nothing, goes last.
 
     Args:
-        table: the curves, of a model with these groups.
+        table: the curves, one for each of these groups at least.
         units: what can be cut.
         scores: importance of each unit, by which the units of a group were ranked for the table.
         meter: the cost that is to be saved.
-
-    Raises:
-        UserError: if the table lacks a group.
     """
     alone = Selector(units, scores, "local", 1, 0).alone
     curves = {curve.name: curve for curve in table.curves}
     slopes = np.full(units.count, np.inf)
     for group, name in enumerate(units.names):
-        if name not in curves:
-            fix = f"measure it on this model; {did_you_mean(name, curves)}"
-            raise UserError(f"the table has no group {name}", key="sensitivity", fix=fix)
         before = np.zeros(units.count, bool)
         cuts = [alone(group, share) for share in curves[name].shares]
         saved = [meter.total - meter(removed) for removed in cuts]
@@ -49,6 +43,20 @@ def order_by_harm(table: Sensitivity, units: Units, scores: np.ndarray, meter: M
     places = np.empty(units.count)
     places[order] = np.arange(units.count)
     return places
+
+
+def unmeasured(table: Sensitivity, units: Units) -> list[int]:
+    """The groups that a table lacks: trial cuts while it was measured may have shown that they cannot be cut.
+
+    Raises:
+        UserError: if it lacks them all, as that of another model does.
+    """
+    curves = [curve.name for curve in table.curves]
+    missing = [group for group, name in enumerate(units.names) if name not in curves]
+    if len(missing) == len(units.names):
+        fix = f"measure it on this model; {did_you_mean(units.names[0], curves)}"
+        raise UserError(f"the table has no group {units.names[0]}, nor any other", key="sensitivity", fix=fix)
+    return missing
 
 
 def hull_slopes(saved: Sequence[float], harms: Sequence[float]) -> list[float]:

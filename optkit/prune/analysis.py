@@ -70,6 +70,12 @@ class Analysis:
             "macs": macs_meter(self.units, self.trace),
         }
 
+    def keep_whole(self, groups: Sequence[int], reason: str) -> None:
+        """Leave groups of units out of what can be cut."""
+        if groups:
+            self.trace.space.freeze(np.flatnonzero(self.units.in_groups(groups)), reason)
+            self._resolve()
+
     def importance(self, criterion: str, batches: Iterable[Any], loss_fn: LossFn | None, seed: int) -> Importance:
         """What the weights are worth under a criterion, for :meth:`scores`."""
         dims = {
@@ -113,13 +119,13 @@ def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
     """Walk what runs in evaluation, and in training too if there are parameters that evaluation never reads."""
     first: dict[int, str] = {}
     trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)})
-    walk(model, record(model, inputs), trace)
+    walk(record(model, inputs), trace)
     idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
     if idle:
         macs, calls = list(trace.macs), list(trace.calls)
         model.train()
         with contextlib.suppress(UserError):  # parameters that no run reaches stay whole
-            walk(model, record(model, inputs), trace)
+            walk(record(model, inputs), trace)
         trace.macs, trace.calls = macs, calls
         model.eval()
     for name, axes in trace.params.items():

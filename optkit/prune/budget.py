@@ -15,6 +15,7 @@ from optkit.prune.groups import Units
 FLOOR = 0.1  # share of each layer's units that stays whatever the scores say, unless another is asked for
 CLOSE = 0.005  # share of the budget; a cut that misses by more is tuned, one step of one layer at a time
 MAX_MOVES = 10
+MISSED = (0.1, 0.03)  # a cut that is off by more than these shares of the amount and of the budget has missed it
 
 
 class TooSmallError(UserError):
@@ -172,6 +173,12 @@ class Selector:
                 best = lost[np.argsort(-self._scores[lost], kind="stable")]
                 removed[best[:need]] = False
         return removed
+
+
+def missed(asked: float, reached: float) -> bool:
+    """Whether a cut takes clearly another share than was asked; of tiny amounts a single channel may be much."""
+    of_amount, of_budget = MISSED
+    return abs(reached - asked) > max(of_amount * asked, of_budget)
 
 
 def select(selector: Selector, meter: Metered, amount: float, budget: str) -> np.ndarray:

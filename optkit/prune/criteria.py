@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,14 @@ class Importance:
     - ``random``: uniform, the control that every other criterion has to beat.
     - ``l1``, ``l2``: norm of all weights that go with the unit (Li et al., ICLR 2017; over coupled weights as in Fang
       et al., CVPR 2023).
-    - ``bn_scale``: the batch norm scales (Liu et al., "Network slimming", ICCV 2017); ``l2`` in layers without.
+    - ``bn_scale``: the batch norm scales (Liu et al., "Network slimming", ICCV 2017).
     - ``fpgm``: distance of a filter to the others of its layer (He et al., CVPR 2019).
     - ``taylor``: squared first-order change of the loss when the unit goes (Molchanov et al., CVPR 2019).
     - ``fisher``: second-order change with the diagonal Fisher information (Theis et al., 2018).
     - ``activation``: weights times the norm of the inputs they see (Sun et al., "Wanda", ICLR 2024).
+
+    Groups of which a criterion says nothing (layers without batch norm under ``bn_scale``, weights that no module's
+    ``weight`` holds under ``activation``, or that the loss does not depend on) are ranked by ``l2``.
 
     Args:
         criterion: one of ``CRITERIA``.
@@ -68,7 +72,7 @@ class Importance:
         self._tables: list[Slices] = []  # one, or one for each batch where the criterion squares sums
         self._squares: Slices = {}
         params = {name: p.detach() for name, p in model.named_parameters()}
-        if criterion in ("l2", "bn_scale", "fpgm"):
+        if criterion not in ("random", "l1"):
             self._squares = self._sums((name, p.float().square()) for name, p in params.items())
         if criterion == "l1":
             self._tables = [self._sums((name, p.abs()) for name, p in params.items())]
@@ -93,13 +97,10 @@ class Importance:
         if self.criterion == "l2":
             return np.sqrt(_over_units(units, self._squares))
         scores = [_over_units(units, table) for table in self._tables]
-        if self.criterion == "taylor":
-            return sum(found**2 for found in scores) / len(scores)
-        total = sum(scores) / len(scores)
-        if self.criterion not in ("bn_scale", "fpgm"):
-            return total
+        total = sum(found**2 if self.criterion == "taylor" else found for found in scores) / len(scores)
         silent = np.bincount(units.group, total, minlength=len(units.names)) == 0
-        return np.where(silent[units.group], np.sqrt(_over_units(units, self._squares)), total)
+        squares = _over_units(units, self._squares)
+        return np.where(silent[units.group], np.sqrt(squares) if self.criterion in NORMS else squares, total)
 
     def _sums(self, elements: Iterable[tuple[str, torch.Tensor]]) -> Slices:
         """Sum the scores of single weights over each slice."""
@@ -171,12 +172,29 @@ def _products(
     criterion: str, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None
 ) -> Iterator[dict[str, torch.Tensor]]:
     """For each batch the change of the loss, to first order or by its square, when single weights go."""
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    params = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     for batch in batches:
-        with torch.enable_grad():
-            grads = torch.autograd.grad(loss_fn(model, batch), list(params.values()), allow_unused=True)
+        with torch.enable_grad(), _unfrozen(params.values()):
+            loss = loss_fn(model, batch)
+            if not loss.requires_grad:
+                fix = "let the forward pass and loss_fn keep gradients, or choose a criterion that needs none"
+                raise UserError("no gradient flows from the loss to the model", key="loss_fn", fix=fix)
+            grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
         products = {n: p.detach() * g for (n, p), g in zip(params.items(), grads, strict=True) if g is not None}
         yield products if criterion == "taylor" else {name: x.float().square() for name, x in products.items()}
+
+
+@contextmanager
+def _unfrozen(params: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, gradients are taken of frozen parameters, too: they matter as much as the others."""
+    frozen = [p for p in params if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> dict[str, torch.Tensor]:
@@ -212,10 +230,16 @@ def _weigh(module: nn.Module, norm: torch.Tensor) -> torch.Tensor:
     weight = module.weight.detach().abs().float()
     tail = (1,) * (weight.ndim - 2)
     groups = getattr(module, "groups", 1)
-    if weight.shape[1] * groups == norm.numel() and not getattr(module, "transposed", False):
+    if weight.shape[1] * groups == norm.numel() and not _holds_inputs_first(module):
         seen = norm.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
         return weight * seen.reshape(weight.shape[0], -1, *tail)
     return weight * norm.reshape(-1, 1, *tail) if weight.shape[0] == norm.numel() else weight
+
+
+def _holds_inputs_first(module: nn.Module) -> bool:
+    """Whether the weight is (in, out, ...): transposed convolutions, and the Conv1D of GPT-2."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
+    return bool(getattr(module, "transposed", False)) or "transformers.pytorch_utils.Conv1D" in kinds
 
 
 def _some(count: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,10 @@ class Units:
     def of(self, axis: Axis) -> np.ndarray:
         """The units of a label array."""
         return self.of_label[axis]
+
+    def in_groups(self, groups: Sequence[int]) -> np.ndarray:
+        """For each label whether it belongs to one of these groups."""
+        return (self.of_label >= 0) & np.isin(self.group[self.of_label], groups)
 
     def kept(self, axis: np.ndarray, removed: np.ndarray) -> int:
         """How many indices of a dimension stay when ``removed`` (bool per unit) is cut."""

@@ -76,6 +76,8 @@ class LabelSpace:
             self.freeze(a)
             self.freeze(b)
             return None
+        if a.size != b.size:
+            raise ValueError(f"{a.size} labels meet {b.size}")
         if a is not b:
             self._pairs.append((a, b))
         return a

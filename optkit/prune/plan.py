@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +11,7 @@ from torch import nn
 
 from optkit.core.errors import UserError
 from optkit.prune.document import Document
+from optkit.prune.duplicate import duplicate
 
 
 def to_ranges(kept: np.ndarray) -> str:
@@ -73,18 +72,14 @@ class CutPlan(Document):
             UserError: if the instance is not the dense model that the plan was made for.
         """
         tensors = dict([*model.named_parameters(), *model.named_buffers()])
-        memo: dict[int, Any] = {}
+        sliced: dict[int, torch.Tensor] = {}
         for name, dims in self.indices().items():
             tensor = tensors.get(name)
             if tensor is None or list(tensor.shape) != self.shapes[name]:
                 found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {self.shapes[name]}"
                 raise UserError(f"{name} {found}", fix=f"apply the plan to a fresh dense {self.model}")
-            memo[id(tensor)] = _sliced(tensor, dims, *self.scales.get(name, (1.0, 0.0)))
-        for module in model.modules():
-            # modules hold a dozen empty tables of hooks each, on which a deep copy would spend most of its time
-            empty = [v for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v]
-            memo |= {id(table): type(table)() for table in empty}
-        cut = copy.deepcopy(model, memo)
+            sliced[id(tensor)] = _sliced(tensor, dims, *self.scales.get(name, (1.0, 0.0)))
+        cut = duplicate(model, sliced)
         self._resize(cut)
         return cut
 

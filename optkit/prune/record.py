@@ -17,6 +17,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optkit.core.errors import UserError, first_line
+from optkit.prune.duplicate import sharing
 from optkit.prune.graph import Inputs, Shape, call, tensors_of
 
 ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError, KeyError)
@@ -29,7 +30,7 @@ class Step:
     Attributes:
         where: path of the module that calls it.
         target: the operator, as in the graphs of ``torch.export``.
-        args: what it is called with; parameters and buffers are the model's own, other tensors are fake.
+        args: what it is called with; parameters are the model's own, buffers are copies, other tensors are fake.
         kwargs: by name.
         out: the tensors it returns.
         shapes: the same with a ``Shape`` for every tensor, as of this moment.
@@ -45,8 +46,15 @@ class Step:
 
 @dataclass
 class Recording:
-    """The operators that a model runs, in order, and the tensors that it returns."""
+    """The operators that a model runs, in order.
 
+    Attributes:
+        tensors: parameters and buffers by name, as the steps hold them.
+        steps: the calls.
+        outputs: the tensors that the model returns.
+    """
+
+    tensors: dict[str, torch.Tensor]
     steps: list[Step]
     outputs: list[torch.Tensor]
 
@@ -184,7 +192,8 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     """The operators of one run of a model as it stands (training or evaluation mode), with static shapes.
 
     These are the operators that a graph of ``torch.export`` holds (linear, layer norm, attention stay whole), in a
-    fifth of its time. Control flow that depends on data is refused, as it is there.
+    fifth of its time. Control flow that depends on data is refused, as it is there. What runs is a copy that shares the
+    parameters: a forward pass may keep tensors, fake ones here, and write to buffers.
 
     Raises:
         UserError: if the inputs are neither a tuple nor a mapping, or the model cannot run on fake tensors.
@@ -198,6 +207,7 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     copies = pytree.tree_map_only(
         torch.Tensor, fake.from_tensor, dict(inputs) if isinstance(inputs, Mapping) else inputs
     )
+    model = sharing(model)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # whole encoder layers in one operator would say nothing
     try:
@@ -213,4 +223,4 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
         torch.backends.mha.set_fastpath_enabled(fused)
     if not outputs:
         raise UserError(f"{type(model).__name__} returns no tensors", fix="it must return tensors")
-    return Recording(recorder.steps, outputs)
+    return Recording(dict([*model.named_parameters(), *model.named_buffers()]), recorder.steps, outputs)

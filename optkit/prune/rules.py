@@ -14,6 +14,7 @@ from optkit.prune import rules_pick as pick
 from optkit.prune import rules_scale as scale
 from optkit.prune.graph import Shape, Trace, Value
 from optkit.prune.labels import Axis
+from optkit.prune.record import ERRORS
 
 Rule = Callable[..., Any]
 
@@ -35,19 +36,40 @@ def apply_rule(trace: Trace, target: Any, shapes: Any, args: tuple, kwargs: dict
     name = _name(target)
     if not any(v.labelled or v.debts for v in held):
         return pytree.tree_map_only(Shape, lambda s: Value(s.sizes, [None] * len(s.sizes)), shapes)
-    rule = _RULES.get(name)
     debts = scale.settle(trace, name, args, held)
-    if rule is not None:
-        result = rule(trace, shapes, *args, **kwargs)
-    elif name in ELEMENTWISE or torch.Tag.pointwise in getattr(target, "tags", ()):
-        result = elementwise(trace, shapes, name, args, held)
-        _keep_param(name, args, held[0], result)
-    else:
+    try:
+        result = _carried(trace, target, name, shapes, args, kwargs, held)
+    except ERRORS:  # a form of the operator that its rule does not know
+        result = None
+    if not _fits(result, shapes):
         result = layout.freeze_all(trace, shapes, held)
     if debts:
         for value in pytree.tree_leaves(result):
             value.debts = scale.combine((value.debts, 1.0), (debts, 1.0))
     return result
+
+
+def _carried(trace: Trace, target: Any, name: str, shapes: Any, args: tuple, kwargs: dict, held: list[Value]) -> Any:
+    if name in _RULES:
+        return _RULES[name](trace, shapes, *args, **kwargs)
+    if name in ELEMENTWISE or torch.Tag.pointwise in getattr(target, "tags", ()):
+        result = elementwise(trace, shapes, name, args, held)
+        _keep_param(name, args, held[0], result)
+        return result
+    return None
+
+
+def _fits(result: Any, shapes: Any) -> bool:
+    """Whether these are values of the sizes that the operator returns, every axis with a label for each index."""
+    values, found = pytree.tree_leaves(result), pytree.tree_leaves(shapes)
+    return len(values) == len(found) and all(
+        isinstance(value, Value)
+        and value.shape == shape.sizes
+        and [size if axis is None else axis.size for axis, size in zip(value.axes, value.shape, strict=False)]
+        == list(shape.sizes)
+        for value, shape in zip(values, found, strict=True)
+        if isinstance(shape, Shape)
+    )
 
 
 def _keep_param(name: str, args: tuple, source: Value, result: Value) -> None:
@@ -96,10 +118,8 @@ def _zero_at(value: Value, k: int) -> bool:
 
 def _fixes_zero(name: str, args: tuple) -> bool:
     if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
-        bounds = [a for a in args[1:3] if isinstance(a, (int, float))]
-        low, high = [*bounds, 0, 0][:2] if name != "clamp_max" else (0, bounds[0])
-        low, high = (args[1], args[2] if len(args) > 2 else None) if name == "clamp" else (low, high)
-        return (low or 0) <= 0 <= (high or 0)
+        low, high = (None, args[1]) if name == "clamp_max" else (*args[1:3], None, None)[:2]
+        return not any(isinstance(bound, Value) for bound in (low, high)) and (low or 0) <= 0 <= (high or 0)
     return name != "pow" or (isinstance(args[1], (int, float)) and args[1] > 0)
 
 
@@ -143,6 +163,8 @@ def reduce_sum(trace: Trace, out: Any, x: Value, dim: Any = None, keepdim: bool 
 
 def reduce_other(trace: Trace, out: Any, x: Value, dim: Any = None, *rest: Any, **named: Any) -> Any:
     """Extrema, variances: exact over kept dimensions only."""
+    if isinstance(dim, bool):
+        dim = None  # var(x, unbiased)
     keepdim = named.get("keepdim", next((r for r in rest if isinstance(r, bool)), False))
     if rest and isinstance(rest[0], bool) and len(rest) > 1 and isinstance(rest[1], bool):
         keepdim = rest[1]  # var(x, dim, unbiased, keepdim)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -304,10 +306,10 @@ def prelu(trace: Trace, out: Any, x: Value, weight: Value) -> Value:
     return Value(x.shape, axes, list(x.zero))
 
 
-def pool(trace: Trace, out: Any, x: Value, *_: Any, **__: Any) -> Any:
-    """Pooling and resampling work on the spatial dimensions of (N, C, ...) and leave channels alone."""
+def pool(trace: Trace, out: Any, x: Value, *_: Any, spatial: int, **__: Any) -> Any:
+    """Pooling and resampling work on the last dimensions, so many as the operator has, and leave channels alone."""
     first = out[0] if isinstance(out, (tuple, list)) else out
-    axes = [a if k < 2 else trace.space.freeze(a) for k, a in enumerate(x.axes)]
+    axes = [*x.axes[:-spatial], *(trace.space.freeze(a) for a in x.axes[-spatial:])]
     value = Value(first.sizes, axes, list(x.zero))
     return value if first is out else [value] * len(out)
 
@@ -322,7 +324,7 @@ RULES = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
     **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot"), matmul),
     **dict.fromkeys(("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training"), batch_norm),
-    **dict.fromkeys(_POOLS.split(), pool),
+    **{name: partial(pool, spatial=int(re.findall(r"(\d)d", name)[0])) for name in _POOLS.split()},
     "convolution": convolution,
     "linear": linear,
     "addmm": addmm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,17 @@ from torch import nn
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
 from optkit.engines import ENGINES
-from optkit.prune.allocation import order_by_harm
+from optkit.prune.allocation import order_by_harm, unmeasured
 from optkit.prune.analysis import Analysis
-from optkit.prune.budget import FLOOR, Selector, TooSmallError, select
+from optkit.prune.budget import FLOOR, Selector, TooSmallError, missed, select
 from optkit.prune.criteria import CRITERIA, LossFn, data_for, weigh_by_use
 from optkit.prune.curves import Sensitivity
 from optkit.prune.graph import Inputs
 from optkit.prune.latency import LatencyBudget
 from optkit.prune.plan import CutPlan
 from optkit.prune.surgery import why_frozen
+
+log = logging.getLogger(__name__)
 
 BUDGETS = ("params", "macs", "latency")
 SCOPES = ("global", "local")
@@ -85,7 +88,8 @@ def prune_structured(
         batches: data, for the criteria that need it.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it.
         seed: of the random criterion and of ties.
-        sensitivity: the model's table, measured under this criterion, for the scope of that name.
+        sensitivity: the model's table, measured under this criterion, for the scope of that name; groups that it lacks
+            stay whole.
 
     Returns:
         The cut model and its plan; ``plan.apply(fresh)`` repeats the cut without a trace.
@@ -96,9 +100,7 @@ def prune_structured(
         StageError: if the cut model does not run.
     """
     check_arguments(amount, budget, criterion, scope, round_to, floor, engine, threads)
-    if (scope == SENSITIVITY) != (sensitivity is not None):
-        fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
-        raise UserError("one without the other", key="sensitivity", fix=fix)
+    _check_table(sensitivity, scope, criterion)
     round_to = round_to or (8 if budget == "latency" else 1)
     batches = data_for(criterion, batches, loss_fn)
     analysis = Analysis(model, example_inputs, protect)
@@ -110,6 +112,8 @@ def prune_structured(
     importance = analysis.importance(criterion, batches, loss_fn, seed)
     found = None
     while found is None:  # a cut that shows hard-coded sizes is chosen again without them
+        if sensitivity is not None:
+            analysis.keep_whole(unmeasured(sensitivity, analysis.units), "not in the sensitivity table")
         scores = analysis.scores(importance)
         if sensitivity is not None:
             # what a channel saves of the latency follows from its neighbours; its MACs stand for it
@@ -132,6 +136,8 @@ def prune_structured(
     } | plan.facts
     for name, meter in analysis.meters.items():
         plan.facts |= {f"{name}_before": int(meter.total), f"{name}_after": int(meter(removed))}
+    if not clock:
+        _warn_if_missed(plan.facts, budget)
     count = sum(p.numel() for p in pruned.parameters())
     if count != plan.facts["params_after"]:
         raise StageError(f"the cut left {count} parameters where {plan.facts['params_after']} were planned")
@@ -147,6 +153,23 @@ def _cut(
         raise TooSmallError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
     found = analysis.cut(removed)
     return None if found is None else (*found, removed)
+
+
+def _warn_if_missed(facts: Mapping[str, Any], budget: str) -> None:
+    reached = 1 - facts[f"{budget}_after"] / facts[f"{budget}_before"]
+    if missed(facts["amount"], reached):
+        text = "asked for %.1f%% of the %s, cut %.1f%%: channels go whole, and layers keep multiples of %d"
+        log.warning(text, 100 * facts["amount"], budget, 100 * reached, facts["round_to"])
+
+
+def _check_table(table: Sensitivity | None, scope: str, criterion: str) -> None:
+    if (scope == SENSITIVITY) != (table is not None):
+        fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
+        raise UserError("one without the other", key="sensitivity", fix=fix)
+    if table is not None and table.criterion != criterion:
+        fix = f"criterion={table.criterion}, or measure the sensitivity under {criterion}"
+        message = f"the table was measured under {table.criterion}, not {criterion}"
+        raise UserError(message, key="criterion", value=criterion, fix=fix)
 
 
 def check_arguments(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from optkit.core.errors import StageError, UserError, first_line
+from optkit.prune.duplicate import duplicate, sharing
 from optkit.prune.graph import Inputs, Trace, call, tensors_of
 from optkit.prune.groups import Units
 from optkit.prune.plan import CutPlan
@@ -104,7 +104,7 @@ def deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, outputs: list[tor
     found = _deviation(model, plan, inputs, outputs)
     if TOLERANCE <= found < 0.1:
         inputs = pytree.tree_map_only(torch.Tensor, _double, inputs)
-        model = copy.deepcopy(model).double()
+        model = duplicate(model, {}).double()
         found = _deviation(model, plan, inputs, run(plan.apply(model), inputs).outputs)
     return found
 
@@ -143,7 +143,7 @@ def _difference(dense: torch.Tensor, small: torch.Tensor) -> float:
 
 def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    return torch.func.functional_call(model, zeroed(model, plan), args, kwargs)
+    return torch.func.functional_call(sharing(model), zeroed(model, plan), args, kwargs)
 
 
 @torch.no_grad()

@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from optkit.prune.graph import Call, Trace, Value
 from optkit.prune.record import Recording, Step
 from optkit.prune.rules import apply_rule
 from optkit.prune.rules_layout import blank
+from optkit.prune.rules_scale import forfeit
 
 
-def walk(model: nn.Module, recording: Recording, trace: Trace) -> None:
+def walk(recording: Recording, trace: Trace) -> None:
     """Carry labels through what was recorded of a model, adding what is found to ``trace``."""
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    names = {id(tensor): name for name, tensor in tensors.items()}
+    names = {id(tensor): name for name, tensor in recording.tensors.items()}
     uses: Counter[str] = Counter()
     for step in recording.steps:
         uses.update({names[id(leaf)] for leaf in pytree.tree_leaves((step.args, step.kwargs)) if id(leaf) in names})
-    env = {id(tensor): _parameter(name, tensor, trace, uses[name]) for name, tensor in tensors.items()}
+    env = {id(tensor): _parameter(name, tensor, trace, uses[name]) for name, tensor in recording.tensors.items()}
     for step in recording.steps:
         _carry(step, env, trace)
+    trace.space.operator = "model output"
     for tensor in recording.outputs:
-        for axis in _value(tensor, env).axes:
-            trace.space.freeze(axis, "model output")
+        value = _value(tensor, env)
+        forfeit(trace, value.debts)
+        for axis in value.axes:
+            trace.space.freeze(axis)
 
 
 def _parameter(name: str, tensor: torch.Tensor, trace: Trace, uses: int) -> Value:

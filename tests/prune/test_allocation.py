@@ -101,6 +101,21 @@ def test_the_table_and_the_scope_go_together():
     for options in ({"scope": "sensitivity"}, {"sensitivity": table}):
         with pytest.raises(UserError, match="go together"):
             prune_structured(model, VECTOR, amount=0.5, **options)
+    by_table = {"amount": 0.2, "scope": "sensitivity", "sensitivity": table}
+    with pytest.raises(UserError, match="the table was measured under l2, not l1"):
+        prune_structured(model, VECTOR, criterion="l1", **by_table)
     table.curves[0].name = "other"
-    with pytest.raises(UserError, match=r"the table has no group 0.weight \(measure it on this model"):
-        prune_structured(model, VECTOR, amount=0.5, scope="sensitivity", sensitivity=table)
+    plan = prune_structured(model, VECTOR, **by_table).plan
+    assert [layer["name"] for layer in plan.layers] == ["2.weight"]
+    assert plan.frozen["0.weight[0]"] == ["not in the sensitivity table"]
+    table.curves[1].name = "another"
+    with pytest.raises(UserError, match=r"the table has no group 0.weight, nor any other \(measure it on this model"):
+        prune_structured(model, VECTOR, **by_table)
+
+
+def test_a_table_lacks_what_trial_cuts_showed_to_be_fixed():
+    model, inputs = zoo.randomize(zoo.HardCoded()), (torch.randn(2, 3, 8, 8),)
+    table = sensitivity(model, inputs, lambda net: 1.0, shares=[0.5])
+    pruned = prune_structured(model, inputs, amount=0.2, scope="sensitivity", sensitivity=table)
+    assert {layer["name"] for layer in pruned.plan.layers} <= {curve.name for curve in table.curves}
+    zoo.assert_exact(model, pruned, inputs)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from optkit.core.errors import UserError
 from optkit.models import ResNetCIFAR
 from optkit.prune import prune_structured
 from optkit.prune.analysis import Analysis, trace_model
 from optkit.prune.budget import Selector
-from optkit.prune.criteria import Importance, normalize
+from optkit.prune.criteria import Importance, _weigh, normalize
 from optkit.prune.graph import Trace
 from optkit.prune.groups import find_units
 
@@ -84,6 +86,53 @@ def test_activations(net, batches):
     norms = [v.square().mean(1).mean(0).sqrt().detach() for v in (x, hidden)]
     expected = net[0].weight.abs() @ norms[0] + (net[3].weight.abs() * norms[1]).sum(0)
     np.testing.assert_allclose(scores(net, "activation", batches), expected.detach(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+@pytest.mark.parametrize("frozen", ["half", "all"])
+def test_frozen_weights_are_scored_as_the_others(net, batches, criterion, frozen):
+    expected = scores(net, criterion, batches)
+    for p in net[0].parameters() if frozen == "half" else net.parameters():
+        p.requires_grad_(False)
+    before = [p.requires_grad for p in net.parameters()]
+    np.testing.assert_allclose(scores(net, criterion, batches), expected)
+    assert [p.requires_grad for p in net.parameters()] == before
+
+
+def test_a_loss_without_gradient_is_a_clear_error(net, batches):
+    with pytest.raises(UserError, match="no gradient flows from the loss"):
+        Importance("taylor", {}, net, batches, lambda model, batch: loss_fn(model, batch).detach(), 0)
+
+
+class Kernel(nn.Linear):
+    """A linear layer that calls its weight otherwise."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.kernel = self.weight
+        del self._parameters["weight"]
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.kernel, self.bias)
+
+
+def test_weights_that_no_activation_is_seen_of_are_scored_by_their_norm(batches):
+    net = nn.Sequential(Kernel(3, 4), nn.ReLU(), Kernel(4, 2)).double().eval()
+    np.testing.assert_allclose(scores(net, "activation", batches), scores(net, "l2"))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_weights_that_the_loss_does_not_depend_on_are_scored_by_their_squares(net, batches, criterion):
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].bias.fill_(-1)
+    np.testing.assert_allclose(scores(net, criterion, batches), scores(net, "l2") ** 2)
+
+
+def test_activations_weigh_the_input_axis_of_a_square_weight():
+    norm = torch.arange(4.0)
+    for module, over_inputs in ((nn.Linear(4, 4), norm), (Conv1D(4, 4), norm[:, None])):
+        torch.testing.assert_close(_weigh(module, norm), module.weight.abs() * over_inputs)
 
 
 def test_normalized_scores_fall_back_to_equal_shares(net):

@@ -33,6 +33,12 @@ def test_tie_with_a_fixed_dimension_freezes():
     assert classes_of(space, a) == [0, 0, 0]
 
 
+def test_a_tie_of_unequal_sizes_is_refused():
+    space = LabelSpace()
+    with pytest.raises(ValueError, match="3 labels meet 2"):
+        space.tie(space.fresh(3), space.fresh(2))
+
+
 @pytest.mark.parametrize("fixed", [0, 1])
 def test_a_split_is_cut_along_the_axis_that_is_free(fixed):
     space = LabelSpace()

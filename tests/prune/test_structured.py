@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -108,6 +109,110 @@ def test_hard_coded_sizes_freeze_what_they_touch():
     assert pruned.model.mix.out_features < 16
     assert any("written out" in reason for reason in pruned.plan.frozen["conv.weight[0]"])
     zoo.assert_exact(model, pruned, (torch.randn(2, 3, 8, 8),))
+
+
+@pytest.mark.parametrize(("budget", "percent"), [("params", "49.8"), ("macs", "50.0")])
+def test_a_missed_budget_is_told(budget, percent, caplog):
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+    prune_structured(model, VECTOR, amount=0.3, budget=budget)
+    assert not caplog.records
+    facts = prune_structured(model, VECTOR, amount=0.3, budget=budget, round_to=32).plan.facts
+    assert f"asked for 30.0% of the {budget}, cut {percent}%" in caplog.text
+    assert facts["amount"] == 0.3
+    assert facts[f"{budget}_after"] / facts[f"{budget}_before"] == pytest.approx(1 - float(percent) / 100, abs=1e-3)
+
+
+class Between(nn.Module):
+    """Two linear layers and a head, with a function between the first and the second."""
+
+    def __init__(self, between, width=32):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 32), nn.Linear(width, 32), nn.Linear(32, 4)
+        self.bound, self.between = nn.Parameter(torch.tensor(0.5)), between
+
+    def forward(self, x):
+        return self.c(self.b(self.between(self.a(x), self.bound)).relu())
+
+
+@pytest.mark.parametrize(
+    ("between", "width", "frozen_by"),
+    [
+        (lambda x, bound: torch.clamp(x, max=bound), 32, None),
+        (lambda x, bound: torch.clamp(x, bound, bound + 1), 32, None),
+        (lambda x, bound: x / (1 + x.std(False)), 32, "std"),
+        (lambda x, bound: x / (1 + x.var(1, False, True)), 32, "var"),
+        (lambda x, bound: nn.functional.max_pool1d(x, 2), 16, "max_pool1d"),
+        (lambda x, bound: nn.functional.adaptive_avg_pool2d(x.unsqueeze(0), (4, 16))[0], 16, "adaptive_avg_pool2d"),
+        (lambda x, bound: torch.max(x, bound), 32, "max"),  # a form that its rule does not know
+    ],
+)
+def test_operators_in_forms_of_their_own(between, width, frozen_by):
+    model = zoo.randomize(Between(between, width))
+    pruned = prune_structured(model, VECTOR, amount=0.3)
+    zoo.assert_exact(model, pruned, VECTOR)
+    if frozen_by is None:
+        assert pruned.model.a.out_features < 32
+    else:
+        assert f"{frozen_by} in the model" in pruned.plan.frozen["a.weight[0]"]
+
+
+def test_a_mean_over_channels_that_is_an_output_freezes_them_alone():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 32), nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.a(x).relu().mean(1), self.c(self.b(x).relu())
+
+    model = zoo.randomize(Mean())
+    pruned = prune_structured(model, VECTOR, amount=0.2)
+    zoo.assert_exact(model, pruned, VECTOR)
+    assert pruned.plan.frozen["a.weight[0]"] == ["model output"]
+    assert [layer["name"] for layer in pruned.plan.layers] == ["b.weight"]
+
+
+class Caching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.mask = nn.Linear(8, 32), nn.Linear(32, 4), None
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[1])
+        return self.b(self.a(x * self.mask).relu())
+
+
+class TrainedAside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b, self.aside = nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Linear(32, 4), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = self.norm(self.a(x))
+        return (self.b(x), self.aside(x)) if self.training else self.b(x)
+
+
+def old_weight_norm():
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        layer = nn.utils.weight_norm(nn.Linear(8, 32))
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    model(*VECTOR)  # leaves a weight with a history on the layer
+    return model
+
+
+@pytest.mark.parametrize("make", [Caching, TrainedAside, old_weight_norm])
+def test_what_a_run_writes_to_a_model_does_not_reach_the_users(make):
+    model = make()
+    state = copy.deepcopy(model.state_dict())
+    written = [dict(vars(module)) for module in model.modules()]
+    pruned = prune_structured(model, VECTOR, amount=0.3)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    for module, before in zip(model.modules(), written, strict=True):
+        assert all(value is before[name] for name, value in vars(module).items() if name != "training")
+    assert type(model(*VECTOR)[0]) is type(pruned.model(*VECTOR)[0]) is torch.Tensor
 
 
 def test_operators_without_a_rule_freeze_and_are_reported():

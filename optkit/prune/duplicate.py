@@ -1,0 +1,29 @@
+"""Copies of a model whose tensors are given."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def duplicate(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:
+    """A copy of a model that holds ``tensors`` (by the ids of those they stand for); all others are copied."""
+    memo: dict[int, Any] = dict(tensors)
+    for module in model.modules():
+        for value in vars(module).values():
+            # modules hold a dozen empty tables of hooks each, on which a deep copy would spend most of its time
+            if type(value) in (dict, OrderedDict) and not value:
+                memo[id(value)] = type(value)()
+            elif isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()  # computed in forward, as by weight_norm: has no deep copy
+    return copy.deepcopy(model, memo)
+
+
+def sharing(model: nn.Module) -> nn.Module:
+    """A copy that holds the model's own parameters; what a run writes to modules or buffers stays in the copy."""
+    return duplicate(model, {id(p): p for p in model.parameters()})
