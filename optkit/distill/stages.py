@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import UserError
+from optkit.core.layout import channels_last_
 from optkit.core.stage import Context, Outcome, Premises
 from optkit.core.task import POOL, Batch, Task
 from optkit.core.trust import check_trust
@@ -125,7 +126,7 @@ class Distillation:
 
     def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
         teacher = load_teacher(self.teacher, ctx.baseline, ctx.build_model, self.trust)
-        teacher.to(ctx.device, memory_format=torch.channels_last)
+        channels_last_(teacher.to(ctx.device))
         student = module.to(ctx.device).eval()
         run = compiled(teacher) if self.compile_teacher else teacher
         recorded = None if self.cached_views is None else self._recorded(teacher, run, ctx)
