@@ -261,7 +261,8 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     for group in ("task", "model"):
         node[group] = _absolute(node.get(group), group)
     if isinstance(node.get("stages"), dict):
-        node["stages"] = _absolute_teachers(node["stages"])
+        stages = node["stages"].items()
+        node["stages"] = {k: _absolute_teachers(v) if isinstance(v, dict) else v for k, v in stages}
     for key in ("out", "store"):  # relative ones are of the folder that a run is started in, a repeated one too
         if isinstance(node.get(key), str):
             node[key] = os.path.expanduser(node[key])
@@ -281,7 +282,7 @@ def _absolute(node: Any, group: str) -> Any:
 
 
 def _absolute_teachers(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of stages with their teachers' absolute paths; trainings may stand within other stages."""
+    """A stage's config with its teachers' absolute paths; trainings may stand within other stages."""
     found = dict(stage)
     for key, value in stage.items():
         if key == "teacher":

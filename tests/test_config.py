@@ -11,16 +11,18 @@ defaults:
   - stage@stages.cut: prune/structured
   - stage@stages.cut.training: distill/logits
   - stage@stages.recover: distill/logits
+  - stage@stages.teacher: distill/logits
   - _self_
   - override model: small_cnn
   - override task: imagefolder
 name: test
-chain: [cut, recover]
+chain: [cut, recover, teacher]
 model: {checkpoint: first.pt}
 task: {path: images, unlabelled: ~/more, image_size: 8}
 out: ~/runs
 store: ~/store
 stages:
+  teacher: {teacher: variant}
   cut:
     training: {teacher: variant}
   recover:
@@ -54,6 +56,7 @@ def test_paths_do_not_depend_on_the_folder_a_run_is_started_in(folder):
     assert node["task"]["unlabelled"] == str(home / "more")
     assert node["model"]["checkpoint"] == str(folder / "first.pt")
     assert node["stages"]["cut"]["training"]["teacher"] == str(folder / "variant")
+    assert node["stages"]["teacher"]["teacher"] == str(folder / "variant")
     spec, baseline = node["stages"]["recover"]["teacher"]
     assert (spec["checkpoint"], baseline) == (str(folder / "first.pt"), "baseline")
 

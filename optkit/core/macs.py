@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from optkit.core.attention import spelled_out
+
 
 def count_macs(module: nn.Module, example: tuple[Tensor, ...]) -> int:
     """MACs of convolutions, matrix products and attention in one forward pass (half of torch's FLOP count)."""
@@ -28,7 +30,7 @@ def macs_by_operator(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str
     try:
         for parameter in trained:  # the counter's hooks fail on one that is passed to a module (DeBERTa)
             parameter.requires_grad_(False)
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
+        with torch.no_grad(), spelled_out(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
             module(*example)
     finally:
         for parameter in trained:

@@ -34,6 +34,11 @@ def builds_saved(check: Callable[[Mapping[str, Any]], None]) -> Callable[[Builde
     return mark
 
 
+def is_numeric(value: Any) -> bool:
+    """Whether it is a number or null, or lists of these: what names no code and no file."""
+    return all(map(is_numeric, value)) if isinstance(value, list) else value is None or isinstance(value, (int, float))
+
+
 def check_trust(trusted: Iterable[str]) -> tuple[str, ...]:
     """The names; raises UserError unless it is a list of them."""
     names = (trusted,) if isinstance(trusted, str) else tuple(trusted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 from unittest.mock import patch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from optkit.core.attention import spelled_out
 from optkit.core.checks import check_pattern
 from optkit.models.stacks import first_tensor
 
@@ -77,9 +78,14 @@ class Taps:
         self._handles.clear()
         self._found.clear()
 
-    def watching(self) -> Any:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
         """The block in which the model is to be run."""
-        return self._watch or nullcontext()
+        if self._watch is None:
+            yield
+            return
+        with spelled_out(), self._watch:
+            yield
 
     def pop(self) -> dict[str, Tapped]:
         """What the last run gave, by path; the taps keep nothing of it."""
@@ -105,15 +111,6 @@ class _AttentionWatch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Attention] = []
-
-    def __enter__(self) -> Self:
-        self._fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # it would be one operator that shows nothing
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.backends.mha.set_fastpath_enabled(self._fused)
 
     def taken(self) -> list[Attention]:
         """What was called since the last time."""

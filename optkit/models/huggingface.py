@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError, did_you_mean, first_line
-from optkit.core.trust import builds_saved
+from optkit.core.trust import builds_saved, is_numeric
 
 IMAGES = ["pixel_values"]
 
@@ -75,7 +75,7 @@ def _check_saved(params: Mapping[str, Any]) -> None:
             foreign = (
                 ("_implementation" in key and value is not None)
                 or (key == "architecture" and ":" in str(value))
-                or (key == "model_args" and not all(_is_plain(each) for each in dict(value or {}).values()))
+                or (key == "model_args" and not all(map(is_numeric, dict(value or {}).values())))
             )
             if foreign:
                 raise UserError("a saved config names no code and no files", key=f"model.config.{key}", value=value)
@@ -88,11 +88,6 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, (Mapping, list)):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from _mappings(inner)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether it is a number, or a list of numbers."""
-    return all(map(_is_plain, value)) if isinstance(value, list) else value is None or isinstance(value, (int, float))
 
 
 @builds_saved(_check_saved)

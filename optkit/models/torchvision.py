@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from optkit.core.errors import UserError, did_you_mean, first_line
-from optkit.core.trust import builds_saved
+from optkit.core.trust import builds_saved, is_numeric
 
 DECIDED_BY_WEIGHTS = ("transform_input", "image_size")  # arguments that torchvision's classes keep under their names
 
@@ -18,9 +18,10 @@ def _check_saved(params: Mapping[str, Any]) -> None:
     """Raises UserError for weights to be downloaded: a saved model has its own."""
     if (weights := params.get("weights")) is not None:
         raise UserError("a saved model names no other weights", key="model.weights", value=weights)
-    for name, value in dict(params.get("options") or {}).items():
-        numbers = value if isinstance(value, list) else [value]
-        if "weights" in name or not all(isinstance(number, (bool, int, float)) for number in numbers):
+    if not isinstance(options := params.get("options") or {}, Mapping):
+        raise UserError(f"{options!r} are no options", key="model.options")
+    for name, value in options.items():
+        if name in ("weights", "weights_backbone") or not is_numeric(value):
             raise UserError("a saved model's options are numbers", key=f"model.options.{name}", value=value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,19 @@ def duplicate(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Modul
             # modules hold a dozen empty tables of hooks each, on which a deep copy would spend most of its time
             if type(value) in (dict, OrderedDict) and not value:
                 memo[id(value)] = type(value)()
-            elif isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()  # computed in forward, as by weight_norm: has no deep copy
+            else:
+                # computed in forward, as by weight_norm: has no deep copy
+                memo |= {id(tensor): tensor.detach().clone() for tensor in _tensors(value) if not tensor.is_leaf}
     return copy.deepcopy(model, memo)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """A tensor, or those in containers within each other."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple, set)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def sharing(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optkit.core.attention import spelled_out
 from optkit.core.errors import UserError, first_line
 from optkit.prune.duplicate import sharing
 from optkit.prune.graph import Inputs, Shape, call, tensors_of
@@ -207,20 +208,22 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
     copies = pytree.tree_map_only(
         torch.Tensor, fake.from_tensor, dict(inputs) if isinstance(inputs, Mapping) else inputs
     )
-    model = sharing(model)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # whole encoder layers in one operator would say nothing
     try:
+        model = sharing(model)
         # in inference mode, operators that consist of others reach the recorder whole
-        with running(model) as stack, torch.inference_mode(), fake, _Recorder(stack, fake) as recorder:
+        with (
+            spelled_out(),
+            running(model) as stack,
+            torch.inference_mode(),
+            fake,
+            _Recorder(stack, fake) as recorder,
+        ):
             outputs = tensors_of(call(model, copies))
     except ERRORS as error:
         raise UserError(
             f"{type(model).__name__} cannot be traced: {first_line(error)}",
             fix="it must run on the example inputs, without control flow that depends on their values",
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
     if not outputs:
         raise UserError(f"{type(model).__name__} returns no tensors", fix="it must return tensors")
     return Recording(dict([*model.named_parameters(), *model.named_buffers()]), recorder.steps, outputs)

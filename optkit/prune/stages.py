@@ -82,7 +82,7 @@ class StructuredPruning(InSteps):
         return self.in_steps(module, ctx, self.amount)
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
-        so_far = earlier[-1]["cut"] if earlier else _no_cut(module, ctx.task.example(1))
+        so_far = earlier[-1]["cut"] if earlier else {}
         left = _left(so_far, self.budget)
         floor_of = next((facts["units"] for facts in earlier if "units" in facts), None)
         try:
@@ -90,7 +90,8 @@ class StructuredPruning(InSteps):
         except TooSmallError:
             if left == 1 and amount == self.amount:  # the last step, and none has cut
                 raise
-            return Outcome(module, {"cut": so_far | {"amount": amount}})  # channels go whole: this step's share is none
+            # channels go whole: this step's share is none
+            return Outcome(module, {"cut": (so_far or _no_cut(module, ctx.task.example(1))) | {"amount": amount}})
         facts = pruned.plan.facts
         after = {name: value for name, value in facts.items() if "_after" in name} | {"amount": amount}
         if self.budget == "latency":  # timed against the step before
@@ -154,5 +155,7 @@ def _no_cut(module: nn.Module, example: tuple[Tensor, ...]) -> Facts:
 
 
 def _left(cut: Facts, budget: str) -> float:
-    """Share of the budget that a cut left."""
+    """Share of the budget that the cuts so far left."""
+    if not cut:
+        return 1.0
     return cut.get("latency_ratio", 1.0) if budget == "latency" else cut[f"{budget}_after"] / cut[f"{budget}_before"]

@@ -73,6 +73,6 @@ def _conditions(record: Record) -> dict[str, str]:
     found = {
         "threads": record.environment.get("threads"),
         "data": record.data.get("fingerprint"),
-        "batch sizes": ", ".join(map(str, settings)),
+        "settings": " and ".join(map(str, settings)),
     }
     return {what: str(value) for what, value in found.items() if value}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from optkit.core.records import Record, unpack_bits
 from optkit.core.setting import Setting
-from optkit.core.statistics import Estimate, difference_over_seeds, proportion, ratio_of_medians
+from optkit.core.statistics import (
+    Estimate,
+    difference_over_seeds,
+    mean_over_seeds,
+    proportion,
+    ratio_of_medians,
+)
 from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
 from optkit.study.game import interaction_weights, leave_one_out_weights, num_orders, shapley_weights
 
@@ -36,14 +42,16 @@ class Measured:
     Attributes:
         records: of each seed.
         techniques: in the recipe's order.
-        engine: whose figures count; `BEST` takes the fastest for each variant.
+        engine: whose figures count; `BEST` takes the fastest of the recipe's for each variant.
         seeds: the seeds themselves.
+        engines: the recipe's; the baseline is measured on eager whether that is one of them or not.
     """
 
     records: Sequence[Sequence[Record]]
     techniques: Sequence[str]
     engine: str
     seeds: Sequence[int]
+    engines: Collection[str]
 
     @cached_property
     def by_chain(self) -> dict[Chain, list[Record]]:
@@ -75,7 +83,7 @@ class Batch:
         self.setting, self.records = setting, {}
         self.engine: dict[Chain, str] = {}
         for chain, records in measured.by_chain.items():
-            chosen = _engine(records, setting, measured.engine)
+            chosen = _engine(records, setting, measured)
             if chosen is not None:
                 self.engine[chain], self.records[chain] = chosen, records
         self.correct = {chain: self._correct(chain) for chain in self.records}
@@ -225,7 +233,7 @@ def _order_pairs(batch: Batch, whole: Chain) -> list[dict[str, Any]]:
 def _variant(batch: Batch, chain: Chain) -> dict[str, Any]:
     correct = batch.correct[chain]
     one = len(correct) == 1
-    accuracy = proportion(int(correct.sum()), correct.size) if one else accuracy_effect({chain: 1.0}, batch.correct)
+    accuracy = proportion(int(correct.sum()), correct.size) if one else mean_over_seeds(correct.astype(np.float64))
     against = batch.effect({chain: 1.0, (): -1.0}) if chain else None
     return {
         "chain": list(chain),
@@ -273,15 +281,15 @@ def _judged_alike(own: Record, other: Record, **here: Any) -> tuple[NDArray[np.b
     return None if theirs is None or theirs.n != ours.n else (unpack_bits(ours.raw), unpack_bits(theirs.raw))
 
 
-def _engine(records: Sequence[Record], setting: Setting, wanted: str) -> str | None:
+def _engine(records: Sequence[Record], setting: Setting, measured: Measured) -> str | None:
     """The engine whose figures count for a chain, the same for all seeds; None if it runs on none that counts."""
     shared = [
         m.conditions["engine"]
         for m in records[0].measurements
-        if m.name == "accuracy" and Setting.of(m.conditions) == setting
+        if m.name == "accuracy" and Setting.of(m.conditions) == setting and m.conditions["engine"] in measured.engines
     ]
-    if wanted != BEST:
-        return wanted if wanted in shared else None
+    if measured.engine != BEST:
+        return measured.engine if measured.engine in shared else None
     ratios = {}
     for engine in shared:
         found = [_ratio(record, engine, REFERENCE, setting) for record in records]

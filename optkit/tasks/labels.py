@@ -35,14 +35,16 @@ def numbered(
         if missing:
             message = f"{split} has {len(missing)} of {len(values)} rows without a label, row {missing[0]} first"
             raise UserError(message, key=KEY, value=column, fix="take them out; task.unlabelled is for such examples")
-    classes = list(classes_from or class_names(tables, column) or _classes(labels["train"]))
+    classes = list(classes_from or class_names(tables, column) or _classes(labels))
     return {split: _numbers(split, values, column, classes) for split, values in labels.items()}, classes
 
 
-def _classes(labels: Sequence[Any]) -> list[str]:
-    if any(isinstance(label, str) for label in labels):
-        return sorted(set(map(str, labels)))
-    return [str(n) for n in range(max(map(int, labels)) + 1)]
+def _classes(labels: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Names are those that train has; numbers go up to the largest of any split."""
+    if any(isinstance(label, str) for label in labels["train"]):
+        return sorted(set(map(str, labels["train"])))
+    numbers = [label for values in labels.values() for label in values if not isinstance(label, str)]
+    return [str(n) for n in range(max(map(int, numbers)) + 1)]
 
 
 def _numbers(split: str, values: Sequence[Any], column: str, classes: Sequence[str]) -> NDArray[np.int64]:

@@ -22,3 +22,8 @@ def test_attention_is_two_products(masked):
 def test_layers_are_their_weights_times_the_places():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 25, 6))
     assert count_macs(model, (torch.randn(2, 3, 5, 5),)) == 2 * (3 * 4 * 9 * 25 + 100 * 6)
+
+
+def test_layers_that_torch_fuses_in_evaluation_count_as_in_training():
+    layer, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), torch.randn(2, 5, 16)
+    assert count_macs(layer.eval(), (x,)) == count_macs(layer.train(), (x,))

@@ -127,6 +127,7 @@ def test_a_surgery_that_is_no_stage_does_not_run(folder, by):
         ("torchvision", {"name": "resnet18", "weights": "DEFAULT"}),
         ("torchvision", {"name": "resnet18", "options": {"weights": "DEFAULT"}}),
         ("torchvision", {"name": "resnet18", "options": {"progress": "DEFAULT"}}),
+        ("torchvision", {"name": "resnet18", "options": {"weights": None}}),
         ("huggingface", {"pretrained": "gpt2"}),
         ("huggingface", {"pretrained": "gpt2", "config": CONFIG}),
         ("huggingface", {"config": "gpt2"}),

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from optkit.core.errors import UserError
+from optkit.core.trust import rebuild
 from optkit.models import MLP, ModelSpec, ResNetCIFAR, SmallCNN, load_weights, torchvision
 
 DEFAULTS = {"num_classes": 7, "in_channels": 1, "input_shape": [1, 8, 8]}
@@ -96,6 +97,8 @@ def test_mistakes_in_torchvision_names_are_named(name, weights, message):
 def test_torchvision_takes_other_arguments_of_its_builder():
     with torch.device("meta"):
         assert torchvision("vit_b_32", 5, options={"image_size": 64}).image_size == 64
+        saved = {"name": "vgg11", "num_classes": 5, "weights": None, "options": {"init_weights": False}}
+        assert rebuild({"target": "optkit.models.torchvision", "params": saved}).classifier[-1].out_features == 5
     with pytest.raises(UserError, match=r"model.options: .*unexpected keyword argument 'image_sise'"):
         torchvision("vit_b_32", 5, options={"image_sise": 64})
 

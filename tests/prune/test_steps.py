@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torchvision.models import VisionTransformer
 
 from optkit.core.errors import UserError
 from optkit.distill import LogitDistillation
@@ -191,3 +192,17 @@ def test_a_kill_in_the_training_keeps_the_cut(context, tmp_path):
 def test_mistakes_are_named(make, options, message):
     with pytest.raises(UserError, match=message):
         make(**options)
+
+
+def test_steps_add_up_for_attention_that_torch_fuses_in_evaluation(context):
+    torch.manual_seed(0)
+    model = VisionTransformer(8, 4, 2, 4, 32, 64, num_classes=10)
+    model.conv_proj = torch.nn.Conv2d(1, 32, 4, 4)
+    amounts = geometric_amounts(0.4, 3)
+    outcomes, module = [], model.eval()
+    for amount in amounts:
+        stage = StructuredPruning(0.4, steps=3, training=Recorded())
+        outcomes.append(stage.one_step(module, context(), amount, [outcome.facts for outcome in outcomes]))
+        module = outcomes[-1].module
+    cuts = [outcome.facts["cut"] for outcome in outcomes]
+    assert [1 - cut["macs_after"] / cut["macs_before"] for cut in cuts] == pytest.approx(amounts, abs=0.03)

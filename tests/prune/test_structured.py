@@ -203,7 +203,24 @@ def old_weight_norm():
     return model
 
 
-@pytest.mark.parametrize("make", [Caching, TrainedAside, old_weight_norm])
+def keeping():
+    class Keeping(nn.Module):
+        """Holds what it computed, as models that show their activations do."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.maps = nn.Linear(8, 32), nn.Linear(32, 4), {"hidden": []}
+
+        def forward(self, x):
+            self.maps["hidden"] = [self.a(x).relu()]
+            return self.b(self.maps["hidden"][0])
+
+    model = Keeping()
+    model(*VECTOR)
+    return model
+
+
+@pytest.mark.parametrize("make", [Caching, TrainedAside, old_weight_norm, keeping])
 def test_what_a_run_writes_to_a_model_does_not_reach_the_users(make):
     model = make()
     state = copy.deepcopy(model.state_dict())

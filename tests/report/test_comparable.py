@@ -24,7 +24,7 @@ def _on(processor, threads=2, run="run-1", batch_size=1, **more):
     [
         (_on("another", run="run-2"), "processor"),
         (_on("one", threads=8, run="run-2"), "threads"),
-        (_on("one", run="run-2", batch_size=4), "batch sizes"),
+        (_on("one", run="run-2", batch_size=4), "settings"),
         (replace(_on("one", run="run-2"), data={"fingerprint": "x"}), None),
     ],
 )

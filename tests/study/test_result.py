@@ -1,8 +1,9 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from optkit.core.records import Measurement
+from optkit.core.records import Measurement, pack_bits
 from optkit.report import rows
 from optkit.report.ablation import ablation_markdown
 from optkit.report.controls import pooled_against_controls
@@ -20,7 +21,7 @@ def _with_memory(record):
 @pytest.fixture
 def measured():
     first, pruned, *_ = (replace(r, measurements=_with_memory(r)) for r in two_lengths())
-    return Measured([[first, replace(pruned, chain=["prune"])]], ["prune"], "inductor", [0])
+    return Measured([[first, replace(pruned, chain=["prune"])]], ["prune"], "inductor", [0], ["eager", "inductor"])
 
 
 def test_each_length_of_texts_is_a_batch_of_its_own(measured):
@@ -55,3 +56,21 @@ def test_an_ablation_and_a_report_say_the_same_of_one_pair(measured):
         accuracy = batch["total"]["accuracy"]
         assert accuracy == {"value": row["accuracy_delta"], "ci": row["accuracy_delta_ci"]}
         assert batch["attribution"]["effects"][0]["accuracy"] == accuracy
+
+
+def test_a_baseline_that_was_also_measured_on_eager_counts_on_the_recipes_engines(measured):
+    both, inductor = (summarize(replace(measured, engines=e), True)[0] for e in (["eager", "inductor"], ["inductor"]))
+    assert {v["engine"] for v in inductor["variants"]} == {"inductor"}
+    assert both["total"]["accuracy"] == inductor["total"]["accuracy"]
+    best = replace(measured, engine="best", engines=["eager"])
+    assert {v["engine"] for v in summarize(best, True)[0]["variants"]} == {"eager"}
+
+
+def test_accuracies_over_seeds_are_shares(measured):
+    right = [
+        replace(m, raw=pack_bits(np.ones(m.n, bool)), value=1.0) if m.name == "accuracy" else m
+        for m in measured.records[0][0].measurements
+    ]
+    seeds = [[replace(record, measurements=right) if not record.step else record for record in measured.records[0]]] * 3
+    first = summarize(replace(measured, records=seeds, seeds=[0, 1, 2]), True)[0]["variants"][0]
+    assert first["accuracy"]["ci"] == [1.0, 1.0]

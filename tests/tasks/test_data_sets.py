@@ -147,6 +147,12 @@ def test_local_parquet_files(tmp_path):
     }  # fmt: skip
 
 
+def test_class_numbers_go_up_to_the_largest_of_any_split(tmp_path):
+    _parquet(tmp_path, "train", [0, 1] * 10)
+    _parquet(tmp_path, "test", [0, 3])
+    assert _task(tmp_path).classes == ["0", "1", "2", "3"]
+
+
 def test_names_as_labels_become_classes_whatever_was_kept_under_others(tmp_path):
     _parquet(tmp_path, "train", ["dog", "cat", "dog"] * 10)
     _parquet(tmp_path, "test", ["dog", "cat"])
