@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import TypeGuard
 
 from optkit.core.errors import UserError, did_you_mean
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a whole number or a fraction; True and False are neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def check_share(key: str, value: object) -> None:
     """Raise a UserError unless ``value`` is a number between 0 and 1, both excluded."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+    if not is_number(value) or not 0 < value < 1:
         raise UserError(f"{value!r} is not a share between 0 and 1", key=key, value=value, fix="0.5 is half")
 
 

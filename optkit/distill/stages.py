@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optkit.core.checks import check_choice, check_count
+from optkit.core.checks import check_choice, check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.layout import channels_last_
 from optkit.core.stage import Context, Outcome, Premises
@@ -68,8 +68,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         for name, value, top in (("temperature", self.temperature, None), ("alpha", self.alpha, 1)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not value > 0 or (top is not None and value > top):
+            if not is_number(value) or not value > 0 or (top is not None and value > top):
                 limits = "above 0" + (f" and up to {top}" if top else "")
                 raise UserError(f"{value!r} is not {limits}", key=name, value=value)
         self._terms = read_terms(self.losses, self.pairs, self.temperature)

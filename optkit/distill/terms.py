@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from optkit.core.checks import is_number
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.targets import parameters
 from optkit.distill import features, losses
@@ -99,7 +100,7 @@ def read_terms(given: Mapping[str, Any], pairs: Any, temperature: float) -> list
 def _term(name: str, options: dict[str, Any], pairs: Any, temperature: float) -> Term:
     kind, key = KINDS[name], f"losses.{name}"
     weight = options.pop("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
+    if not is_number(weight) or not weight > 0:
         raise UserError(f"{weight!r} is not a weight above 0", key=key, value=weight, fix=f"~{key} leaves it out")
     which = options.pop("pairs", pairs) or kind.pairs
     known = set(parameters(kind.function)) - GIVEN

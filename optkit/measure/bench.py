@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from optkit.core.artifact import Artifact
-from optkit.core.checks import check_count
+from optkit.core.checks import check_count, is_number
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.records import Measurement
@@ -64,10 +64,10 @@ class Measure:
         if lengths is not None and (not lengths or any(not isinstance(n, int) or n < 1 for n in lengths)):
             raise UserError(f"{lengths} are not lengths in tokens", key="sequence_lengths", fix="for example [64,128]")
         check_count("retries", self.retries, 0)
-        if not _is_number(self.seconds) or not 0 < self.seconds <= 3600:
+        if not is_number(self.seconds) or not 0 < self.seconds <= 3600:
             message = f"{self.seconds!r} is not a time in seconds"
             raise UserError(message, key="seconds", value=self.seconds, fix="above 0, up to 3600")
-        if (limit := self.p99_limit_ms) is not None and (not _is_number(limit) or not 0 < limit < np.inf):
+        if (limit := self.p99_limit_ms) is not None and (not is_number(limit) or not 0 < limit < np.inf):
             raise UserError(f"{limit!r} is not a time in ms", key="p99_limit_ms", value=limit, fix="a number above 0")
         if self.split not in ("test", "validation"):
             raise UserError(f"'{self.split}' is not measured", key="split", value=self.split, fix="test or validation")
@@ -213,10 +213,6 @@ def tasks_to_measure(task: Task, config: Measure) -> list[Task]:
         fix = "leave it out: measure.sequence_lengths=null"
         raise UserError("these examples have no length in tokens", key="measure.sequence_lengths", fix=fix)
     return [task.at_length(n) for n in sorted(config.sequence_lengths)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _bytes(x: Tensor) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from optkit.prune.graph import tensors_of
 
 
 def duplicate(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:
@@ -21,17 +23,8 @@ def duplicate(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Modul
                 memo[id(value)] = type(value)()
             else:
                 # computed in forward, as by weight_norm: has no deep copy
-                memo |= {id(tensor): tensor.detach().clone() for tensor in _tensors(value) if not tensor.is_leaf}
+                memo |= {id(tensor): tensor.detach().clone() for tensor in tensors_of(value) if not tensor.is_leaf}
     return copy.deepcopy(model, memo)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """A tensor, or those in containers within each other."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple, set)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
 
 
 def sharing(model: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from optkit.core.checks import check_count
+from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
 from optkit.prune.masking import Masking
@@ -92,7 +92,7 @@ class GradualPruning(Masking):
         check_count("every", self.every)
         for key, low, high in (("initial", 0.0, self.share), ("begin", 0.0, 1.0), ("end", self.begin, 1.0)):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            if not is_number(value) or not low <= value <= high:
                 raise UserError(f"{value!r} is not a share from {low:g} to {high:g}", key=key, value=value)
         check_training("training", self.training)
         trainer = self.training.trainer

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from optkit.core.checks import is_number
 from optkit.prune import rules_compute as compute
 from optkit.prune import rules_layout as layout
 from optkit.prune import rules_pick as pick
@@ -93,7 +94,7 @@ def elementwise(trace: Trace, out: Any, name: str, args: tuple, held: list[Value
         broadcast(trace, held)
         return held[-1]
     value = broadcast(trace, held)
-    numbers = [a for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    numbers = [a for a in args if is_number(a)]
     parts = held[1:] if name == "where" else held
     for k in range(len(value.shape)):
         flags = [_zero_at(v, k - len(value.shape)) for v in parts]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from optkit.core.checks import check_count
+from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.macs import count_macs
 from optkit.core.stage import Context, Outcome
@@ -57,8 +57,7 @@ class InSteps:
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
-        number = isinstance(self.between, (int, float)) and not isinstance(self.between, bool)
-        if not number or not 0 < self.between <= 1:
+        if not is_number(self.between) or not 0 < self.between <= 1:
             message = f"{self.between!r} is not a share above 0 and up to 1"
             raise UserError(message, key="between", value=self.between, fix="0.5 is half of the training")
         if self.training is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from optkit.core.checks import check_choice
+from optkit.core.checks import check_choice, is_number
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
@@ -83,8 +83,7 @@ class QuantizationAwareTraining(CalibratedInt8):
         check_choice("learned_scales", self.learned_scales, (True, False))
         for key in ("freeze_norms", "freeze_observers"):
             value = getattr(self, key)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 <= value <= 1):
+            if value is not None and not (is_number(value) and 0 <= value <= 1):
                 raise UserError(f"{value!r} is not a share from 0 to 1", key=key, value=value, fix="null for never")
         check_training("training", self.training)
 

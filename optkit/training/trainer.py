@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optkit.core.checks import check_count
+from optkit.core.checks import check_count, is_number
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError, did_you_mean
 from optkit.core.layout import channels_last_
@@ -89,8 +89,7 @@ class Trainer:
             value = getattr(self, name)
             if name == "grad_clip" and value is None:
                 continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not low <= value <= high:
+            if not is_number(value) or not math.isfinite(value) or not low <= value <= high:
                 fix = f"{low} to {high}" if high < math.inf else f"a number of at least {low}"
                 raise UserError(f"{value!r} is out of range", key=name, value=value, fix=fix)
         for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("select", SELECTIONS)):
