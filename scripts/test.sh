@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then runs every check and the tests. Arguments are passed on to pytest.
+# Sets up, then runs every check and the tests, in a process for each core. Arguments are passed on to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh dev
@@ -8,4 +8,4 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports --no-cache
-exec pytest "$@"
+exec pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.quantize.observers import DECAY, ActivationObserver, affine
+from optkit.quantize.observers import DECAY, ActivationObserver
 
 EPS = 2.0**-24
 
@@ -27,8 +27,7 @@ class MovingRange(nn.Module):
         low, high = observer.range()
         self.register_buffer("low", torch.tensor(low))
         self.register_buffer("high", torch.tensor(high))
-        self.integers = (observer.quant_min, observer.quant_max)
-        self.symmetric = observer.symmetric
+        self.grid = observer.grid
         self.frozen = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,8 +36,10 @@ class MovingRange(nn.Module):
             low, high = torch.aminmax(x.detach())
             self.low.lerp_(low, 1 - DECAY)
             self.high.lerp_(high, 1 - DECAY)
-        scale, zero_point = affine(self.low, self.high, self.symmetric, *self.integers)
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point.int(), *self.integers)
+        scale, zero_point = self.grid.affine(self.low, self.high)
+        return torch.fake_quantize_per_tensor_affine(
+            x, scale, zero_point.int(), self.grid.quant_min, self.grid.quant_max
+        )
 
     def range(self) -> tuple[float, float]:
         """From where to where."""

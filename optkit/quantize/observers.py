@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,19 +67,44 @@ class Statistics:
 Range = tuple[float, float]
 
 
-def minmax(statistics: Statistics, _: int) -> Range:
+class Grid(NamedTuple):
+    """What an activation is rounded to.
+
+    Attributes:
+        symmetric: zero point in the middle for activations of both signs; one that is never negative has it at 0.
+        quant_min, quant_max: the integers.
+    """
+
+    symmetric: bool = False
+    quant_min: int = 0
+    quant_max: int = 255
+
+    def affine(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale (fp32) and zero point of a range, which is widened to take in 0; ends of any one shape."""
+        low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+        span = self.quant_max - self.quant_min
+        scale = ((high - low) / span).clamp(min=EPS)
+        zero_point = (self.quant_min + (-low / scale).round()).clamp(self.quant_min, self.quant_max)
+        if self.symmetric:
+            half, signed = (span + 1) // 2, low < 0
+            scale = torch.where(signed, torch.maximum(-low / half, high / (half - 1)).clamp(min=EPS), scale)
+            zero_point = torch.where(signed, self.quant_min + half, zero_point)
+        return scale.float(), zero_point.long()
+
+
+def minmax(statistics: Statistics, _: Grid) -> Range:
     """Everything that was seen."""
     return statistics.low, statistics.high
 
 
-def moving_average(statistics: Statistics, _: int) -> Range:
+def moving_average(statistics: Statistics, _: Grid) -> Range:
     """The average batch's smallest and largest value: one outlier moves it little."""
     assert statistics.average_low is not None
     assert statistics.average_high is not None
     return statistics.average_low, statistics.average_high
 
 
-def percentile(statistics: Statistics, _: int) -> Range:
+def percentile(statistics: Statistics, _: Grid) -> Range:
     """What is left when the outermost 0.01% of the values are cut, half on each side where there are two."""
     centers, counts = statistics.histogram()
     cumulated = counts.cumsum(0) / counts.sum()
@@ -90,56 +116,48 @@ def percentile(statistics: Statistics, _: int) -> Range:
     return max(float(low), statistics.low), min(float(high), statistics.high)
 
 
-def _shrunk(statistics: Statistics) -> list[Range]:
-    """Candidates: the whole range, and ever smaller parts of it."""
-    return [(statistics.low * share, statistics.high * share) for share in torch.linspace(1.0, 0.2, 81).tolist()]
+def _shrunk(statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Candidates ``(81,)``: both ends of the whole range, and of ever smaller parts of it."""
+    shares = torch.linspace(1.0, 0.2, 81, dtype=torch.float64)
+    return statistics.low * shares, statistics.high * shares
 
 
-def _rounded(centers: Tensor, low: float, high: float, levels: int) -> Tensor:
-    """The bins' centers as they come out of quantization to that range."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / (levels - 1), EPS)
-    return (((centers - low) / scale).round().clamp(0, levels - 1)) * scale + low
-
-
-def histogram(statistics: Statistics, levels: int) -> Range:
-    """The range with the least mean squared error of quantization to so many levels."""
+def histogram(statistics: Statistics, grid: Grid) -> Range:
+    """The range with the least mean squared error of quantization to that grid."""
     centers, counts = statistics.histogram()
-    errors = [
-        float((counts * (_rounded(centers, low, high, levels) - centers).square()).sum())
-        for low, high in _shrunk(statistics)
-    ]
-    return _shrunk(statistics)[errors.index(min(errors))]
+    low, high = _shrunk(statistics)
+    scale, zero_point = (x.double()[:, None] for x in grid.affine(low, high))
+    integers = (centers / scale + zero_point).round().clamp(grid.quant_min, grid.quant_max)
+    best = int((((integers - zero_point) * scale - centers).square() @ counts).argmin())
+    return float(low[best]), float(high[best])
 
 
-def entropy(statistics: Statistics, levels: int) -> Range:
+def entropy(statistics: Statistics, grid: Grid) -> Range:
     """The range whose quantized distribution is closest to the real one (Kullback-Leibler; Migacz, 2017).
 
-    What lies outside counts as the outermost bin of the real distribution, and is missing from the quantized one.
+    What lies outside of the grid counts as the outermost bin of the real distribution, and is missing from the
+    quantized one.
     """
     centers, counts = statistics.histogram()
+    low, high = _shrunk(statistics)
+    levels = grid.quant_max - grid.quant_min + 1
     found: list[float] = []
-    for low, high in _shrunk(statistics):
-        inside = (centers >= min(low, 0.0)) & (centers <= max(high, 0.0))
-        if not inside.any():
-            found.append(float("inf"))
-            continue
-        real, plain = counts[inside].clone(), counts[inside]
-        real[0] += counts[centers < min(low, 0.0)].sum()
-        real[-1] += counts[centers > max(high, 0.0)].sum()
-        level = (
-            ((centers[inside] - min(low, 0.0)) / max(max(high, 0.0) - min(low, 0.0), EPS) * (levels - 1)).round().long()
-        )
+    for scale, zero_point in zip(*grid.affine(low, high), strict=True):
+        level = (centers / scale.double() + zero_point).round().long() - grid.quant_min
+        inside = (level >= 0) & (level < levels)
+        real, plain, level = counts[inside].clone(), counts[inside], level[inside]
+        real[0] += counts[: int(inside.double().argmax())].sum()
+        real[-1] += counts.sum() - real.sum()
         sums = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, plain)
         filled = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, (plain > 0).double())
         coarse = torch.where(plain > 0, (sums / filled.clamp(min=1))[level], 0.0)
         p, q = real / real.sum(), (coarse + EPS) / (coarse + EPS).sum()
         found.append(float((p * ((p + EPS) / q).log()).sum()))
-    return _shrunk(statistics)[found.index(min(found))]
+    best = found.index(min(found))
+    return float(low[best]), float(high[best])
 
 
-# of an activation that will have so many levels
-OBSERVERS: dict[str, Callable[[Statistics, int], Range]] = {
+OBSERVERS: dict[str, Callable[[Statistics, Grid], Range]] = {
     "minmax": minmax,
     "moving_average": moving_average,
     "histogram": histogram,
@@ -149,31 +167,12 @@ OBSERVERS: dict[str, Callable[[Statistics, int], Range]] = {
 WITH_HISTOGRAM = {"histogram", "percentile", "entropy"}
 
 
-def affine(low: Tensor, high: Tensor, symmetric: bool, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
-    """The scale (fp32) and zero point of a range, which is widened to take in 0.
-
-    Args:
-        low, high: ends of the range, of any one shape.
-        symmetric: as for `ActivationObserver`.
-        quant_min, quant_max: the integers.
-    """
-    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
-    span = quant_max - quant_min
-    scale = ((high - low) / span).clamp(min=EPS)
-    zero_point = (quant_min + (-low / scale).round()).clamp(quant_min, quant_max)
-    if symmetric:
-        half, signed = (span + 1) // 2, low < 0
-        scale = torch.where(signed, torch.maximum(-low / half, high / (half - 1)).clamp(min=EPS), scale)
-        zero_point = torch.where(signed, quant_min + half, zero_point)
-    return scale.float(), zero_point.long()
-
-
 class ActivationObserver(ObserverBase):
     """Remembers an activation's `Statistics`, and gives the scale and zero point of a scheme.
 
     Args:
         scheme: a name of `OBSERVERS`.
-        symmetric: zero point in the middle for activations of both signs; one that is never negative has it at 0.
+        symmetric, quant_min, quant_max: its `Grid`.
         keep_histogram: so that any scheme can be asked for after calibration.
     """
 
@@ -190,9 +189,9 @@ class ActivationObserver(ObserverBase):
         **_: object,
     ):
         super().__init__(dtype)
-        self.scheme, self.symmetric = scheme, symmetric
+        self.scheme, self.grid = scheme, Grid(symmetric, quant_min, quant_max)
+        self.quant_min, self.quant_max = quant_min, quant_max  # what torchao reads
         self.keep_histogram = keep_histogram or scheme in WITH_HISTOGRAM
-        self.quant_min, self.quant_max = quant_min, quant_max
         self.statistics = Statistics()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,8 +201,8 @@ class ActivationObserver(ObserverBase):
 
     def range(self) -> Range:
         """The scheme's."""
-        return OBSERVERS[self.scheme](self.statistics, self.quant_max - self.quant_min + 1)
+        return OBSERVERS[self.scheme](self.statistics, self.grid)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         low, high = (torch.tensor([x], dtype=torch.float64) for x in self.range())
-        return affine(low, high, self.symmetric, self.quant_min, self.quant_max)
+        return self.grid.affine(low, high)

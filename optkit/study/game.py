@@ -11,6 +11,11 @@ Subset = frozenset[str]
 Weights = dict[Subset, float]
 
 
+def _in_order(players: Sequence[str], subsets: Collection[Subset]) -> list[Subset]:
+    """The subsets, each once, smaller ones first: sums over them must not depend on a process's hashing."""
+    return sorted(set(subsets), key=lambda subset: (len(subset), [p not in subset for p in players]))
+
+
 def shapley_weights(players: Sequence[str], measured: Collection[Subset]) -> dict[str, Weights] | None:
     """For each player the weights of the subsets' values whose sum is its Shapley value (Shapley, 1953).
 
@@ -36,8 +41,8 @@ def shapley_weights(players: Sequence[str], measured: Collection[Subset]) -> dic
     if nobody not in known or everyone not in known or not (total := ways(nobody, everyone)):
         return None
     found: dict[str, Weights] = {player: {} for player in players}
-    for subset in known:
-        for player in everyone - subset:
+    for subset in _in_order(players, known):
+        for player in (p for p in players if p not in subset):
             joined = subset | {player}
             share = ways(nobody, subset) * ways(joined, everyone) / total if joined in known else 0.0
             if share:
@@ -66,7 +71,7 @@ def interaction_weights(players: Sequence[str], measured: Collection[Subset]) ->
     for pair in combinations(players, 2):
         first, second = frozenset(pair[:1]), frozenset(pair[1:])
         contexts = {}
-        for context in known:
+        for context in _in_order(players, known):
             together = [context, context | first, context | second, context | first | second]
             if not context & (first | second) and known.issuperset(together):
                 size = len(context)

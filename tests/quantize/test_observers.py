@@ -8,7 +8,7 @@ from torch import nn
 from optkit.core.errors import StageError, UserError
 from optkit.models import MLP
 from optkit.quantize import calibrate, quantize_static
-from optkit.quantize.observers import OBSERVERS, ActivationObserver, Statistics
+from optkit.quantize.observers import OBSERVERS, ActivationObserver, Grid, Statistics
 from optkit.quantize.proof import float_layers, prove_int8
 
 
@@ -19,20 +19,25 @@ def seen(*batches):
     return statistics
 
 
-def error(x, low, high, levels):
-    scale = (high - low) / (levels - 1)
-    rounded = ((x - low) / scale).round().clamp(0, levels - 1) * scale + low
+def error(x, low, high, grid):
+    """Mean squared, as torch's own rounding gives it; a symmetric grid reaches equally far below and above 0."""
+    if grid.symmetric:
+        scale, zero_point = max(-low / 128, high / 127), 128
+    else:
+        scale = (high - low) / grid.quant_max
+        zero_point = round(-low / scale)
+    rounded = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, grid.quant_min, grid.quant_max)
     return float((rounded - x).square().mean())
 
 
 def test_minmax_is_the_range_of_all_batches():
     x = torch.randn(4, 1000)
-    assert OBSERVERS["minmax"](seen(*x), 256) == (float(x.min()), float(x.max()))
+    assert OBSERVERS["minmax"](seen(*x), Grid()) == (float(x.min()), float(x.max()))
 
 
 def test_a_moving_average_forgets_a_single_outlier():
     batches = [torch.linspace(-1, 1, 50)] * 30 + [torch.tensor([-100.0, 100.0])] + [torch.linspace(-1, 1, 50)] * 30
-    low, high = OBSERVERS["moving_average"](seen(*batches), 256)
+    low, high = OBSERVERS["moving_average"](seen(*batches), Grid())
     assert -2 < low < -1
     assert 1 < high < 2
 
@@ -40,42 +45,58 @@ def test_a_moving_average_forgets_a_single_outlier():
 def test_percentile_cuts_what_numpy_would_cut():
     torch.manual_seed(0)
     x = torch.randn(200_000)
-    low, high = OBSERVERS["percentile"](seen(*x.chunk(10)), 256)
+    low, high = OBSERVERS["percentile"](seen(*x.chunk(10)), Grid())
     expected = torch.quantile(x.double(), torch.tensor([5e-5, 1 - 5e-5], dtype=torch.float64))
     assert low == pytest.approx(float(expected[0]), rel=0.05)
     assert high == pytest.approx(float(expected[1]), rel=0.05)
 
 
-@pytest.mark.parametrize("levels", [256, 128])
-def test_the_histogram_scheme_has_less_squared_error_than_any_other_share_of_the_range(levels):
+GRIDS = [Grid(), Grid(quant_max=127), Grid(symmetric=True)]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("shift", [0.0, 2.0])
+def test_the_histogram_scheme_has_less_squared_error_than_any_other_share_of_the_range(grid, shift):
     torch.manual_seed(0)
-    x = torch.distributions.StudentT(3.0).sample((100_000,))
-    low, high = OBSERVERS["histogram"](seen(*x.chunk(7)), levels)
-    found = error(x, low, high, levels)
-    assert found < error(x, float(x.min()), float(x.max()), levels)
-    brute = min(error(x, s * float(x.min()), s * float(x.max()), levels) for s in torch.linspace(0.2, 1, 81).tolist())
-    assert found <= 1.05 * brute
+    x = torch.distributions.StudentT(3.0).sample((100_000,)) + shift
+    found = error(x, *OBSERVERS["histogram"](seen(*x.chunk(7)), grid), grid)
+    assert found < error(x, float(x.min()), float(x.max()), grid)
+    shares = torch.linspace(0.2, 1, 81).tolist()
+    assert found <= 1.05 * min(error(x, s * float(x.min()), s * float(x.max()), grid) for s in shares)
 
 
 def test_entropy_keeps_a_uniform_whole_and_clips_a_long_tail():
     torch.manual_seed(0)
-    low, high = OBSERVERS["entropy"](seen(torch.rand(100_000) * 2 - 1), 256)
+    low, high = OBSERVERS["entropy"](seen(torch.rand(100_000) * 2 - 1), Grid())
     assert (low, high) == (pytest.approx(-1, abs=0.05), pytest.approx(1, abs=0.05))
     tail = torch.cat([torch.rand(100_000), torch.tensor([50.0])])
-    assert OBSERVERS["entropy"](seen(tail), 256)[1] < 25
+    assert OBSERVERS["entropy"](seen(tail), Grid())[1] < 25
 
 
 @pytest.mark.parametrize("scheme", ["histogram", "entropy"])
-def test_the_range_is_sought_for_the_levels_that_the_activation_will_have(scheme):
+def test_the_range_is_sought_on_the_grid_that_the_activation_will_have(scheme):
     torch.manual_seed(0)
     x = torch.distributions.StudentT(5.0).sample((100_000,))
-    ranges = {}
-    for levels in (256, 128):
-        observer = ActivationObserver(scheme, quant_max=levels - 1)
+    x = torch.where(x < 0, x / 3, x)
+    ranges = set()
+    for grid in GRIDS:
+        observer = ActivationObserver(scheme, **grid._asdict())
         observer(x)
-        assert observer.range() == OBSERVERS[scheme](observer.statistics, levels)
-        ranges[levels] = observer.range()
-    assert ranges[128] != ranges[256]
+        assert observer.range() == OBSERVERS[scheme](observer.statistics, grid)
+        ranges.add(observer.range())
+    assert len(ranges) == 3
+
+
+def test_on_a_symmetric_grid_a_long_side_costs_the_short_one_its_steps():
+    """What the short side cuts off is still within the grid: only the long side decides."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.rand(1000) * -0.1, torch.rand(100_000), torch.tensor([20.0])])
+    for scheme in ("histogram", "entropy"):
+        observer = ActivationObserver(scheme, symmetric=True)
+        observer(x)
+        scale, zero_point = observer.calculate_qparams()
+        assert int(zero_point) == 128
+        assert float(scale) * 127 == pytest.approx(observer.range()[1], rel=1e-5)
 
 
 def test_a_histogram_that_grows_loses_no_count():

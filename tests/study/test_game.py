@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 from itertools import chain, combinations, permutations
 
 import numpy as np
@@ -49,6 +52,28 @@ def test_with_subsets_missing_only_orders_that_avoid_them_count(game):
     assert found == pytest.approx(_by_orders(game, allowed))
     assert sum(found.values()) == pytest.approx(game[frozenset(PLAYERS)] - game[frozenset()])
     assert num_orders(PLAYERS, game) == len(allowed)
+
+
+def test_sums_do_not_depend_on_the_hashing_of_a_process():
+    code = (
+        "from itertools import combinations\n"
+        "from optkit.study.game import interaction_weights, shapley_weights\n"
+        "players = ['prune', 'recover', 'quantize', 'distill']\n"
+        "subsets = {frozenset(s) for n in range(5) for s in combinations(players, n)}\n"
+        "for weights in (shapley_weights(players, subsets), interaction_weights(players, subsets)):\n"
+        "    print([(k, [(sorted(s), w) for s, w in found.items()]) for k, found in weights.items()])\n"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(3)
+    }
+    assert len(said) == 1
 
 
 def test_without_any_order_left_there_is_no_value():
