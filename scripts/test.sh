@@ -8,4 +8,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports --no-cache
+export OMP_WAIT_POLICY=passive # an idle thread must not spin on a core that another process's tests need
 exec pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
