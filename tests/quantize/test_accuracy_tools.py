@@ -79,6 +79,12 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _seven_bits(monkeypatch):
+    """Weights of 7 bits wherever the tests run; where int8 products cannot overflow they would have 8."""
+    monkeypatch.setattr("optkit.quantize.pt2e.products_saturate", lambda: True)
+
+
 @pytest.fixture
 def case(request):
     torch.manual_seed(0)
@@ -168,7 +174,7 @@ def test_engines_run_smoothed_layers_in_int8(case, target):
         session = engines.compile(quantized.module, x, engine=target)
         shares.append(session.facts()["int8_share"])
         answers.append((session(*x), quantized.module(*x)))
-    assert shares[1] == pytest.approx(shares[0])
+    assert shares[1] >= shares[0] - 1e-6  # a product in front of a linear may part it from what kept it in float
     assert shares[1] > 0.5
     session, graph = answers[1]
     assert noise(lambda *_: session, lambda *_: graph, x) < 1e-3
