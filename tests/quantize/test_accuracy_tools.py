@@ -174,7 +174,7 @@ def test_engines_run_smoothed_layers_in_int8(case, target):
         session = engines.compile(quantized.module, x, engine=target)
         shares.append(session.facts()["int8_share"])
         answers.append((session(*x), quantized.module(*x)))
-    assert shares[1] >= shares[0] - 1e-6  # a product in front of a linear may part it from what kept it in float
+    assert shares[1] >= shares[0] - 1e-6  # with AVX-512 OpenVINO was seen to run more in int8
     assert shares[1] > 0.5
     session, graph = answers[1]
     assert noise(lambda *_: session, lambda *_: graph, x) < 1e-3
