@@ -104,8 +104,26 @@ def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Modu
     entry, test each other's guards at every call, and be refused after the eighth.
     """
     if isinstance(module, GraphModule):
-        return GraphModule(module, copy.deepcopy(module.graph))
+        graph = GraphModule(module, copy.deepcopy(module.graph))
+        _copy_shared_weights(graph)
+        return graph
     return torch.export.export(module, example, strict=False).module()
+
+
+def _copy_shared_weights(graph: GraphModule) -> None:
+    """Gives each layer an int8 weight of its own: inductor lowers none of two layers that read the same (ALBERT's)."""
+    seen: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.target is not torch.ops.quantized_decomposed.dequantize_per_channel.default:
+            continue
+        weight, *scheme = node.args
+        if weight in seen:
+            name = f"weight_of_{node.name}"
+            graph.register_buffer(name, graph.get_buffer(weight.target).clone())
+            with graph.graph.inserting_before(node):
+                node.args = (graph.graph.get_attr(name), *scheme)
+        seen.add(weight)
+    graph.recompile()
 
 
 @contextmanager

@@ -60,9 +60,26 @@ def calls(graph: GraphModule, targets: Iterable[object]) -> list[Node]:
 
 
 def weighted(graph: GraphModule) -> list[Node]:
-    """Convolutions and linears whose weight is a parameter, but for those that stay in float."""
-    found = calls(graph, CONVOLUTIONS | LINEAR)
-    return [n for n in found if n.args[1].op == "get_attr" and is_float(n.args[0]) and IN_FLOAT not in n.meta]
+    """Convolutions and linears of activations whose weight is a parameter, but for those that stay in float.
+
+    Those of constants, such as the position biases of Swin V2, are computed when an engine compiles.
+    """
+    constant = constants(graph)
+    return [
+        n
+        for n in calls(graph, CONVOLUTIONS | LINEAR)
+        if n.args[1].op == "get_attr" and is_float(n.args[0]) and n.args[0] not in constant and IN_FLOAT not in n.meta
+    ]
+
+
+def constants(graph: GraphModule) -> set[Node]:
+    """Parameters and buffers, and what is computed from them alone."""
+    found: set[Node] = set()
+    for node in graph.graph.nodes:
+        read = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and read and found.issuperset(read)):
+            found.add(node)
+    return found
 
 
 def comes_from(node: object, targets: set[object]) -> bool:

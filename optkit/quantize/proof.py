@@ -9,7 +9,7 @@ from optkit.core.engine import made_for
 from optkit.core.errors import StageError
 from optkit.core.variant import Variant
 from optkit.engines import ENGINES
-from optkit.quantize.annotate import CONVOLUTIONS, LINEAR, calls
+from optkit.quantize.annotate import CONVOLUTIONS, LINEAR, calls, constants
 
 
 def prove_int8(graph: GraphModule, example: tuple[Tensor, ...], target: str, least: float) -> float:
@@ -37,10 +37,10 @@ def prove_int8(graph: GraphModule, example: tuple[Tensor, ...], target: str, lea
 
 
 def float_layers(graph: GraphModule) -> list[str]:
-    """Convolutions and linears of a converted graph that read float weights, by their path in the model."""
-    found = []
+    """Convolutions and linears of activations that read float weights in a converted graph, by their path."""
+    found, constant = [], constants(graph)
     for node in calls(graph, CONVOLUTIONS | LINEAR):
-        weight = node.args[1]
-        if "dequantize" not in str(weight.target):
+        x, weight = node.args[:2]
+        if "dequantize" not in str(weight.target) and x not in constant:
             found.append(str(weight.target).removesuffix(".weight") if weight.op == "get_attr" else node.name)
     return found

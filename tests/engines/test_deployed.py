@@ -117,6 +117,20 @@ def test_convolutions_and_linears_run_in_int8_kernels(case):
         assert noise(session(*x), found.module(*x)) < 0.02
 
 
+@pytest.mark.parametrize("engine", DEPLOYED)
+@pytest.mark.parametrize("bias", [None, 0.0])
+def test_int8_linears_without_a_bias_are_summed_up_right(engine, bias):
+    torch.manual_seed(0)
+    first, last = nn.Linear(64, 64, bias is not None), nn.Linear(64, 2, bias is not None)
+    if bias is not None:
+        nn.init.constant_(first.bias, bias), nn.init.constant_(last.bias, bias)
+    # OpenVINO 2026.4 fuses such linears into one kernel if something stands before them
+    model, x = nn.Sequential(nn.LayerNorm(64), first, nn.ReLU(), last).eval(), torch.randn(8, 64)
+    int8 = quantize_static(model, (x,), [(torch.randn(8, 64),)], target=engine).module
+    session = engines.compile(int8, (x,), engine=engine)
+    torch.testing.assert_close(session(x), int8(x), atol=0.02, rtol=0)
+
+
 def test_a_saved_session_gives_the_same_answers_where_there_is_no_optkit(case, tmp_path):
     engine, _, x, _, session = case
     session.save(str(tmp_path))

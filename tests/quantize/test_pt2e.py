@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from optkit import engines
 from optkit.core.errors import UserError
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
@@ -11,6 +12,7 @@ from optkit.engines import Inductor
 from optkit.models import MLP, ResNetCIFAR, SmallCNN, huggingface, torchvision
 from optkit.quantize import quantize_static, replay_static
 from optkit.quantize.conversion import activation_nodes
+from optkit.quantize.proof import float_layers
 from optkit.quantize.stages import Calibration
 from optkit.tasks import ImageFolder
 
@@ -48,6 +50,22 @@ class Twice(nn.Module):
         for _ in range(2):
             x = self.norm(self.conv(x)).relu()
         return self.last(x.mean((2, 3)))
+
+
+class Windows(nn.Module):
+    """Linears as the attention of torchvision's Swin V2 has them: called as functions, and for biases of constants."""
+
+    def __init__(self):
+        super().__init__()
+        self.project, self.head = nn.Linear(8, 8), nn.Linear(8, 10)
+        self.bias = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.register_buffer("places", torch.randn(4, 2))
+
+    def forward(self, x):
+        bias = self.project.bias.clone()
+        bias[2:4] = 0
+        x = nn.functional.linear(x, self.project.weight, bias) + self.bias(self.places)
+        return self.head(x.relu().mean(1))
 
 
 VARIANT = Variant("v", None, frozenset({"int8"}), {})
@@ -179,6 +197,45 @@ def test_a_norm_is_not_folded_into_a_layer_that_others_read(build, target):
         expected, actual = model(x), found.module(x)
         assert torch.equal(again(x), actual)
     assert (actual - expected).pow(2).mean() < 0.001 * expected.pow(2).mean()
+
+
+@pytest.mark.parametrize("target", ["inductor", "onnxruntime", "openvino"])
+def test_linears_that_are_called_as_functions_are_int8(target):
+    torch.manual_seed(0)
+    model, x = Windows().eval(), torch.randn(4, 4, 8)
+    int8 = quantize_static(model, (x,), [(torch.randn(16, 4, 8),)], target=target).module
+    read = {n.args[0].target for n in int8.graph.nodes if "dequantize_per_channel" in str(n.target)}
+    # torchao's annotator takes the two of constants as well, which engines compute when they compile
+    assert len(read) == (4 if target == "inductor" else 2)
+    assert not float_layers(int8)
+    session = engines.compile(int8, (x,), engine=target)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(session(x), int8(x), atol=0.02, rtol=0)
+    assert (session(x) - expected).square().mean() < 1e-2 * expected.square().mean()
+
+
+class Shared(nn.Module):
+    """Reads one linear's weight twice, as ALBERT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(self.layer(self.layer(x).relu()).relu())
+
+
+def test_layers_that_share_a_weight_run_in_int8_kernels_on_inductor():
+    torch.manual_seed(0)
+    x = torch.randn(8, 64)
+    int8 = quantize_static(Shared().eval(), (x,), [(torch.randn(64, 64),)]).module
+    stored = {name: value.shape for name, value in int8.state_dict().items() if value.dtype == torch.int8}
+    session = engines.compile(int8, (x,), engine="inductor")
+    assert session.facts()["int8_share"] == 1
+    torch.testing.assert_close(session(x), int8(x), atol=0.02, rtol=0)
+    assert len(stored) == 2
+    assert stored == {name: value.shape for name, value in int8.state_dict().items() if value.dtype == torch.int8}
 
 
 def test_a_calibration_sees_all_classes_of_a_split_that_lists_one_after_the_other(image_folder):
