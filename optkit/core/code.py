@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import uuid
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -42,3 +43,9 @@ def code_of(cls: type) -> tuple[str | None, str]:
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else uuid.uuid4().hex
     return version_of(cls.__module__.partition(".")[0]), digest
+
+
+def code_elsewhere(kinds: Iterable[type]) -> dict[str, tuple[str | None, str]]:
+    """What stands for the code of classes, by module; Python's, torch's and optkit's own left out."""
+    own = ("builtins", "abc", "typing", "torch", "optkit")
+    return {k.__module__: code_of(k) for k in kinds if k.__module__.partition(".")[0] not in own}

@@ -155,5 +155,6 @@ class SealedTask:
         self.correct = lambda logits, batch: task.correct(logits, batch)
         self.example = lambda batch_size: task.example(batch_size)
         self.metric = lambda correct: task.metric(correct)
+        self.kind = type(task)
         self.fingerprint = task.fingerprint
         self.pool_fingerprint = task.pool_fingerprint

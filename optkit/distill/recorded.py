@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from optkit.core.cache import kept
-from optkit.core.code import code_digest
+from optkit.core.code import code_digest, code_elsewhere
 from optkit.core.errors import UserError
 from optkit.core.progress import track
-from optkit.core.task import POOL, Batch, Task
+from optkit.core.task import POOL, Batch, SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.models.spec import module_code, weights_digest
 
@@ -63,7 +63,8 @@ class RecordedLogits:
         self.top, self.computed = top, 0
         data = (task.fingerprint, task.pool_fingerprint, task.size(POOL))
         parts = (weights_digest(teacher), str(teacher), *data, batch_size, precision)
-        code = (torch.__version__, code_digest(*CODE), module_code(teacher))
+        kind = task.kind if isinstance(task, SealedTask) else type(task)
+        code = (torch.__version__, code_digest(*CODE), module_code(teacher), code_elsewhere(kind.__mro__))
         self._key = variant_id(*parts, *code, *(top or ()))
         self._kept: dict[str, Tensor] = {}
 

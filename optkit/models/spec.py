@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.code import code_of
+from optkit.core.code import code_elsewhere
 from optkit.core.errors import UserError, first_line
 from optkit.core.targets import TARGET, check_parameters, locate, parameters
 
@@ -80,8 +80,7 @@ class ModelSpec:
 
 def module_code(module: nn.Module) -> dict[str, Any]:
     """What stands for the code that a module and those within it run, by file; torch's and optkit's own left out."""
-    kinds = {type(inner) for inner in module.modules()}
-    return {k.__module__: code_of(k) for k in kinds if k.__module__.partition(".")[0] not in ("torch", "optkit")}
+    return code_elsewhere({type(inner) for inner in module.modules()})
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Where a teacher comes from, and what is recorded of it."""
 
+import importlib
 import json
 import sys
 
@@ -237,6 +238,19 @@ def test_what_is_recorded_is_not_used_by_other_code_of_tasks_and_models(context,
     _apply(stage, context, tmp_path, "first", augmented)
     monkeypatch.setattr("optkit.distill.recorded.code_digest", lambda *parts: "other" if "tasks" in parts else "")
     assert _apply(stage, context, tmp_path, "upgraded", augmented).facts["cached"]["computed"] == 1
+
+
+def test_what_is_recorded_is_not_used_by_a_changed_task_of_ones_own(context, tmp_path, monkeypatch):
+    code = "from optkit.tasks import Digits\n\nclass Own(Digits):\n    pass\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    computed = []
+    for name, changed in (("first", ""), ("again", ""), ("changed", "# augmented otherwise\n")):
+        (tmp_path / "own_task.py").write_text(code + changed)
+        sys.modules.pop("own_task", None)
+        task = importlib.import_module("own_task").Own(image_size=8, crop=1, limit=200)
+        outcome = _apply(Distillation(cached_views=1, trainer=TRAINER), context, tmp_path, name, task)
+        computed.append(outcome.facts["cached"]["computed"])
+    assert computed == [1, 0, 1]
 
 
 def test_a_teacher_in_the_home_folder_is_found_and_named(folder, context, tmp_path, monkeypatch):
