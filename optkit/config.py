@@ -169,7 +169,7 @@ def _one_line(error: Exception, path: Path) -> UserError:
     if isinstance(error, OverrideParseException):
         return UserError(f"not an override: {text}", key=error.override, fix="write key=value, quoted for the shell")
     if match := re.search(r"Could not override '([^']+)'", text):
-        key = match.group(1)
+        key = getattr(error.__cause__, "full_key", None) or match.group(1)  # the cause knows the key within a mapping
         if (path.parent / key).is_dir():
             message = f"Hydra takes the folder '{key}' beside the recipe for a config group"
             return UserError(message, key=key, fix="keep recipes apart from other folders, or rename this one")
@@ -189,8 +189,9 @@ def _near(key: str, error: Exception, path: Path) -> str:
     node, _, leaf = key.rpartition(".")
     parent = getattr(error.__cause__, "parent_node", None)
     siblings = [str(k) for k in parent] if isinstance(parent, DictConfig) else sorted(KEYS) if not node else []
+    near = did_you_mean(leaf, siblings)
     return (
-        f"{did_you_mean(leaf, siblings)} A new key is added with +{key}=..."
+        f"{near}{'' if near.endswith('?') else '.'} A new key is added with +{key}=..."
         if siblings
         else f"see optkit run {path.stem} --cfg job"
     )

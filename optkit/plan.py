@@ -15,13 +15,14 @@ from optkit.controls import CONTROLS, Numbered, control_chain
 from optkit.core.code import code_digest, code_of, version_of
 from optkit.core.engine import Engine
 from optkit.core.environment import available_cores
-from optkit.core.errors import PlanError, UserError, did_you_mean, first_line
+from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.stage import Choosy, Dependent, Premises, Stage
 from optkit.core.targets import TARGET
 from optkit.core.task import POOL, SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.measure import Measure, tasks_to_measure
 from optkit.models import ModelSpec
+from optkit.models.fit import answer_to
 
 START = frozenset({"float"})
 AUTO, MODEL = "auto", "model"
@@ -263,18 +264,9 @@ def _check_fit(model: nn.Module, task: Task) -> None:
     Raises:
         UserError: it does not.
     """
-    example, classes = task.example(2), task.model_defaults()["num_classes"]
-    shapes = ", ".join(str(list(x.shape)) for x in example)
-    try:
-        with torch.no_grad():
-            logits = model(*example)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = first_line(error)
-        message = f"{type(model).__name__} does not take this task's inputs {shapes}: {reason}"
-        raise UserError(message, key="model", fix="pick a model and a task that fit") from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        found = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        message = f"{type(model).__name__} gives {found} for 2 examples of {classes} classes"
+    logits, classes = answer_to(task.example(2), model, "model"), task.model_defaults()["num_classes"]
+    if logits.shape != (2, classes):
+        message = f"{type(model).__name__} gives {list(logits.shape)} for 2 examples of {classes} classes"
         raise UserError(message, key="model", fix="it must return logits, one for each class")
 
 

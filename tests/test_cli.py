@@ -156,6 +156,7 @@ BAD = {
     "unknown recipe": (["run", "quickstrat"], "recipe: no recipe 'quickstrat' (did you mean 'quickstart'?"),
     "missing recipe file": (["run", "nowhere.yaml"], "no recipe file nowhere.yaml"),
     "unknown override": (["run", "test.yaml", "stages.mask.amuont=0.5"], "stages.mask.amuont: unknown key (did you mean 'amount'?"),
+    "unknown key in a mapping": (["run", "test.yaml", "stages={mask: {amuont: 0.5}}"], "stages.mask.amuont: unknown key (did you mean 'amount'?"),
     "unknown top key": (["run", "test.yaml", "chian=[train]"], "chian: unknown key (did you mean 'chain'?"),
     "folder named like a key": (["run", "test.yaml", "store=x"], "store: Hydra takes the folder 'store' beside the recipe for a config group"),
     "misspelt key in the file": (["run", "bad.yaml"], "stages.mask.amuont: unknown key"),

@@ -182,12 +182,12 @@ def test_another_version_of_a_package_that_decides_weights_is_another_variant(
 
 
 def test_another_version_of_the_package_that_a_model_comes_from_is_another_variant(recipe, monkeypatch):
-    from optkit.models import spec
+    from optkit.core import code
 
     theirs = ModelSpec("torchvision.ops.MLP", {"in_channels": 4, "hidden_channels": [4]})
     ours = ModelSpec.from_config(MODEL, recipe.task.model_defaults())
     before = [s.identity(s.build(0)) for s in (theirs, ours)]
-    monkeypatch.setattr(spec, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    monkeypatch.setattr(code, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
     assert _same(before, [s.identity(s.build(0)) for s in (theirs, ours)]) == [False, True]
 
 

@@ -9,13 +9,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError, first_line
+from optkit.core.errors import UserError
 from optkit.core.task import POOL, Batch, Task
 from optkit.distill.bridges import bridges_for
 from optkit.distill.pairs import Pairs, layer_pairs
 from optkit.distill.recorded import RecordedLogits
 from optkit.distill.taps import Attention, Tapped, Taps, tapping
 from optkit.distill.terms import ATTENTION, FEATURES, LOGITS, RELATIONS, Term
+from optkit.models.fit import answer_to
 
 CLOSED = -1e4  # scores below are masks
 
@@ -127,9 +128,9 @@ class DistillationObjective:
     def _fit_together(self, student: nn.Module, teacher: nn.Module, example: tuple, seed: int) -> nn.ModuleDict:
         """Runs both once: do their classes and layers fit? Returns the bridges between their features."""
         seen, logits = [], []
-        for model, taps in ((student, self._ours), (teacher, self._theirs)):
-            with tapping(model, taps.paths, taps.attention) as probe, torch.no_grad():
-                logits.append(_answers(model, example))
+        for model, taps, key in ((student, self._ours, "model"), (teacher, self._theirs, "teacher")):
+            with tapping(model, taps.paths, taps.attention) as probe:
+                logits.append(answer_to(example, model, key))
                 seen.append(probe.pop())
             for path in taps.paths:
                 if path not in seen[-1]:
@@ -245,15 +246,6 @@ def _check_heads(term: Term, where: str, ours: Attention, theirs: Attention) -> 
         if any(width % heads for width in widths) or a.shape[2] != b.shape[2]:
             message = f"{where}: {name} of widths {widths} over {a.shape[2]} and {b.shape[2]} tokens, {heads} heads"
             raise UserError(message, key="losses.relations.heads", value=heads, fix="a divisor of both widths")
-
-
-def _answers(model: nn.Module, example: tuple[Tensor, ...]) -> Tensor:
-    try:
-        return model(*example)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = first_line(error)
-        message = f"{type(model).__name__} does not take this task's inputs: {reason}"
-        raise UserError(message, key="teacher", fix="pick a teacher of this task") from error
 
 
 def _pairs(student: nn.Module, teacher: nn.Module, example: tuple, term: Term) -> Pairs:

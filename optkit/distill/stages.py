@@ -21,6 +21,7 @@ from optkit.distill.recorded import RecordedLogits, bytes_of_top
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_identity, teacher_name
 from optkit.distill.terms import LOGITS, read_terms
 from optkit.models import ModelSpec
+from optkit.models.fit import answer_to
 from optkit.training import Callback, Trainer, fit_stage
 from optkit.training.trainer import choose_precision
 
@@ -119,6 +120,7 @@ class Distillation:
                 message = f"{term.name} needs the right classes, which the {unlabelled} unlabelled examples have not"
                 raise UserError(message, key=f"losses.{term.name}", fix="kd or dist, or task.unlabelled=null")
         teacher = load_teacher(self.teacher, lambda: copy.deepcopy(module), build_model, self.trust)
+        answer_to(task.example(2), teacher, "teacher")
         if self.compile_teacher:
             compiled(teacher)
         DistillationObjective(task, module, teacher, self._terms, alpha=self.alpha)

@@ -114,7 +114,11 @@ def teacher_identity(spec: Any, premises: Premises) -> Any:
 
 def _open(folder: str) -> Artifact:
     """A variant in floating point; its description is read and checked."""
-    artifact = open_artifact(Path(folder).expanduser())
+    try:
+        artifact = open_artifact(Path(folder).expanduser())
+    except UserError as error:
+        where = f"{error.key}: " if error.key else ""
+        raise UserError(f"{where}{error.message}", key="teacher", value=folder, fix=error.fix) from error
     if "float" not in artifact.variant.traits:
         found = ", ".join(sorted(artifact.variant.traits))
         raise UserError(f"the variant is {found}, not float", key="teacher", value=folder, fix="take one before int8")

@@ -191,7 +191,7 @@ def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"teacher": "no/such/folder"}, "no variant at no/such/folder"),
+        ({"teacher": "no/such/folder"}, "teacher: no variant at no/such/folder"),
         ({"teacher": {"depth": 8}}, "teacher: a model spec without _target_"),
         ({"teacher": ["baseline"]}, "teacher: 1 in the list"),
         ({"teacher": 3}, "teacher: 3 is no teacher"),
@@ -214,7 +214,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_any_work(digits):
     student = SPEC.build(0).eval()
     for node, message in (
         (NODE | {"num_classes": 7}, "the teacher has 7 classes, the student 10"),
-        (NODE | {"in_channels": 3}, "SmallCNN does not take this task's inputs"),
+        (NODE | {"in_channels": 3}, r"teacher: SmallCNN does not take this task's inputs \[2, 1, 8, 8\]"),
         ({"_target_": "optkit.models.ResNetCIFAR", "dept": 8}, "teacher.dept"),
     ):
         with pytest.raises(UserError, match=message):

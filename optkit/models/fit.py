@@ -1,0 +1,33 @@
+"""Whether a model and a task fit together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from optkit.core.errors import UserError, first_line
+
+
+def answer_to(example: tuple[Tensor, ...], model: nn.Module, key: str) -> Tensor:
+    """What a model answers to a task's examples.
+
+    Args:
+        example: the inputs.
+        model: in eval mode, where they are.
+        key: the config key of the model.
+
+    Raises:
+        UserError: the model does not take such inputs, or gives something else than a tensor.
+    """
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            logits = model(*example)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = ", ".join(str(list(x.shape)) for x in example)
+        message = f"{name} does not take this task's inputs {shapes}: {first_line(error)}"
+        raise UserError(message, key=key, fix=f"pick a {key} that fits the task") from error
+    if not isinstance(logits, Tensor):
+        message = f"{name} gives {type(logits).__name__} for {len(example[0])} examples"
+        raise UserError(message, key=key, fix="it must return logits, one for each class")
+    return logits
