@@ -1,6 +1,7 @@
 """What a distillation step costs: optkit's against a loop by hand, and recorded logits against a running teacher.
 
     python scripts/distill_speed.py [--student 20] [--teacher 56] [--rounds 6] [--steps 12] [--threads 2]
+                                     [--precision auto|fp32|bf16]
 
 Four arms take turns, so that a drifting machine moves them all: a plain PyTorch loop with a KD loss, optkit's stage
 doing the same, the same with a compiled teacher, and with recorded logits. Batches of 128 images of 32x32 pixels, the
@@ -82,11 +83,12 @@ def by_hand(task: Digits, student: nn.Module, teacher: nn.Module, steps: int, bf
 
 
 def by_optkit(
-    task: Digits, student: nn.Module, teacher: nn.Module, steps: int, recorded: RecordedLogits | None = None,
-    run: nn.Module | None = None,
+    task: Digits, student: nn.Module, teacher: nn.Module, steps: int, precision: str,
+    recorded: RecordedLogits | None = None, run: nn.Module | None = None,
 ) -> list[float]:  # fmt: skip
     """The same through optkit's objective and loop; returns when every step ended."""
-    trainer = Trainer(epochs=1000, batch_size=BATCH, lr=0.01, optimizer_options={"momentum": 0.9, "nesterov": True})
+    options = {"momentum": 0.9, "nesterov": True}
+    trainer = Trainer(epochs=1000, batch_size=BATCH, lr=0.01, optimizer_options=options, precision=precision)
     clock = Clock()
     terms = read_terms({"kd": 1.0}, None, TEMPERATURE)
     with (
@@ -107,10 +109,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=12, help="a turn")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     task = Digits(image_size=32, crop=4)
-    precision = choose_precision("auto", CPU)
+    precision = choose_precision(args.precision, CPU)
     bf16 = precision == "bf16"
     teacher = model(args.teacher, 1).eval().requires_grad_(False)
 
@@ -120,22 +123,24 @@ def main() -> None:
 
     faster = compiled(teacher)
     started = time.perf_counter()
-    by_optkit(task, model(args.student, 0), teacher, 20, run=faster)  # sees full and short batches
+    by_optkit(task, model(args.student, 0), teacher, 20, precision, run=faster)  # sees full and short batches
     compiling = time.perf_counter() - started
     recorded = RecordedLogits(task, teacher, 1, BATCH, 0, run, precision)
     started = time.perf_counter()
     recorded.begin(0)
     recording = time.perf_counter() - started
     seconds: dict[str, list[np.ndarray]] = defaultdict(list)
+    arms: dict[str, tuple] = {
+        "by hand": (by_hand, bf16),
+        "optkit": (by_optkit, precision),
+        "optkit, compiled": (by_optkit, precision, None, faster),
+        "optkit, recorded": (by_optkit, precision, recorded),
+    }
     for turn in range(args.rounds):
-        arms = {
-            "by hand": lambda: by_hand(task, model(args.student, 0), teacher, args.steps, bf16),
-            "optkit": lambda: by_optkit(task, model(args.student, 0), teacher, args.steps),
-            "optkit, compiled": lambda: by_optkit(task, model(args.student, 0), teacher, args.steps, run=faster),
-            "optkit, recorded": lambda: by_optkit(task, model(args.student, 0), teacher, args.steps, recorded),
-        }
         for name in list(arms)[turn % 4 :] + list(arms)[: turn % 4]:
-            seconds[name].append(np.diff(arms[name]())[SKIPPED:])
+            loop, *options = arms[name]
+            ends = loop(task, model(args.student, 0), teacher, args.steps, *options)
+            seconds[name].append(np.diff(ends)[SKIPPED:])
     times = {name: np.stack(turns) for name, turns in seconds.items()}
     for name, series in times.items():
         print(f"{name:18} {1000 * np.median(series):8.1f} ms a step, {1 / np.median(series):5.2f} steps/s")
