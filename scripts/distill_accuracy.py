@@ -4,7 +4,8 @@
 
 DATA holds CIFAR-10 as train and test parquet files, CHECKPOINT the weights of the teacher, a ResNet of depth
 ``--teacher`` in the layout of akamaster/pytorch_resnet_cifar10, which is fine-tuned to the images once. All arms get
-the same epochs, batches and learning rates. The answers on the test split are appended to FILE as they come; the same
+the same epochs, batches and learning rates, and the precision that ``auto`` means here, unless its name says another.
+The answers on the test split are appended to FILE as they come; the same
 command goes on where it stopped, in the middle of a training too, and ends with the table of all arms against plain
 training.
 """
@@ -42,6 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "kd": {"losses": {"kd": 1.0}},
     "kd, 8 recorded views": {"losses": {"kd": 1.0}, "cached_views": 8},
+    "kd, fp32": {"losses": {"kd": 1.0}, "precision": "fp32"},
     "dkd": {"losses": {"dkd": 1.0}, "alpha": 0.5},
     "dist": {"losses": {"dist": {"weight": 2.0, "temperature": 1.0}}, "alpha": 0.5},
     "hint": {"losses": {"hint": 1.0}, "alpha": 0.5},
@@ -122,8 +124,10 @@ def main() -> None:
             model, start, steps = teacher, time.perf_counter(), 0.0
             if arm != "teacher":
                 torch.manual_seed(seed)
-                trainer = Trainer(epochs=args.epochs, lr=0.1, optimizer_options=MOMENTUM)
-                stage = Train(trainer) if arm == PLAIN else Distillation(trainer=trainer, **ARMS[arm])
+                options = dict(ARMS[arm])
+                precision = options.pop("precision", "auto")
+                trainer = Trainer(epochs=args.epochs, lr=0.1, optimizer_options=MOMENTUM, precision=precision)
+                stage = Train(trainer) if arm == PLAIN else Distillation(trainer=trainer, **options)
                 work = args.results.with_suffix(".work") / f"{arm.replace(' ', '_')}-{seed}"
                 outcome = stage.apply(ResNetCIFAR(args.student), context(task, teacher, seed, work))
                 model, steps = outcome.module, outcome.resumed_s

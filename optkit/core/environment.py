@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from optkit.core.allocator import keep_freed_memory
+
 PACKAGES = (
     "optkit",
     "torch",
@@ -84,6 +86,7 @@ def environment(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": threads,
+        "freed_memory": "kept" if keep_freed_memory() else "returned",
         "cpu": cpu(),
         "gpu": gpu(),
         "packages": versions(),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from optkit.core.allocator import keep_freed_memory
 from optkit.core.engine import Session
 from optkit.core.progress import track
 from optkit.measure.disturbance import Mark, disturbed
@@ -42,7 +43,8 @@ def interleaved(
 ) -> dict[str, Series]:
     """Times sessions in rounds. In each round every session, in random order, is called once untimed and then timed.
 
-    The untimed call brings the session's weights back into the caches, as they would be in steady service.
+    The untimed call brings the session's weights back into the caches, as they would be in steady service. The process
+    keeps freed memory from here on (`keep_freed_memory`), so that a latency does not depend on what ran before it.
 
     Args:
         sessions: by name; all take ``inputs``.
@@ -50,6 +52,7 @@ def interleaved(
         seed: of the order in which sessions take their turns.
         retries: how often to time again while other work disturbs the machine.
     """
+    keep_freed_memory()
     for session in sessions.values():
         _warm_up(session, inputs)
     rounds = _rounds(sessions, inputs, seconds)

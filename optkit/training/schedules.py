@@ -13,6 +13,8 @@ from optkit.core.errors import UserError, did_you_mean
 from optkit.core.targets import parameters as parameters_of
 
 FIELDS = ("lr", "weight_decay")
+FUSED = ("sgd", "adam", "adamw")  # one kernel a step on CPUs and GPUs
+HOW = {"fused", "foreach", "differentiable"}  # of these torch takes one
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
@@ -32,13 +34,17 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 def build_optimizer(
     parameters: Iterable[Tensor], name: str, lr: float, weight_decay: float, options: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    """An optimizer that decays matrices and kernels, and leaves biases and norms alone."""
+    """An optimizer that decays matrices and kernels, and leaves biases and norms alone.
+
+    It steps in torch's fused kernel where there is one, unless the options say otherwise.
+    """
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return optimizer_class(name)(groups, lr=lr, **options)
+    fused = {"fused": True} if name.lower() in FUSED and not HOW & set(options) else {}
+    return optimizer_class(name)(groups, lr=lr, **fused, **options)
 
 
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optkit.core.allocator import keep_freed_memory
 from optkit.core.checks import check_count, is_number
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError, did_you_mean
@@ -119,11 +120,14 @@ class Trainer:
         """Trains ``module`` in place.
 
         The state is saved in ``workdir`` after every epoch; called again after a kill, training goes on from there
-        and ends with the weights it would have had.
+        and ends with the weights it would have had. On a CPU the process keeps freed memory from here on
+        (`keep_freed_memory`).
 
         Raises:
             StageError: the loss is not finite.
         """
+        if device.type == "cpu":
+            keep_freed_memory()
         return _Fit(self, module, task, objective, seed, workdir, device, callbacks, max_steps, description).run()
 
 

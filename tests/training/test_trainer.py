@@ -252,3 +252,28 @@ def test_an_option_that_is_none_is_left_out():
     assert Trainer(optimizer="adamw", optimizer_options={"momentum": None, "betas": [0.9, 0.99]}).optimizer_options == {
         "betas": [0.9, 0.99]
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGD", {"momentum": 0.9, "nesterov": True}), ("adamw", {}), ("adam", {})]
+)
+def test_the_fused_optimizer_steps_as_the_plain_one(name, options, mlp):
+    start = copy.deepcopy(mlp.state_dict())
+    found = []
+    for fused in ({}, {"fused": False}):
+        mlp.load_state_dict(start)
+        optimizer = build_optimizer(mlp.parameters(), name, 0.05, 0.01, options | fused)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            mlp(torch.randn(4, 1, 8, 8)).logsumexp(-1).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append((optimizer.defaults["fused"], copy.deepcopy(mlp.state_dict())))
+    assert [fused for fused, _ in found] == [True, False]
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
+def test_an_optimizer_without_a_fused_kernel_and_a_way_of_stepping_that_was_asked_for(mlp):
+    assert "fused" not in build_optimizer(mlp.parameters(), "rprop", 0.01, 0.0, {}).defaults
+    assert build_optimizer(mlp.parameters(), "sgd", 0.01, 0.0, {"foreach": True}).defaults["fused"] is None
+    assert Trainer(optimizer="adamw", optimizer_options={"fused": False}).optimizer_options == {"fused": False}
