@@ -5,9 +5,8 @@
 DATA holds CIFAR-10 as train and test parquet files, CHECKPOINT the weights of the teacher, a ResNet of depth
 ``--teacher`` in the layout of akamaster/pytorch_resnet_cifar10, which is fine-tuned to the images once. All arms get
 the same epochs, batches and learning rates, and the precision that ``auto`` means here, unless its name says another.
-The answers on the test split are appended to FILE as they come; the same
-command goes on where it stopped, in the middle of a training too, and ends with the table of all arms against plain
-training.
+The answers on the test split are appended to FILE as they come; the same command goes on where it stopped, in the
+middle of a training too, and ends with the table of all arms against plain training.
 """
 
 from __future__ import annotations
