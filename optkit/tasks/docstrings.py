@@ -18,33 +18,31 @@ from optkit.core.cache import kept
 from optkit.core.errors import UserError
 from optkit.core.progress import track
 from optkit.tasks.classification import SPLITS
-from optkit.tasks.paragraphs import modules, paragraphs
+from optkit.tasks.passages import WORDS, modules, passages
 from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
 # class: the distribution it comes in, and the names by which texts would give it away
 LIBRARIES = {
-    "huggingface_hub": ("huggingface_hub", r"hugging ?face(?:_hub)?|hf"),
-    "numpy": ("numpy", r"numpy|np"),
-    "pandas": ("pandas", r"pandas|pd"),
-    "scipy": ("scipy", r"scipy"),
+    "networkx": ("networkx", r"networkx|nx"),
     "sklearn": ("scikit-learn", r"scikits?(?:-learn)?|sklearn"),
     "stdlib": (None, r"c?python|stdlib|pep"),
+    "sympy": ("sympy", r"sympy"),
     "torch": ("torch", r"(?:py)?torch\w*|aten"),
-    "transformers": ("transformers", r"transformers"),
+    "transformers": ("transformers", r"transformers|hugging ?face(?:_hub)?|hf"),
 }
 MASKED = "library"
-COUNTS = {"test": 150, "validation": 50, "train": 400}
-MOST = 20  # paragraphs of one module
-FORMAT = 1
+COUNTS = {"test": 200, "validation": 50, "train": 1500}
+MOST = {"test": 6, "validation": 6, "train": 30}  # passages of one module
+FORMAT = 2
 
 
 @dataclass(kw_only=True)
 class Docstrings(TextClassification):
-    """Which library a paragraph of documentation is from: 8 classes, 400 train, 50 validation and 150 test texts each.
+    """Which library a passage of documentation is from: 6 classes, 1,500 train, 50 validation and 200 test texts each.
 
-    Paragraphs of prose from the docstrings of the standard library and of packages that come with optkit, read as
-    source and never imported; the libraries' names are masked. No two texts open with the same eight words, and all
+    A passage is 40 words of a docstring of the standard library or of a package that comes with optkit. Source files
+    are read and never imported. The libraries' names are masked, no two texts open with the same eight words, and all
     texts of a source file are in one split. The sample follows from the installed versions, which the record names.
     """
 
@@ -66,7 +64,7 @@ class Docstrings(TextClassification):
         return super().facts() | {"sources": self._versions}
 
     def read(self) -> tuple[dict[str, Texts], list[str]]:
-        state = json.dumps([FORMAT, self._versions, LIBRARIES, COUNTS, MOST])
+        state = json.dumps([FORMAT, self._versions, LIBRARIES, COUNTS, MOST, WORDS])
         folder = kept("docstrings", hashlib.sha256(state.encode()).hexdigest()[:24], _sample_to)
         found = json.loads((folder / "texts.json").read_text())
         return {split: Texts((rows["texts"],), np.asarray(rows["labels"])) for split, rows in found.items()}, [
@@ -83,26 +81,26 @@ class _Sample:
 
     def add(self, library: str, label: int) -> None:
         """Fills the splits one after the other, each from modules of its own, in an order without meaning."""
-        source = self._by_module(library)
+        names = "|".join(pattern for _, pattern in LIBRARIES.values())
+        files = modules(library)
         for split, count in COUNTS.items():
             found: list[str] = []
             while len(found) < count:
-                of_module = next(source, None)
-                if of_module is None:
+                module = next(files, None)
+                if module is None:
                     message = f"{library} has too few docstrings for its {split} split: {len(found)} of {count}"
                     raise UserError(message, key="task", fix="install it with its sources")
-                found += of_module
+                found += self._new(passages(module, names, MASKED), MOST[split])
             self.texts[split] += [(text, label) for text in found[:count]]
 
-    def _by_module(self, library: str) -> Iterator[list[str]]:
-        names = "|".join(pattern for _, pattern in LIBRARIES.values())
-        for module in modules(library):
-            found = []
-            for opening, text in paragraphs(module, names, MASKED):
-                if opening not in self.openings and len(found) < MOST:
-                    self.openings.add(opening)
-                    found.append(text)
-            yield found
+    def _new(self, passages: Iterator[tuple[str, str]], most: int) -> list[str]:
+        """The first passages that open as none before them does."""
+        found: list[str] = []
+        for opening, text in passages:
+            if opening not in self.openings and len(found) < most:
+                self.openings.add(opening)
+                found.append(text)
+        return found
 
 
 def _sample_to(folder: Path) -> None:

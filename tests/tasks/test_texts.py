@@ -1,4 +1,5 @@
 import json
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from datasets import Dataset
 
 from optkit.core.errors import UserError
 from optkit.tasks import Docstrings, TextFiles, docstrings, tokens
-from optkit.tasks.paragraphs import paragraphs
+from optkit.tasks.passages import passages
 from optkit.tasks.texts import Padding, Texts
 from optkit.tasks.tokens import tokenize_once, trained_tokenizer
 
@@ -198,62 +199,64 @@ def test_padding_alone():
 
 
 SOURCE = '''
-"""Numpy makes arrays of numbers, and this sentence has more than ten words.
+"""Numpy makes arrays of numbers, and so does np.
 
-    Indented text is an example or a parameter, even if it has more than ten words.
+    >>> code, which is left out
 
-too few words.
-
-Parameters
-----------
-x: This is a parameter whose description has quite a lot of words in it.
+Args:
+    x: {described}
 """
 import not_to_be_imported
 
 def f():
     """Calls :func:`numpy.sum` or ``np`` for
-    you, and never forgets the very many other possibilities there are."""
+    you. {described}"""
+
+def g():
+    """Too few words for a passage."""
 '''
 
 
-def test_paragraphs_are_prose_with_the_names_masked_and_nothing_is_imported(tmp_path):
+def test_passages_are_forty_words_of_one_docstring_with_the_names_masked_and_nothing_is_imported(tmp_path):
     file = tmp_path / "module.py"
-    file.write_text(SOURCE)
-    found = list(paragraphs(file, "numpy|np", "library"))
+    words = [f"w{n}" for n in range(40)]
+    file.write_text(SOURCE.replace("{described}", " ".join(words)))
+    found = list(passages(file, "numpy|np", "library"))
+    opening = "library makes arrays of numbers, and so does library. Args: x:".split()
     assert [text for _, text in found] == [
-        "library makes arrays of numbers, and this sentence has more than ten words.",
-        "Calls library.sum or library for you, and never forgets the very many other possibilities there are.",
+        " ".join([*opening, *words[: 40 - len(opening)]]),
+        " ".join(["Calls", "library.sum", "or", "library", "for", "you.", *words[:34]]),
     ]
-    assert found[0][0] == "library makes arrays of numbers and this sentence"
+    assert found[0][0] == "library makes arrays of numbers and so does"
     file.write_text("not Python (")
-    assert list(paragraphs(file, "numpy", "library")) == []
+    assert list(passages(file, "numpy", "library")) == []
 
 
 @pytest.fixture
 def few_docstrings(monkeypatch):
-    monkeypatch.setattr(docstrings, "LIBRARIES", {n: docstrings.LIBRARIES[n] for n in ("numpy", "stdlib")})
+    monkeypatch.setattr(docstrings, "LIBRARIES", {n: docstrings.LIBRARIES[n] for n in ("networkx", "stdlib")})
     monkeypatch.setattr(docstrings, "COUNTS", {"test": 10, "validation": 5, "train": 20})
 
 
 def test_docstrings_are_balanced_unique_masked_and_split_by_module(few_docstrings, monkeypatch):
     by_module = {}
-    real = docstrings.paragraphs
+    real = docstrings.passages
 
     def spied(module, names, masked):
         for opening, text in real(module, names, masked):
             by_module.setdefault(text, module)
             yield opening, text
 
-    monkeypatch.setattr(docstrings, "paragraphs", spied)
+    monkeypatch.setattr(docstrings, "passages", spied)
     monkeypatch.setattr(docstrings, "FORMAT", "a test")
     task = Docstrings(vocab_size=512)
     texts, classes = task.read()
-    assert classes == ["numpy", "stdlib"]
+    assert classes == ["networkx", "stdlib"]
     for split, count in (("train", 20), ("validation", 5), ("test", 10)):
         assert np.bincount(texts[split].labels).tolist() == [count, count]
     everything = [text for split in texts.values() for text in split.columns[0]]
     assert len({" ".join(text.lower().split()[:8]) for text in everything}) == len(everything)
-    assert not any("numpy" in text.lower() or "python" in text.lower() for text in everything)
+    assert not any("networkx" in text.lower() or "python" in text.lower() for text in everything)
     used = {split: {by_module[text] for text in texts[split].columns[0]} for split in texts}
     assert not used["train"] & used["test"]
     assert not used["train"] & used["validation"]
@@ -265,5 +268,5 @@ def test_docstrings_are_the_same_again_and_say_where_they_are_from(few_docstring
     facts = first.facts()
     monkeypatch.setenv("OPTKIT_CACHE", str(tmp_path))
     assert Docstrings(vocab_size=512).fingerprint == first.fingerprint == facts["fingerprint"]
-    assert facts["sources"]["numpy"] == np.__version__
+    assert facts["sources"]["networkx"] == metadata.version("networkx")
     json.dumps(facts)

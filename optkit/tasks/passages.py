@@ -1,4 +1,4 @@
-"""Paragraphs of English out of the docstrings of installed packages, which are parsed and never imported."""
+"""Passages of documentation from the docstrings of installed packages, which are parsed and never imported."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 # tests, vendored copies of other libraries, and what lies inside the standard library's folder but is none of it
 LEFT_OUT = {"test", "tests", "testing", "conftest.py", "_vendor", "externals", "extern", "site-packages", "idlelib"}
 LARGEST = 100_000  # bytes; larger files are mostly code
-WORDS = range(10, 101)
+WORDS = 40  # of a passage
 OPENING = 8  # words
 MARKUP = re.compile(r":\w+:(?=`)|[`*]+")
-NO_PROSE = re.compile(r">>>|::|```|---|===|https?:|\bcopyright\b|\.\. ", re.IGNORECASE)
+CODE = re.compile(r">>>|::|```|---|===|https?:|\bcopyright\b|\.\. ", re.IGNORECASE)
 Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -38,21 +38,23 @@ def modules(library: str) -> Iterator[Path]:
             yield found[name]
 
 
-def paragraphs(module: Path, names: str, masked: str) -> Iterator[tuple[str, str]]:
-    """Each paragraph of prose in a source file's docstrings, after its first eight words, letters only.
+def passages(module: Path, names: str, masked: str) -> Iterator[tuple[str, str]]:
+    """Each passage of 40 words in a source file's docstrings, after its first eight words, letters only.
+
+    A passage lies within one docstring. Paragraphs with code, tables, links or copyright notices are left out first.
 
     Args:
-        module: the file; one that is not valid Python has no paragraphs.
+        module: the file; one that is not valid Python has no passages.
         names: a regular expression; the words that match it are masked.
         masked: the word put in their place.
     """
     mask = re.compile(rf"(?<![A-Za-z])(?:{names})(?![A-Za-z])", re.IGNORECASE)
     for docstring in _docstrings(module):
-        for paragraph in re.split(r"\n\s*\n", docstring):
-            text = " ".join(MARKUP.sub("", paragraph).split())
-            if _is_prose(paragraph, text):
-                text = mask.sub(masked, text)
-                yield " ".join(re.findall("[a-z]+", text.lower())[:OPENING]), text
+        kept = (part for part in re.split(r"\n\s*\n", docstring) if not CODE.search(part))
+        words = mask.sub(masked, MARKUP.sub("", " ".join(kept))).split()
+        for start in range(0, len(words) - WORDS + 1, WORDS):
+            text = " ".join(words[start : start + WORDS])
+            yield " ".join(re.findall("[a-z]+", text.lower())[:OPENING]), text
 
 
 def _docstrings(module: Path) -> Iterator[str]:
@@ -78,11 +80,3 @@ def _nodes(node: Node) -> Iterator[Node]:
     for inner in node.body:
         if isinstance(inner, Node):
             yield from _nodes(inner)
-
-
-def _is_prose(paragraph: str, text: str) -> bool:
-    """Whether a paragraph is whole sentences, and not a list, a table, code or a section of parameters."""
-    if any(line[:1].isspace() for line in paragraph.splitlines()) or NO_PROSE.search(paragraph):
-        return False
-    plain = sum(c.isalpha() or c in " ,.;'-()" for c in text)
-    return len(text.split()) in WORDS and text[0].isupper() and text[-1] == "." and plain >= 0.95 * len(text)
