@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.code import code_elsewhere
+from optkit.core.code import code_elsewhere, code_of_module, is_elsewhere
 from optkit.core.errors import UserError, first_line
 from optkit.core.targets import TARGET, check_parameters, locate, parameters
 
@@ -75,7 +75,9 @@ class ModelSpec:
 
     def identity(self, module: nn.Module) -> list[Any]:
         """What tells a model as built from others, wherever its weights came from: structure, weights, code; JSON."""
-        return [self.skeleton(module), weights_digest(module), module_code(module)]
+        home = self.target.rpartition(".")[0]
+        of_builder = {home: code_of_module(home)} if is_elsewhere(home) else {}
+        return [self.skeleton(module), weights_digest(module), of_builder | module_code(module)]
 
 
 def module_code(module: nn.Module) -> dict[str, Any]:
