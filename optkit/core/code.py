@@ -47,9 +47,9 @@ def code_of(cls: type) -> tuple[str | None, str]:
 def code_of_module(name: str) -> tuple[str | None, str] | None:
     """A version and a SHA-256 that stand for the code of a module; None for a module without a file.
 
-    For an installed package they are its version and the digest of the module's file. Elsewhere there is no version, and the
-    digest is of all source files that the module imports, itself included, and of the versions of the installed packages that
-    these import (`optkit.core.imports`).
+    For an installed package they are its version and the digest of the module's file. Elsewhere there is no version,
+    and the digest is of all source files that the module imports, itself included, and of the versions of the installed
+    packages that these import (`optkit.core.imports`).
     """
     spec = find_module(name)
     if spec is None or (file := file_of(spec)) is None:

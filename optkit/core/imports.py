@@ -1,7 +1,7 @@
 """What a module imports, found in its source without running it: files that may change, and versions of packages.
 
-Imports are followed wherever they stand: at the top, under a condition, in a function. A name that is only put together at
-run time (``importlib.import_module(name)``) cannot be seen.
+Imports are followed wherever they stand: at the top, under a condition, in a function. A name that is computed at run
+time (``importlib.import_module(name)``) cannot be seen.
 """
 
 from __future__ import annotations

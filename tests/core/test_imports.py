@@ -76,12 +76,15 @@ def test_every_kind_of_import_is_followed_to_the_helpers_helper(own, statement):
 
 def test_packages_within_packages_run_all_that_is_around_them(own):
     own(
-        **{
-            "__init__": "from . import registry", "registry": "", "left_out": "",
-            "a_in___init__": "", "a_in_stage": "from ..b import helper\nfrom .. import top\nfrom ...too_far import x",
-            "b_in___init__": "from .helper import f", "b_in_helper": "f = 1", "top": "",
-        }
-    )  # fmt: skip
+        __init__="from . import registry",
+        registry="",
+        left_out="",
+        top="",
+        a_in___init__="",
+        a_in_stage="from ..b import helper\nfrom .. import top\nfrom ...too_far import x",
+        b_in___init__="from .helper import f",
+        b_in_helper="f = 1",
+    )
     files = imported_sources(f"{OWN}.a.stage").files
     names = ("registry", "a", "a.stage", "b", "b.helper", "top")
     assert set(files) == {OWN, *(f"{OWN}.{name}" for name in names)}
