@@ -91,5 +91,5 @@ def _reason(image: bytes | Path, error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, UnidentifiedImageError):
         size = len(image) if isinstance(image, bytes) else image.stat().st_size
-        return "it is no image" if size else "it is empty"
+        return "it is no image that Pillow knows" if size else "it is empty"
     return first_line(error)

@@ -50,8 +50,11 @@ def numbered(
             of names, those of the train split in alphabetical order. Numbers other than 0 to K - 1 are put in order.
 
     Raises:
-        UserError: rows without a label, or a label that is neither a number nor one of the classes.
+        UserError: rows without a label, a label that is neither a number nor one of the classes, a class named twice.
     """
+    if repeated := [name for name in classes_from or () if list(classes_from or ()).count(name) > 1]:
+        message = f"it has '{repeated[0]}' twice"
+        raise UserError(message, key="task.classes_from", value=repeated[0], fix="give each class once")
     for split, values in labels.items():
         _check(split, values, column)
     in_files = next((names for table in _train_first(tables) if (names := table.class_names(column))), None)

@@ -135,15 +135,16 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
             if kind == ".csv":
                 rows = Dataset(read_csv(paths))
             elif kind == ".parquet":
-                check_class_names(paths)
                 rows = Dataset.from_parquet(names, keep_in_memory=True)
             else:
                 rows = Dataset.from_json(names, keep_in_memory=True)
-            found[split] = Table(rows, files_key(paths), kind == ".csv")
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
             reason = first_line(cause)
             raise UserError(f"cannot read {paths[0]}: {reason}", key=f"task.{option}") from error
+        if kind == ".parquet":
+            check_class_names(paths)
+        found[split] = Table(rows, files_key(paths), kind == ".csv")
     return found
 
 

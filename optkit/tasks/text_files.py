@@ -98,4 +98,4 @@ class TextFiles(SplitFiles, TextClassification):
 
 
 def _unlabelled(labels: Sequence[Any]) -> bool:
-    return all(label is None or label == -1 for label in labels)
+    return all(label in (None, -1, "-1") for label in labels)

@@ -130,3 +130,13 @@ def test_a_class_named_none_is_a_class_and_the_words_for_nothing_are_texts(tmp_p
     assert task._read[0]["test"].columns == (WORDS,)
     assert task._read[0]["test"].labels.tolist() == [1, 0] * 8
     assert task.facts()["empty_texts"]["test"] == 1  # the one of a blank
+
+
+def test_a_test_split_whose_cells_are_all_minus_one_has_no_labels(tmp_path):
+    for name, label in (("train", "good"), ("validation", "bad"), ("test", "-1")):
+        rows = [[f"text {n}", "bad" if name == "train" and n % 2 else label] for n in range(40)]
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["text", "label"], *rows])
+    task = TextFiles(path=str(tmp_path), vocab_size=512, max_length=16)
+    assert (task.size("test"), task.classes) == (40, ["bad", "good"])
+    assert next(task.batches("test", 1)).targets.tolist() == [0]

@@ -108,7 +108,7 @@ def test_images_are_decoded_once_and_again_when_a_file_changes(image_folder, mon
     assert count > 0
 
 
-@pytest.mark.parametrize(("kept", "reason"), [(0, "it is empty"), (40, "it is no image")])
+@pytest.mark.parametrize(("kept", "reason"), [(0, "it is empty"), (40, "it is no image that Pillow knows")])
 @pytest.mark.parametrize(("split", "setting"), [("train", "task.path"), ("unlabelled", "task.unlabelled")])
 def test_an_image_that_cannot_be_read_is_named(image_folder, tmp_path, kept, reason, split, setting):
     (more := tmp_path / "more").mkdir()

@@ -144,6 +144,18 @@ def test_what_is_no_label_is_named(labels, message):
         _numbered(train=labels, test=[0])
 
 
+def test_a_name_that_train_has_not_is_refused():
+    with pytest.raises(
+        UserError, match="test has the label 'birds', which is none of the classes .did you mean 'bird'"
+    ):
+        _numbered(train=["bird", "cat"], test=["cat", "birds"])
+
+
+def test_a_class_that_is_named_twice_is_refused():
+    with pytest.raises(UserError, match="classes_from: it has 'a' twice"):
+        _numbered(["a", "b", "a"], train=[0, 1], test=[0])
+
+
 def _write(folder, **splits):
     for name, rows in splits.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
