@@ -141,7 +141,8 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
             reason = first_line(cause)
-            raise UserError(f"cannot read {paths[0]}: {reason}", key=f"task.{option}") from error
+            which = paths[0] if len(paths) == 1 else f"one of {paths[0]} and {len(paths) - 1} more"
+            raise UserError(f"cannot read {which}: {reason}", key=f"task.{option}") from error
         if kind == ".parquet":
             check_class_names(paths)
         found[split] = Table(rows, files_key(paths), kind == ".csv")

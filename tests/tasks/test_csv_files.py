@@ -140,3 +140,10 @@ def test_a_test_split_whose_cells_are_all_minus_one_has_no_labels(tmp_path):
     task = TextFiles(path=str(tmp_path), vocab_size=512, max_length=16)
     assert (task.size("test"), task.classes) == (40, ["bad", "good"])
     assert next(task.batches("test", 1)).targets.tolist() == [0]
+
+
+def test_a_broken_file_of_several_says_so(tmp_path):
+    for name, text in (("train_0", "text,label\na,1\n"), ("train_1", "text,label\na\n"), ("test", "text,label\na,1\n")):
+        (tmp_path / f"{name}.csv").write_text(text)
+    with pytest.raises(UserError, match="cannot read one of .*train_0.csv and 1 more: CSV parse error: Expected 2"):
+        _ = TextFiles(path=str(tmp_path)).fingerprint
