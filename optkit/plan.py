@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from optkit.controls import CONTROLS, Numbered, control_chain
-from optkit.core.code import code_digest, code_of, version_of
+from optkit.core.code import code_digest, code_elsewhere, code_of, version_of
 from optkit.core.engine import Engine
 from optkit.core.environment import available_cores
 from optkit.core.errors import PlanError, UserError, did_you_mean
@@ -217,7 +217,8 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
         _grow(steps, recipe, premises, start, control_chain(control, own, cut[-1] if cut else None), control)
     for chain in chains:
         _grow(steps, recipe, premises, start, _numbered(recipe, chain, first), OTHER)
-    measured = [asdict(e) | {"is": target_of(e)} for e in recipe.engines.values()]  # type: ignore[call-overload]
+    engines = recipe.engines.values()
+    measured = [asdict(e) | {"is": target_of(e), **code_elsewhere([type(e)])} for e in engines]  # type: ignore[call-overload]
     run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
     # its variants may name what the recipe names, and nothing else of the same packages
     trusted = sorted({spec.skeleton(model)["target"], *map(target_of, recipe.stages.values())})
@@ -334,7 +335,7 @@ def _sources(stage: Stage) -> list[tuple[str | None, ...]]:
 
 
 def _source(cls: type) -> tuple[str | None, ...]:
-    """What stands for the code of a class: its technique's with the packages below it, or its file's elsewhere."""
+    """What stands for the code of a class: its technique's with the packages below it, or its module's elsewhere."""
     package, _, rest = cls.__module__.partition(".")
     if package != "optkit":
         return code_of(cls)

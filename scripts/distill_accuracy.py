@@ -28,7 +28,7 @@ from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
 from optkit.models import ResNetCIFAR
-from optkit.models.spec import load_weights
+from optkit.models.weights import load_weights
 from optkit.tasks import HubImages
 from optkit.training import Train, Trainer
 from optkit.training.checkpoint import load_state, save_state

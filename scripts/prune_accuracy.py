@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from optkit.core.records import pack_bits, unpack_bits
 from optkit.core.statistics import difference_over_seeds
 from optkit.models import ResNetCIFAR
-from optkit.models.spec import load_weights
+from optkit.models.weights import load_weights
 from optkit.prune import prune_structured
 from optkit.prune.criteria import CRITERIA
 from optkit.tasks import HubImages

@@ -1,4 +1,6 @@
 import ast
+import importlib
+import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -7,7 +9,7 @@ import pytest
 from optkit.core.artifact import save_artifact
 from optkit.core.code import ROOT, code_files, code_of, version_of
 from optkit.core.errors import PlanError, UserError
-from optkit.core.targets import build
+from optkit.core.targets import build, locate
 from optkit.core.variant import Variant
 from optkit.distill import LogitDistillation
 from optkit.engines import Eager, Inductor
@@ -221,6 +223,91 @@ def test_changed_code_of_a_task_of_another_package_is_another_variant(recipe, mo
 def test_a_class_without_a_file_is_like_itself_alone():
     one, two = (type("Typed", (), {"__module__": "typed_into_a_notebook"}) for _ in range(2))
     assert code_of(one) == code_of(one) != code_of(two)
+
+
+OWN = {
+    "stage": """
+from dataclasses import dataclass
+from optkit.prune import MagnitudePruning
+from . import losses
+
+@dataclass
+class Mine(MagnitudePruning): ...
+""",
+    "net": """
+from optkit.models import MLP
+from . import losses
+
+class Net(MLP): ...
+
+def build(num_classes=10, input_shape=(1, 8, 8)):
+    return MLP(list(input_shape), num_classes, widths=[8])
+""",
+    "data": """
+from optkit.tasks import Digits
+from . import losses
+
+class Data(Digits): ...
+""",
+    "serving": """
+from optkit.engines import Eager
+from . import losses
+
+class Server(Eager): ...
+""",
+    "losses": "from . import temperature",
+    "temperature": "VALUE = 1",
+    "unrelated": "",
+    "__init__": "",
+}
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    """Writes a package with a stage, a model, a task and an engine, and imports one of them as a new process would."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def forget():
+        for name in [n for n in sys.modules if n.partition(".")[0] == "own_package"]:
+            del sys.modules[name]
+
+    def write(path, **changes):
+        (tmp_path / "own_package").mkdir(exist_ok=True)
+        for name, text in (OWN | changes).items():
+            (tmp_path / "own_package" / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        forget()
+        return locate(f"own_package.{path}", "x")
+
+    yield write
+    forget()
+
+
+def _with_own(recipe, path, kind):
+    """The recipe with the class or function of the package in the place that it is for."""
+    if path == "stage.Mine":
+        return replace(recipe, stages=recipe.stages | {"mask": kind()})
+    if path.startswith("net"):
+        return replace(recipe, model={"_target_": f"own_package.{path}", "num_classes": None, "input_shape": None})
+    if path == "data.Data":
+        return replace(recipe, task=kind(image_size=8, crop=1, limit=64))
+    return replace(recipe, engines=recipe.engines | {"served": kind()})
+
+
+@pytest.mark.parametrize(
+    ("path", "first_changed"),
+    [("stage.Mine", 2), ("net.Net", 0), ("net.build", 0), ("data.Data", 0), ("serving.Server", 5)],
+)
+def test_an_edit_of_what_ones_own_package_imports_is_another_variant(recipe, own_package, path, first_changed):
+    def planned(**changes):
+        plan = make_plan(_with_own(recipe, path, own_package(path, **changes)))
+        return [step.id for step in plan.steps], plan.run
+
+    (before, run), (same, same_run) = planned(), planned(unrelated="VALUE = 2")
+    assert (same, same_run) == (before, run)
+    after, other_run = planned(temperature="VALUE = 2")
+    assert _same(before, after) == [n < first_changed for n in range(5)]
+    assert other_run != run
 
 
 TAUGHT = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import json
 import uuid
 from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+
+from optkit.core.imports import digest, file_of, find_module, imported_sources, installed_version
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,18 +36,42 @@ def version_of(package: str) -> str | None:
         return None
 
 
-@cache
 def code_of(cls: type) -> tuple[str | None, str]:
-    """What stands for the code of a class of another package: the package's version, and the SHA-256 of its file.
+    """What stands for the code of a class of another package: that of its module.
 
     A class without a file (typed into a notebook) is like itself alone, for what it does may change unseen.
     """
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else uuid.uuid4().hex
-    return version_of(cls.__module__.partition(".")[0]), digest
+    return code_of_module(cls.__module__) or (None, _like_none_other(cls))
+
+
+def code_of_module(name: str) -> tuple[str | None, str] | None:
+    """A version and a SHA-256 that stand for the code of a module; None for a module without a file.
+
+    For an installed package they are its version and the digest of the module's file. Elsewhere there is no version,
+    and the digest is of all source files that the module imports, itself included, and of the versions of the installed
+    packages that these import (`optkit.core.imports`).
+    """
+    spec = find_module(name)
+    if spec is None or (file := file_of(spec)) is None:
+        return None
+    if (version := installed_version(spec)) is not None:
+        return version, digest(file)
+    sources = imported_sources(name)
+    state = [sorted(sources.files.items()), sorted(sources.packages.items())]
+    return None, hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+@cache
+def _like_none_other(cls: type) -> str:
+    return uuid.uuid4().hex
+
+
+def is_elsewhere(module: str) -> bool:
+    """Whether a module is none of Python's, torch's and optkit's own."""
+    return module.partition(".")[0] not in ("builtins", "abc", "typing", "torch", "optkit")
 
 
 def code_elsewhere(kinds: Iterable[type]) -> dict[str, tuple[str | None, str]]:
     """What stands for the code of classes, by module; Python's, torch's and optkit's own left out."""
-    own = ("builtins", "abc", "typing", "torch", "optkit")
-    return {k.__module__: code_of(k) for k in kinds if k.__module__.partition(".")[0] not in own}
+    by_module = {kind.__module__: kind for kind in kinds if is_elsewhere(kind.__module__)}
+    return {module: code_of(kind) for module, kind in sorted(by_module.items())}

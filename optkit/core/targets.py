@@ -28,6 +28,9 @@ def locate(target: str, key: str) -> Any:
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
+    except SyntaxError as error:
+        message = f"cannot import '{target}': {error.filename}, line {error.lineno}: {error.msg}"
+        raise UserError(message, key=key, value=target, fix="correct the file") from error
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot import '{target}': {error}", key=key, value=target) from error
     if not hasattr(module, name):

@@ -3,8 +3,9 @@
 from optkit.models.huggingface import ImageClassifier, TextClassifier, huggingface
 from optkit.models.resnet_cifar import ResNetCIFAR
 from optkit.models.small import MLP, SmallCNN
-from optkit.models.spec import ModelSpec, load_weights
+from optkit.models.spec import ModelSpec
 from optkit.models.torchvision import torchvision
+from optkit.models.weights import load_weights
 
 __all__ = [
     "MLP",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
 from torch import nn
 
+from optkit.core.errors import first_line
+
+log = logging.getLogger(__name__)
 REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError)
 
 
@@ -79,7 +83,8 @@ def _built(kind: type[nn.Module], config: Any, entries: dict[str, Any]) -> nn.Mo
         changed._attn_implementation = config._attn_implementation
         with init_empty_weights():
             return kind(changed)
-    except (*REFUSALS, StrictDataclassError):
+    except (*REFUSALS, StrictDataclassError) as error:
+        log.debug("%s is not built with %s: %s", kind.__name__, entries, first_line(error))
         return None
 
 

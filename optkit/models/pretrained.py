@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optkit.core.errors import first_line
 from optkit.models.hf_config import REFUSALS
 from optkit.models.huggingface import ImageClassifier, TextClassifier, _quietly
 
+log = logging.getLogger(__name__)
 ROUNDING = 1e-4
 HUGGINGFACE = "optkit.models.huggingface"
 Shapes = dict[str, tuple[int, ...]]
@@ -71,7 +74,8 @@ def expressed(model: Any) -> Any | None:
     """
     wanted = _shapes(model)
     config = copy.deepcopy(model.config)
-    left = _misfits(wanted, _built(type(model), config))
+    # a config that a model came from builds it: that it does not is unexpected
+    left = _misfits(wanted, _built(type(model), config, logging.WARNING))
     for entries in _held_by_modules(model):
         changed = _changed(config, entries)
         if changed is not None and (built := _built(type(model), changed)) is not None:
@@ -101,15 +105,16 @@ def _misfits(ours: Shapes, theirs: Shapes | None) -> dict[str, tuple[tuple[int, 
     return {n: (ours.get(n, ()), theirs.get(n, ())) for n in names if ours.get(n) != theirs.get(n)}
 
 
-def _built(kind: type[nn.Module], config: Any) -> Shapes | None:
-    """The shapes of a model that the class builds from a config; None if it refuses."""
+def _built(kind: type[nn.Module], config: Any, level: int = logging.DEBUG) -> Shapes | None:
+    """The shapes of a model that the class builds from a config; None, and a line in the log, if it refuses."""
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         with init_empty_weights():
             return _shapes(kind(copy.deepcopy(config)))
-    except (*REFUSALS, StrictDataclassError):
+    except (*REFUSALS, StrictDataclassError) as error:
+        log.log(level, "%s is not built from its config: %s", kind.__name__, first_line(error))
         return None
 
 
@@ -118,7 +123,8 @@ def _changed(config: Any, entries: dict[str, Any]) -> Any | None:
 
     try:
         return type(config).from_dict(copy.deepcopy(config.to_dict()) | entries)
-    except (*REFUSALS, StrictDataclassError):
+    except (*REFUSALS, StrictDataclassError) as error:
+        log.debug("%s does not take %s: %s", type(config).__name__, entries, first_line(error))
         return None
 
 

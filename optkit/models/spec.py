@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from optkit.core.code import code_elsewhere
-from optkit.core.errors import UserError, first_line
+from optkit.core.code import code_elsewhere, code_of_module, is_elsewhere
+from optkit.core.errors import UserError
 from optkit.core.targets import TARGET, check_parameters, locate, parameters
+from optkit.models.weights import check_finite, load_weights
 
 INITIAL_WEIGHTS = ("checkpoint", "weights")
 
@@ -53,12 +54,17 @@ class ModelSpec:
         return cls(node[TARGET], params, checkpoint and str(Path(checkpoint).resolve()))
 
     def build(self, seed: int, key: str = "model") -> nn.Module:
-        """A new module with its first weights: random under ``seed``, then the checkpoint's if there is one."""
+        """A new module with its first weights: random under ``seed``, then the checkpoint's if there is one.
+
+        Raises:
+            UserError: a checkpoint that does not fit, or weights that are NaN or infinite.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = locate(self.target, f"{key}.{TARGET}")(**self.params)
         if self.checkpoint:
             load_weights(module, Path(self.checkpoint), f"{key}.checkpoint")
+        check_finite(module, key)
         return module
 
     def skeleton(self, module: nn.Module) -> dict[str, Any]:
@@ -75,7 +81,9 @@ class ModelSpec:
 
     def identity(self, module: nn.Module) -> list[Any]:
         """What tells a model as built from others, wherever its weights came from: structure, weights, code; JSON."""
-        return [self.skeleton(module), weights_digest(module), module_code(module)]
+        home = self.target.rpartition(".")[0]
+        of_builder = {home: code_of_module(home)} if is_elsewhere(home) else {}
+        return [self.skeleton(module), weights_digest(module), of_builder | module_code(module)]
 
 
 def module_code(module: nn.Module) -> dict[str, Any]:
@@ -92,49 +100,3 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def load_weights(module: nn.Module, path: Path, key: str = "checkpoint") -> None:
-    """Loads a checkpoint strictly.
-
-    Raises:
-        UserError: not a readable checkpoint, or keys or shapes that do not fit; the message lists them.
-    """
-    found = read_weights(path, key)
-    wanted = module.state_dict()
-    # old checkpoints lack these counters, which nothing here reads
-    for name in wanted:
-        if name.endswith("num_batches_tracked") and name not in found:
-            found[name] = wanted[name]
-    problems = [f"{n} is missing" for n in wanted if n not in found]
-    problems += [f"{n} is not in the model" for n in found if n not in wanted]
-    problems += [
-        f"{n} is {tuple(found[n].shape)}, the model's {tuple(wanted[n].shape)}"
-        for n in wanted
-        if n in found and found[n].shape != wanted[n].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise UserError(f"{path} does not fit {type(module).__name__}: {shown}", key=key, fix="pick the model it is of")
-    module.load_state_dict(found)
-
-
-def read_weights(path: Path, key: str) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file, or from a .pt file read with ``weights_only``."""
-    import pickle
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        data = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, ValueError, EOFError, OSError) as error:
-        reason = first_line(error)
-        fix = "give a .safetensors file, or a .pt file that holds tensors only"
-        raise UserError(f"cannot read {path}: {reason}", key=key, fix=fix) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
-            data = data[wrapper]
-    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
-        raise UserError(f"{path} holds no state dict", key=key, fix="save model.state_dict()")
-    return {name.removeprefix("module."): tensor for name, tensor in data.items()}

@@ -145,6 +145,9 @@ class Classification(ABC, Generic[S]):
     def facts(self) -> dict[str, Any]:
         examples = {name: self.size(name) for name in SPLITS}
         found = {"fingerprint": self.fingerprint, "classes": len(self.classes), "examples": examples}
+        numbers = [int(name) for name in self.classes if name.isdecimal()]
+        if len(numbers) == len(self.classes) and numbers != list(range(len(numbers))):
+            found["label_values"] = numbers  # the labels in the data, in the order of the class numbers
         if self._unlabelled is None:
             return found
         examples[UNLABELLED] = len(self._unlabelled)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,10 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.cache import kept
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
 from optkit.core.progress import track
 from optkit.tasks.classification import UNLABELLED
 from optkit.tasks.images import ImageSplit
+from optkit.tasks.rgb import to_rgb
+
+FORMAT = 2  # of what is kept: raise it when the same file gives other pixels
+# what Pillow's readers raise on files that do not go on as they begin
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 def decode_once(
@@ -37,7 +46,7 @@ def decode_once(
         _decode_to(new, images, size, split)
         np.save(new / "labels.npy", labels, allow_pickle=False)
 
-    folder = kept("images", key, make)
+    folder = kept("images", f"{key}-{FORMAT}", make)
     pixels = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     return ImageSplit(pixels, np.load(folder / "labels.npy", allow_pickle=False))
 
@@ -60,11 +69,11 @@ def _decode(image: bytes | Path, size: int | None, split: str, place: int) -> ND
 
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            picture = to_rgb(opened)
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         name = f" ({image})" if isinstance(image, Path) else f" of {len(image)} bytes"
         setting = "task.unlabelled" if split == UNLABELLED else "task.path"
-        message = f"{split} image {place}{name} cannot be read"
+        message = f"{split} image {place}{name} cannot be read: {_reason(image, error)}"
         raise UserError(message, key=setting, fix="repair the file, or take it out") from error
     if size is not None and picture.size != (size, size):
         scale = size / min(picture.size)
@@ -73,3 +82,14 @@ def _decode(image: bytes | Path, size: int | None, split: str, place: int) -> ND
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         picture = picture.crop((left, top, left + size, top + size))
     return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _reason(image: bytes | Path, error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        size = len(image) if isinstance(image, bytes) else image.stat().st_size
+        return "it is no image that Pillow knows" if size else "it is empty"
+    return first_line(error)

@@ -11,8 +11,10 @@ from typing import Any
 
 from optkit.core.checks import check_share
 from optkit.core.errors import UserError, did_you_mean, first_line
+from optkit.tasks.csv_files import read_csv
+from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, one_name
 
-VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+SEPARATORS = (";", "\t", "|")
 
 
 def files_key(files: Sequence[Path], *settings: object) -> str:
@@ -66,28 +68,41 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class Table:
-    """A split as it was read: the rows of a ``datasets.Dataset``, and a key that changes when its source does."""
+    """A split as it was read.
+
+    Attributes:
+        rows: a ``datasets.Dataset``.
+        key: changes when its source does.
+        is_text: whether its cells are text as it stands in the file, numbers included (CSV).
+    """
 
     rows: Any
     key: str
+    is_text: bool = False
 
     def column(self, name: str, option: str, split: str) -> list[Any]:
         """A column's values; ``option`` is the config key that named it."""
-        if name not in self.rows.column_names:
-            fix = did_you_mean(name, self.rows.column_names)
+        names = self.rows.column_names
+        if name not in names:
+            fix = did_you_mean(name, names)
+            if len(names) == 1 and (mark := next((m for m in SEPARATORS if m in names[0]), None)):
+                fix = f"its only column is {names[0]!r}: write the file with commas in place of {mark!r}"
             raise UserError(f"{split} has no column '{name}'", key=f"task.{option}", value=name, fix=fix)
-        return self.rows.data.column(name).to_pylist()
+        values = self.rows.data.column(name).to_pylist()
+        # how values of several types come out of a JSON file
+        is_json = type(self.rows.features[name]).__name__ == "Json"
+        return [value if value is None else json.loads(value) for value in values] if is_json else values
+
+    def class_names(self, column: str) -> list[str] | None:
+        """The class names that the files themselves hold for a label column."""
+        return getattr(self.rows.features.get(column), "names", None)
 
 
-def find_tables(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """The files of each split: ``train*.parquet`` and so on; the first suffix of which there are files counts."""
-    found = {}
-    for split in ("train", "validation", "test"):
-        for name in VALIDATION_NAMES if split == "validation" else (split,):
-            for suffix in suffixes:
-                if split not in found and (files := sorted(folder.glob(f"{name}*{suffix}"))):
-                    found[split] = files
-    return found
+def read_folder(folder: Path, suffixes: Sequence[str]) -> dict[str, Table]:
+    """The splits of a folder as tables; the log names files that only begin like a split, and are not read."""
+    found = find_tables(folder, suffixes)
+    log_not_read(folder, suffixes, found)
+    return read_tables(found)
 
 
 def files_in(path: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -97,7 +112,7 @@ def files_in(path: Path, suffixes: Sequence[str]) -> list[Path]:
         UserError: files of several of them.
     """
     files = [path] if path.is_file() else sorted(path.glob("*"))
-    files = [file for file in files if file.suffix.lower() in suffixes]
+    files = [file for file in files if file.suffix.lower() in suffixes and not file.name.startswith(".")]
     if len(kinds := sorted({file.suffix.lower() for file in files})) > 1:
         raise UserError(f"{path} holds {' and '.join(kinds)} files", key="unlabelled", fix="give files of one kind")
     return files
@@ -113,16 +128,24 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
     from datasets.exceptions import DatasetGenerationError
 
     _no_bars()
-    readers = {".parquet": Dataset.from_parquet, ".csv": Dataset.from_csv}
     found = {}
     for split, paths in files.items():
-        read = readers.get(paths[0].suffix.lower(), Dataset.from_json)
+        kind, names = paths[0].suffix.lower(), [str(path) for path in paths]
         try:
-            found[split] = Table(read([str(p) for p in paths], keep_in_memory=True), files_key(paths))
+            if kind == ".csv":
+                rows = Dataset(read_csv(paths))
+            elif kind == ".parquet":
+                rows = Dataset.from_parquet(names, keep_in_memory=True)
+            else:
+                rows = Dataset.from_json(names, keep_in_memory=True)
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
             reason = first_line(cause)
-            raise UserError(f"cannot read {paths[0]}: {reason}", key=f"task.{option}") from error
+            which = paths[0] if len(paths) == 1 else f"one of {paths[0]} and {len(paths) - 1} more"
+            raise UserError(f"cannot read {which}: {reason}", key=f"task.{option}") from error
+        if kind == ".parquet":
+            check_class_names(paths)
+        found[split] = Table(rows, files_key(paths), kind == ".csv")
     return found
 
 
@@ -141,6 +164,7 @@ def hub_tables(dataset: str) -> dict[str, Table]:
         reason = first_line(error)
         fix = "check the network, or give task.path=DIR with train and test files"
         raise UserError(f"cannot load '{dataset}': {reason}", key="task.dataset", fix=fix) from error
+    one_name(name for name in VALIDATION_NAMES if name in data)
     named = {"validation" if name in VALIDATION_NAMES else name: rows for name, rows in data.items()}
     return {name: Table(rows, files_key([], rows._fingerprint)) for name, rows in named.items()}
 
@@ -172,6 +196,19 @@ def _no_bars() -> None:
     disable_progress_bars()
 
 
-def class_names(tables: Mapping[str, Table], column: str) -> list[str] | None:
-    """The class names that the files themselves hold for a label column."""
-    return getattr(tables["train"].rows.features.get(column), "names", None)
+def check_class_names(paths: Sequence[Path]) -> None:
+    """Raises UserError if parquet files of one split name their classes differently.
+
+    The names of the first would hold for all of them.
+    """
+    from datasets import Features
+    from pyarrow.parquet import read_schema
+
+    named: dict[str, tuple[Path, list[str]]] = {}
+    for path in paths:
+        for column, feature in Features.from_arrow_schema(read_schema(path)).items():
+            if names := getattr(feature, "names", None):
+                first, others = named.setdefault(column, (path, names))
+                if names != others:
+                    message = f"{path.name} and {first.name} name the classes of '{column}' in another order"
+                    raise UserError(message, key="task.path", fix="write the files of a split under the same classes")

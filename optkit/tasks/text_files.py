@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from optkit.core.errors import UserError
 from optkit.core.task import NO_LABEL
 from optkit.tasks.classification import UNLABELLED, with_validation
-from optkit.tasks.labels import numbered
-from optkit.tasks.split_files import SplitFiles, Table, files_in, find_tables, hub_tables, read_tables, splits_of
+from optkit.tasks.labels import numbered, read_labels
+from optkit.tasks.split_files import SplitFiles, Table, files_in, hub_tables, read_folder, read_tables, splits_of
+from optkit.tasks.split_names import find_tables, needed_for
 from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
@@ -52,18 +53,18 @@ class TextFiles(SplitFiles, TextClassification):
         return find_tables(folder, SUFFIXES)
 
     def layout(self, split: str) -> str:
-        return f"it needs {split}*.parquet, .csv, .json or .jsonl"
+        return needed_for(split, Path(str(self.path)), SUFFIXES)
 
     def find_unlabelled(self, path: Path) -> Sequence[Path]:
         return files_in(path, SUFFIXES)
 
     def read(self) -> tuple[dict[str, Texts], list[str]]:
         if self.path is not None:
-            tables = read_tables(self.find(Path(self.path)))
+            tables = read_folder(Path(self.path), SUFFIXES)
         else:
             assert self.dataset is not None
             tables = splits_of(hub_tables(self.dataset), self.dataset, ("train",), ("test", "validation"))
-        labels = {name: table.column(self.label_column, "label_column", name) for name, table in tables.items()}
+        labels = read_labels(tables, self.label_column)
         if "test" not in tables or ("validation" in tables and _unlabelled(labels["test"])):
             # as in GLUE, whose test labels are not public
             log.info("the test split has no labels: validation is the test split, a new one is cut from train")
@@ -97,4 +98,4 @@ class TextFiles(SplitFiles, TextClassification):
 
 
 def _unlabelled(labels: Sequence[Any]) -> bool:
-    return all(label is None or label == -1 for label in labels)
+    return all(label in (None, -1, "-1") for label in labels)

@@ -83,7 +83,7 @@ def _edit(folder, **changes):
         {"target": "optkit.core.cache.write_json", "params": {"path": "pwned", "data": 1, "key": "x"}},
         {"target": "optkit.core.cache.shutil.rmtree", "params": {"path": "."}},
         {"target": "optkit.models.load_weights", "params": {"module": None, "path": "x"}},
-        {"target": "optkit.models.spec.read_weights", "params": {"path": "x", "key": "x"}},
+        {"target": "optkit.models.weights.read_tensors", "params": {"path": "x", "key": "x"}},
         {"target": "optkit.models.spec.locate", "params": {"target": "antigravity.fly", "key": "x"}},
         {"target": "optkit.models.ModelSpec", "params": {"target": "os.system", "params": {}}},
         {"target": "optkit.models.spec.torch.hub.load", "params": {"repo_or_dir": ".", "model": "x"}},

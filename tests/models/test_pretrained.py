@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from optkit.models import huggingface
-from optkit.models.pretrained import save_pretrained
+from optkit.models.pretrained import expressed, save_pretrained
 from optkit.prune import prune_depth, prune_structured
 
 SMALL = {
@@ -91,3 +91,12 @@ def test_the_right_shapes_with_other_answers_are_not_saved(bert, tmp_path):
     assert reason is not None
     assert "answers otherwise" in reason
     assert not (tmp_path / "hf").exists()
+
+
+def test_a_config_that_does_not_build_its_own_model_is_logged_with_the_reason(bert, caplog):
+    bert.model.config.num_attention_heads = 5
+    expressed(bert.model)
+    assert (
+        "BertForSequenceClassification is not built from its config: The hidden size (32) is not a multiple"
+        in caplog.text
+    )

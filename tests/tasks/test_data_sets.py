@@ -108,9 +108,9 @@ def test_images_are_decoded_once_and_again_when_a_file_changes(image_folder, mon
     assert count > 0
 
 
-@pytest.mark.parametrize("kept", [0, 40])
+@pytest.mark.parametrize(("kept", "reason"), [(0, "it is empty"), (40, "it is no image that Pillow knows")])
 @pytest.mark.parametrize(("split", "setting"), [("train", "task.path"), ("unlabelled", "task.unlabelled")])
-def test_an_image_that_cannot_be_read_is_named(image_folder, tmp_path, kept, split, setting):
+def test_an_image_that_cannot_be_read_is_named(image_folder, tmp_path, kept, reason, split, setting):
     (more := tmp_path / "more").mkdir()
     Image.new("RGB", (12, 10)).save(more / "2.png")
     file = {"train": image_folder / "train" / "cat" / "2.png", "unlabelled": more / "2.png"}[split]
@@ -120,8 +120,26 @@ def test_an_image_that_cannot_be_read_is_named(image_folder, tmp_path, kept, spl
         _ = task.fingerprint
     place = 4 if split == "train" else 0  # 10 and 11 come before 2
     assert str(caught.value) == (
-        f"{setting}: {split} image {place} ({file}) cannot be read (repair the file, or take it out)"
+        f"{setting}: {split} image {place} ({file}) cannot be read: {reason} (repair the file, or take it out)"
     )
+
+
+def test_an_image_that_ends_too_early_is_refused_with_pillows_reason(image_folder):
+    file = image_folder / "train" / "cat" / "0.jpg"
+    Image.effect_noise((64, 64), 50).save(file)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"{file}\) cannot be read: image file is truncated"):
+        _ = ImageFolder(path=str(image_folder), image_size=8).fingerprint
+
+
+def test_a_cell_that_holds_no_image_is_named(tmp_path):
+    _parquet(tmp_path, "test", [0, 1])
+    rows = [{"img": value, "label": n % 2} for n, value in enumerate([{"bytes": b"", "path": None}] * 4)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="task.image_column: train: row 0 of 'img' is no image"):
+        _ = _task(tmp_path, validation_share=0.5).fingerprint
+    with pytest.raises(UserError, match="row 0 of 'label' is no image: '0'"):
+        _ = _task(tmp_path, image_column="label", validation_share=0.5).fingerprint
 
 
 def _parquet(folder, name, labels, column="img", size=(6, 6)):
@@ -147,10 +165,10 @@ def test_local_parquet_files(tmp_path):
     }  # fmt: skip
 
 
-def test_class_numbers_go_up_to_the_largest_of_any_split(tmp_path):
+def test_class_numbers_are_those_of_all_splits(tmp_path):
     _parquet(tmp_path, "train", [0, 1] * 10)
-    _parquet(tmp_path, "test", [0, 3])
-    assert _task(tmp_path).classes == ["0", "1", "2", "3"]
+    _parquet(tmp_path, "test", [0, 2])
+    assert _task(tmp_path).classes == ["0", "1", "2"]
 
 
 def test_names_as_labels_become_classes_whatever_was_kept_under_others(tmp_path):
