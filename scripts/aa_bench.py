@@ -1,15 +1,31 @@
 """How often the latency bench tells a model from itself, on this machine.
 
     python scripts/aa_bench.py [--comparisons 40] [--seconds 2] [--batch-size 32] [--engine eager] [--threads N]
+        [--precision 0.02] [--load 2 --load-on 3 --load-off 6]
 
 Each comparison compiles the same model twice and times the two sessions in turn, as a run times a candidate beside its
-baseline. The true ratio is 1, so about 1 in 20 of the 95% intervals should leave it out. The last line is JSON.
+baseline. The true ratio is 1, so about 1 in 20 of the 95% intervals should leave it out.
+
+``--load 2`` runs two processes beside it that keep a core each busy, and pause, together. Busy times are 3 s on average
+and pauses 6 s, each between half and one and a half times that, so that they do not keep step with the comparisons. On
+a machine that is otherwise idle, no more than 3 of 40 comparisons that are not marked as disturbed should exclude 1:
+
+    python scripts/aa_bench.py --load 2 --threads 2
+    python scripts/aa_bench.py --load 1 --load-on 0.2 --load-off 1.8 --threads 2
+
+The load ends with the script, with the process that started it, and after ``--load-limit`` seconds (1,800). The last
+line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from scipy.stats import binom
@@ -18,63 +34,127 @@ from optkit.core.environment import available_cores, environment
 from optkit.core.statistics import CONFIDENCE, ratio_of_medians
 from optkit.core.variant import Variant
 from optkit.engines import ENGINES
-from optkit.measure.disturbance import disturbed
 from optkit.measure.latency import interleaved
 from optkit.models import SmallCNN
 
+# arguments: busy and paused seconds, limit, when they started; all draw the same times from there
+LOAD = """
+import os, random, sys, time
+on, off, limit, start = map(float, sys.argv[1:])
+parent, times, change = os.getppid(), random.Random(0), start
+while time.time() < start + limit and os.getppid() == parent:
+    change += on * times.uniform(0.5, 1.5)
+    while time.time() < change:
+        pass
+    change += off * times.uniform(0.5, 1.5)
+    time.sleep(max(change - time.time(), 0))
+"""
 
-def compare(engine_name: str, batch_size: int, seconds: float, seed: int) -> dict:
+
+@contextmanager
+def load(processes: int, on: float, off: float, limit: float) -> Iterator[None]:
+    """So many busy processes beside the block, which pause together.
+
+    Args:
+        processes: how many; each keeps one core busy.
+        on: seconds that they are busy, on average.
+        off: seconds that they pause, on average.
+        limit: seconds after which they end by themselves.
+    """
+    command = [sys.executable, "-c", LOAD, str(on), str(off), str(limit), str(time.time())]
+    started = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def compare(engine_name: str, batch_size: int, seconds: float, seed: int, precision: float | None = None) -> dict:
     """One comparison: the ratio of the two medians, its interval, and what is known of how it was timed."""
     torch.manual_seed(seed)
     model = SmallCNN(10, 3, [16, 32, 64]).eval()
     inputs = (torch.randn(batch_size, 3, 32, 32),)
     variant = Variant("a", None, frozenset({"float"}), {})
     sessions = {name: ENGINES[engine_name]().compile(model, variant, inputs) for name in ("first", "second")}
-    series = interleaved(sessions, inputs, seconds, seed, retries=1)
+    series = interleaved(sessions, inputs, seconds, seed, 1, precision, [("first", "second")])
     first, second = series["first"], series["second"]
-    ratio = ratio_of_medians(first.samples, second.samples, seed)
+    ratio = ratio_of_medians(first.samples, second.samples)
     return {
         "ratio": ratio.value,
         "ci": ratio.ci,
         "excludes_1": not ratio.low <= 1 <= ratio.high,
         "rounds": len(first.samples),
-        "other_load": first.others,
-        "disturbed": disturbed(first.others),
+        "stopped": first.stopped,
+        "tries": first.tries,
+        "other_load": first.load.mean,
+        "other_load_peak": first.load.peak,
+        "disturbed": first.load.disturbs,
     }
 
 
-def main() -> None:
-    """Prints each comparison, the count, and how likely a count as large is for intervals that hold 95%."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def arguments() -> argparse.Namespace:
+    """Of the command line, checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each comparison")
+    parser.add_argument("--precision", type=float, help="stop sooner at this precision; by default the time is spent")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--engine", choices=list(ENGINES), default="eager")
     parser.add_argument("--threads", type=int, default=available_cores())
-    options = parser.parse_args()
-    if options.comparisons < 1 or options.batch_size < 1 or options.threads < 1 or not options.seconds > 0:
+    parser.add_argument("--load", type=int, default=0, help="busy processes that come and go meanwhile")
+    parser.add_argument("--load-on", type=float, default=3.0, help="seconds that they are busy, on average")
+    parser.add_argument("--load-off", type=float, default=6.0, help="seconds that they pause, on average")
+    parser.add_argument("--load-limit", type=float, default=1800.0, help="seconds after which they end in any case")
+    found = parser.parse_args()
+    numbers = (found.comparisons, found.batch_size, found.threads, found.seconds, found.load_on, found.load_limit)
+    if not all(number > 0 for number in numbers) or found.load < 0 or found.load_off < 0:
         parser.error("numbers must be above 0")
+    return found
+
+
+def main() -> None:
+    """Prints each comparison, the counts, and how likely counts as large are for intervals that hold 95%."""
+    options = arguments()
     torch.set_num_threads(options.threads)
     machine = environment(options.threads)
     cpu, packages = machine["cpu"], machine["packages"]
     print(f"{cpu['name']}, {cpu['cores']} cores, {options.threads} threads, torch {packages['torch']}")
-    print(f"{options.engine}, batch {options.batch_size}, {options.seconds:g} s of timing each", flush=True)
+    print(f"{options.engine}, batch {options.batch_size}, {options.seconds:g} s of timing each")
+    if options.load:
+        print(f"beside {options.load} processes, {options.load_on:g} s busy and {options.load_off:g} s paused")
+    sys.stdout.flush()
     found = []
-    for number in range(1, options.comparisons + 1):
-        one = compare(options.engine, options.batch_size, options.seconds, number)
-        found.append(one)
-        low, high = one["ci"]
-        marks = ("  excludes 1" if one["excludes_1"] else "") + ("  disturbed" if one["disturbed"] else "")
-        print(f"{number:4d}  {one['ratio']:.4f} [{low:.4f}, {high:.4f}]  {one['rounds']} rounds{marks}", flush=True)
-    count, total = sum(one["excludes_1"] for one in found), len(found)
-    chance = float(binom.sf(count - 1, total, 1 - CONFIDENCE))
-    print(
-        f"{count} of {total} intervals exclude 1; {(1 - CONFIDENCE) * total:.1f} are expected of intervals that hold "
-        f"{CONFIDENCE:.0%}, and {count} or more come up {chance:.0%} of the time. "
-        f"{sum(one['disturbed'] for one in found)} were timed while other work disturbed the machine."
-    )
+    with load(options.load, options.load_on, options.load_off, options.load_limit):
+        for number in range(1, options.comparisons + 1):
+            one = compare(options.engine, options.batch_size, options.seconds, number, options.precision)
+            found.append(one)
+            interval = "[{:.4f}, {:.4f}]".format(*one["ci"]) if one["ci"] else "no interval"
+            marks = ("  excludes 1" if one["excludes_1"] else "") + ("  disturbed" if one["disturbed"] else "")
+            print(f"{number:4d}  {one['ratio']:.4f} {interval}  {one['rounds']} rounds{marks}", flush=True)
+    unmarked = [one for one in found if not one["disturbed"]]
+    print(_sentence(found, "intervals"))
+    print(_sentence(unmarked, "intervals of comparisons that are not marked as disturbed"))
     about = {"machine": machine, "seconds": options.seconds, "engine": options.engine, "batch_size": options.batch_size}
-    print(json.dumps(about | {"excluding": count, "comparisons": found}))
+    about |= {"precision": options.precision, "load": [options.load, options.load_on, options.load_off]}
+    counts = {"excluding": _excluding(found), "excluding_unmarked": _excluding(unmarked), "unmarked": len(unmarked)}
+    print(json.dumps(about | counts | {"comparisons": found}))
+
+
+def _excluding(found: list[dict]) -> int:
+    return sum(one["excludes_1"] for one in found)
+
+
+def _sentence(found: list[dict], what: str) -> str:
+    """How many exclude 1, and what is expected."""
+    given = [one for one in found if one["ci"]]
+    count, total = _excluding(given), len(given)
+    chance = float(binom.sf(count - 1, total, 1 - CONFIDENCE))
+    return (
+        f"{count} of {total} {what} exclude 1; {(1 - CONFIDENCE) * total:.1f} are expected of intervals that hold "
+        f"{CONFIDENCE:.0%}, and {count} or more come up {chance:.0%} of the time."
+    )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,36 @@
 """How often the 95% intervals hold the truth, over simulated experiments whose truth is known.
 
-    python scripts/statistics_coverage.py [--experiments 1000]
+    python scripts/statistics_coverage.py [--experiments 1000] [--seed 0] [--only latency_ratio ...]
 
-Five kinds of experiment, drawn anew each time: a difference of accuracies on shared test examples; a ratio of latencies
-timed in turn on a machine whose mood drifts (an autoregressive noise that rounds share, and one of each side's own);
-Shapley values of accuracy, with random seeds and examples; effects on accuracy of one seed, Shapley values or of the
-whole chain, of variants of which some answer almost alike; Shapley values of a latency. The last line is JSON.
+Kinds of experiment, drawn anew each time:
+
+- a difference of accuracies on shared test examples;
+- ratios of latencies timed in turn, over 30 to 200 rounds and over 20, on a machine that drifts: an autoregressive
+  noise that both sides share, and one of each side's own;
+- the same where one round in ten of each side is slowed 2 to 100 times, at random (``slow_rounds``), or in runs of
+  three rounds on average, as beside a load that comes and goes (``slow_runs``);
+- the same where rounds are added until the interval is narrow enough (``until_precise``), over noises of 0.3 to 10%;
+- Shapley values of accuracy, with random seeds and examples; effects on accuracy of one seed, Shapley values or of the
+  whole chain, of variants of which some answer almost alike; Shapley values of a latency.
+
+Where an interval cannot be given, it is left out of the coverage; how often that is stands beside it. The last line is
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain, combinations
 
 import numpy as np
 from scipy.stats import norm
 
 from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
+from optkit.measure.latency import MAX_ROUNDS
+from optkit.measure.precision import CHECKED_AT, precise_enough
 from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
 from optkit.study.game import Subset, shapley_weights
 
@@ -37,16 +49,58 @@ def accuracy_delta(random: np.random.Generator) -> tuple[Estimate, float]:
     return paired_difference(candidate, reference, int(random.integers(1 << 30))).delta, disagree * (2 * share - 1)
 
 
-def latency_ratio(random: np.random.Generator) -> tuple[Estimate, float]:
+def latency_ratio(
+    random: np.random.Generator, rounds: int | None = None, slow: str | None = None
+) -> tuple[Estimate, float]:
     """30 to 200 rounds of 5 calls; noise of 3 to 15% that both sides share, and 1 to 5% of their own, with memory."""
-    rounds, memory, truth = int(random.integers(30, 200)), random.uniform(0, 0.7), random.uniform(0.5, 4)
-    mood = drift(random, rounds, memory) * random.uniform(0.03, 0.15)
+    rounds = int(random.integers(30, 200)) if rounds is None else rounds
+    own, calls = random.uniform(0.01, 0.05, 2), random.uniform(0.005, 0.03, 2)
+    sides, truth = _timed_in_turn(random, rounds, own, calls, slow)
+    return ratio_of_medians(*sides), truth
+
+
+def until_precise(random: np.random.Generator, slow: str | None = None) -> tuple[Estimate, float]:
+    """Rounds are added until the ratio is known to 2%, or there are 400; noise of 0.3 to 10% of each side's own."""
+    noise = np.exp(random.uniform(np.log(0.003), np.log(0.1)))
+    sides, truth = _timed_in_turn(random, MAX_ROUNDS, [noise] * 2, [0.6 * noise] * 2, slow)
+    for rounds in (*CHECKED_AT, MAX_ROUNDS):
+        first = {name: side[:rounds] for name, side in zip("ab", sides, strict=True)}
+        if rounds == MAX_ROUNDS or precise_enough(first, [("a", "b")], 0.02):
+            return ratio_of_medians(first["a"], first["b"]), truth
+    raise AssertionError("the last number of rounds always returns")
+
+
+def _timed_in_turn(
+    random: np.random.Generator, rounds: int, own: Sequence[float], calls: Sequence[float], slow: str | None
+) -> tuple[list[np.ndarray], float]:
+    """Latencies of two sides, ``(rounds, 5)`` each, and the true ratio.
+
+    Args:
+        own: noise of each side's rounds, beside a noise of 3 to 15% that both share.
+        calls: noise of each side's calls.
+        slow: whether a tenth of the rounds of each side are slow: "rounds", each by itself, or "runs" of them.
+    """
+    memory, truth = random.uniform(0, 0.7), random.uniform(0.5, 4)
+    shared = drift(random, rounds, memory) * random.uniform(0.03, 0.15)
     sides = []
-    for level in (truth, 1.0):
-        own = drift(random, rounds, memory) * random.uniform(0.01, 0.05)
-        calls = random.uniform(0.005, 0.03) * random.standard_normal((rounds, 5))
-        sides.append(level * np.exp((mood + own)[:, None] + calls))
-    return ratio_of_medians(sides[0], sides[1], int(random.integers(1 << 30))), truth
+    for level, of_rounds, of_calls in zip((truth, 1.0), own, calls, strict=True):
+        noise = (shared + drift(random, rounds, memory) * of_rounds)[:, None]
+        noise = noise + of_calls * random.standard_normal((rounds, 5))
+        if slow is not None:
+            factors = random.uniform(np.log(2), np.log(100), rounds)
+            noise += (_slow(random, rounds, 3 if slow == "runs" else None) * factors)[:, None]
+        sides.append(level * np.exp(noise))
+    return sides, truth
+
+
+def _slow(random: np.random.Generator, rounds: int, length: int | None) -> np.ndarray:
+    """A tenth of the rounds, independent of each other or in runs of this length on average, ``(rounds,)`` of bool."""
+    found = random.random(rounds) < 0.1
+    if length is not None:
+        draws = random.random(rounds)
+        for place in range(1, rounds):
+            found[place] = draws[place] < (1 - 1 / length if found[place - 1] else 0.1 / 0.9 / length)
+    return found
 
 
 def shapley_accuracy(random: np.random.Generator) -> tuple[Estimate, float]:
@@ -97,6 +151,13 @@ def shapley_latency(random: np.random.Generator) -> tuple[Estimate, float]:
 EXPERIMENTS: dict[str, Experiment] = {
     "accuracy_delta": accuracy_delta,
     "latency_ratio": latency_ratio,
+    "latency_ratio_20_rounds": partial(latency_ratio, rounds=20),
+    "slow_rounds": partial(latency_ratio, slow="rounds"),
+    "slow_rounds_20_rounds": partial(latency_ratio, rounds=20, slow="rounds"),
+    "slow_runs": partial(latency_ratio, slow="runs"),
+    "slow_runs_20_rounds": partial(latency_ratio, rounds=20, slow="runs"),
+    "until_precise": until_precise,
+    "until_precise_slow_rounds": partial(until_precise, slow="rounds"),
     "shapley_accuracy": shapley_accuracy,
     "one_seed_accuracy": one_seed_accuracy,
     "shapley_latency": shapley_latency,
@@ -118,13 +179,11 @@ def _weights() -> dict[Subset, float]:
     return weights["recover"]
 
 
-def coverage(experiment: Experiment, experiments: int, seed: int = 0) -> float:
-    """The share of experiments whose interval holds the truth."""
-    inside = 0
-    for number in range(experiments):
-        found, truth = experiment(np.random.default_rng([seed, number]))
-        inside += found.low <= truth <= found.high
-    return inside / experiments
+def coverage(experiment: Experiment, experiments: int, seed: int = 0) -> tuple[float, float]:
+    """The share of the given intervals that hold the truth, and the share of experiments that have an interval."""
+    found = [experiment(np.random.default_rng([seed, number])) for number in range(experiments)]
+    given = [estimate.low <= truth <= estimate.high for estimate, truth in found if estimate.ci]
+    return sum(given) / len(given), len(given) / experiments
 
 
 def main() -> None:
@@ -132,11 +191,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     arguments = parser.parse_args()
     found = {}
-    for name, experiment in EXPERIMENTS.items():
-        found[name] = coverage(experiment, arguments.experiments, arguments.seed)
-        print(f"{name:20s} {100 * found[name]:.1f}% of {arguments.experiments}", flush=True)
+    for name in arguments.only:
+        found[name], given = coverage(EXPERIMENTS[name], arguments.experiments, arguments.seed)
+        without = f", {100 * (1 - given):.1f}% without an interval" if given < 1 else ""
+        print(f"{name:26s} {100 * found[name]:.1f}% of {arguments.experiments}{without}", flush=True)
     print(json.dumps(found))
 
 

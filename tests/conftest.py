@@ -1,4 +1,4 @@
-"""What all tests share: no network, caches of their own, two small real data sets."""
+"""What all tests share: no network, caches and locks of their own, two small real data sets."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from optkit.tasks import Digits
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     os.environ["OPTKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["OPTKIT_LOCKS"] = str(tmp_path_factory.mktemp("locks"))
     torch.set_num_threads(1)
 
 

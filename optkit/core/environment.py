@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from functools import cache
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core.allocator import keep_freed_memory
+from optkit.core.cores import default_threads, usable_cores
 
 PACKAGES = (
     "optkit",
@@ -59,7 +59,7 @@ def cpu() -> dict[str, Any]:
     )
     return {
         "name": fields.get("model name") or platform.processor() or platform.machine(),
-        "cores": available_cores(),
+        "cores": usable_cores().count,
         "isa": [flag for flag in wanted if flag in flags],
     }
 
@@ -76,8 +76,8 @@ def gpu() -> dict[str, Any] | None:
 
 
 def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """As many threads as optkit takes by itself: cores this process may use, and no more than ``OMP_NUM_THREADS``."""
+    return default_threads().count
 
 
 def environment(threads: int) -> dict[str, Any]:

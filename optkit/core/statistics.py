@@ -9,23 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.bootstrap import RESAMPLES, block_bootstrap
+from optkit.core.median_interval import median_interval
 
 CONFIDENCE = 0.95
+RESAMPLES = 20_000
 ROUNDS_BEHIND_AN_ERROR = 30
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its two-sided 95% interval."""
+    """A value with its two-sided 95% interval, whose limits are infinite where no interval can be given."""
 
     value: float
     low: float
     high: float
 
     @property
-    def ci(self) -> list[float]:
-        return [self.low, self.high]
+    def ci(self) -> list[float] | None:
+        """The limits; None where no interval can be given."""
+        return [self.low, self.high] if math.isfinite(self.high) else None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]
     gained, lost = int((candidate & ~reference).sum()), int((~candidate & reference).sum())
     delta = (gained - lost) / n
     shares = np.array([gained + 1, lost + 1, n - gained - lost]) / (n + 2)
-    draws = np.random.default_rng(seed).multinomial(n + 2, shares, size=10 * RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(n + 2, shares, size=RESAMPLES)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / (n + 2), [tail, 1 - tail])
     disagree = gained + lost
@@ -164,54 +166,67 @@ def _student(center: float, parts: Sequence[tuple[float, int]]) -> Estimate:
     variance = max(sum(v for v, _ in parts), *(v for v, _ in parts), 0.0)
     if variance == 0:
         return Estimate(center, center, center)
+    if math.isinf(variance):
+        return Estimate(center, -math.inf, math.inf)
     freedom = max(variance**2 / sum(v**2 / df for v, df in parts), 1.0)
     half = float(t.ppf(1 - (1 - CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
     return Estimate(center, center - half, center + half)
 
 
-def median(samples: NDArray[np.float64], seed: int = 0) -> Estimate:
-    """Median of latencies ``(rounds, calls)``; its interval resamples blocks of whole rounds.
+def median(samples: NDArray[np.float64]) -> Estimate:
+    """Median latency ``(rounds, calls)``: the median over rounds of each round's median.
 
-    The interval is that of the median's logarithm, so that its ends are above 0 however few and wild the rounds are.
+    The limits of its interval are within those of the rounds' medians. There is no interval where rounds are too few.
     """
-
-    value = float(np.median(samples))
-
-    def statistic(rounds: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.log(np.median(samples[rounds].reshape(*rounds.shape[:-1], -1), axis=-1) / value)
-
-    _, low, high = block_bootstrap(np.log(np.median(samples, axis=1) / value), statistic, CONFIDENCE, seed)
-    return Estimate(value, value * math.exp(low), value * math.exp(high))
+    return Estimate(*median_interval(np.median(samples, axis=1), CONFIDENCE))
 
 
-def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.float64], seed: int = 0) -> Estimate:
+def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> Estimate:
     """How many times the median latency of one series is that of another, interleaved with it, ``(rounds, calls)``.
 
-    The ratio of the two medians is taken in each round, and the median over rounds: what moves both series in a round
-    leaves their ratio where it is. The interval resamples blocks of rounds, which respects their autocorrelation.
+    The ratio of the two medians is taken in each round, and the median over rounds: a drift that slows both series in a
+    round leaves their ratio unchanged. The limits of the interval are within the rounds' ratios. Where rounds are too
+    few for an interval, they are 0 and infinite.
     """
     if len(numerator) != len(denominator):
         raise ValueError(f"interleaved series have the same rounds: {len(numerator)}, {len(denominator)}")
-    ratios = np.log(np.median(numerator, axis=1) / np.median(denominator, axis=1))
-    found = block_bootstrap(ratios, lambda rounds: np.median(ratios[rounds], axis=-1), CONFIDENCE, seed)
-    return Estimate(*(math.exp(x) for x in found))
+    ratios = np.median(numerator, axis=1) / np.median(denominator, axis=1)
+    found = Estimate(*(math.exp(x) for x in median_interval(np.log(ratios), CONFIDENCE)))
+    if found.ci is None:
+        return found
+    # exp(log(x)) may differ from x in its last bit
+    smallest, largest = float(ratios.min()), float(ratios.max())
+    return Estimate(*(min(max(x, smallest), largest) for x in (found.value, found.low, found.high)))
 
 
 def quotient(numerator: Estimate, denominator: Estimate) -> Estimate:
-    """One ratio over another that is independent of it: the widths of their logarithms are added in quadrature."""
+    """One ratio over another that is independent of it: the widths of their logarithms are added in quadrature.
+
+    There is an interval if both have one.
+    """
     value = numerator.value / denominator.value
+    if numerator.ci is None or denominator.ci is None:
+        return Estimate(value, 0.0, math.inf)
     below = math.hypot(math.log(numerator.value / numerator.low), math.log(denominator.high / denominator.value))
     above = math.hypot(math.log(numerator.high / numerator.value), math.log(denominator.value / denominator.low))
     return Estimate(value, value * math.exp(-below), value * math.exp(above))
 
 
+def log_error(ratio: Estimate) -> float:
+    """Standard error of a ratio's logarithm, read off its interval; infinite if it has none."""
+    return math.log(ratio.high / ratio.low) / (2 * _normal_quantile(CONFIDENCE)) if ratio.ci else math.inf
+
+
 def detectable_ratio(ratio: Estimate) -> float:
     """The smallest ratio above 1 that a measurement with this interval would have shown with 80% power."""
+    return math.exp((_normal_quantile(CONFIDENCE) + _normal_quantile(2 * 0.8 - 1)) * log_error(ratio))
+
+
+def _normal_quantile(confidence: float) -> float:
+    """How many standard errors reach this far to both sides of a normal estimate."""
     from scipy.stats import norm
 
-    tail = float(norm.ppf(1 - (1 - CONFIDENCE) / 2))
-    error = (math.log(ratio.high) - math.log(ratio.low)) / (2 * tail)
-    return math.exp((tail + float(norm.ppf(0.8))) * error)
+    return float(norm.ppf((1 + confidence) / 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -233,7 +248,7 @@ def mean_with_errors(values: NDArray[np.float64], errors: NDArray[np.float64]) -
 
     Args:
         values: one figure a seed, ``(seeds,)``.
-        errors: the standard error of each.
+        errors: the standard error of each; infinite where it is not known.
     """
     seeds = len(values)
     if seeds == 1:

@@ -21,7 +21,6 @@ from optkit.core.records import Measurement
 from optkit.core.statistics import median
 from optkit.core.task import OfAnyLength, Task
 from optkit.measure.accuracy import measure_accuracy
-from optkit.measure.disturbance import disturbed
 from optkit.measure.energy import energy_counters, measure_energy
 from optkit.measure.latency import Series, interleaved
 from optkit.measure.memory import measure_memory
@@ -40,7 +39,10 @@ class Measure:
         batch_sizes: each is compiled, evaluated and timed on its own.
         sequence_lengths: of texts, in tokens, to which they are padded and cut: each is compiled, evaluated and timed
             on its own; None is the task's.
-        seconds: of timing for each variant and batch size, shared by all engines and the baseline.
+        seconds: of timing for each variant and batch size, shared by all engines and the baseline; less where all
+            ratios are precise sooner.
+        precision: timing stops where each ratio to the baseline, on the reference and on the same engine, is known to
+            it: half the width of the 95% interval over the ratio. 0.02 is 2%; None spends all the time.
         retries: how often a latency is timed again while other work disturbs the machine; then it is marked.
         memory: whether to open each variant in a fresh process, at the largest batch size, for its peak memory.
         split: what accuracy is measured on.
@@ -51,6 +53,7 @@ class Measure:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
     sequence_lengths: list[int] | None = None
     seconds: float = 5.0
+    precision: float | None = 0.02
     retries: int = 1
     memory: bool = True
     split: str = "test"
@@ -67,6 +70,9 @@ class Measure:
         if not is_number(self.seconds) or not 0 < self.seconds <= 3600:
             message = f"{self.seconds!r} is not a time in seconds"
             raise UserError(message, key="seconds", value=self.seconds, fix="above 0, up to 3600")
+        if (share := self.precision) is not None and (not is_number(share) or not 0 < share < 1):
+            message = f"{share!r} is not a share of a ratio"
+            raise UserError(message, key="precision", value=share, fix="0.02 for 2%, or null for all the time there is")
         if (limit := self.p99_limit_ms) is not None and (not is_number(limit) or not 0 < limit < np.inf):
             raise UserError(f"{limit!r} is not a time in ms", key="p99_limit_ms", value=limit, fix="a number above 0")
         if self.split not in ("test", "validation"):
@@ -180,7 +186,21 @@ class Bench:
                 timed[("baseline", name)] = self._baseline_session(baseline, name, task, batch_size)
         keys = {f"{of}/{name}": (of, name) for of, name in timed}
         by_key = {label: timed[key] for label, key in keys.items()}
-        series = interleaved(by_key, task.example(batch_size), self.config.seconds, self.seed, self.config.retries)
+        beside = "variant" if is_baseline else "baseline"
+        pairs = [
+            (f"variant/{name}", f"{beside}/{base}")
+            for name in sessions
+            for base in dict.fromkeys((self.reference.name, name))
+        ]
+        series = interleaved(
+            by_key,
+            task.example(batch_size),
+            self.config.seconds,
+            self.seed,
+            self.config.retries,
+            self.config.precision,
+            [(ours, theirs) for ours, theirs in pairs if ours != theirs],
+        )
         together = uuid.uuid4().hex[:12]
         conditions = {keys[label]: self._conditions(keys[label][1], task, batch_size) for label in keys}
         stated = {} if self.config.p99_limit_ms is None else {"p99_limit_ms": self.config.p99_limit_ms}
@@ -220,7 +240,14 @@ def _bytes(x: Tensor) -> int:
 
 
 def _latency_measurement(series: Series, conditions: dict) -> Measurement:
-    state = {"other_load": series.others, "tries": series.tries, "disturbed": disturbed(series.others)}
+    state = {
+        "other_load": series.load.mean,
+        "other_load_peak": series.load.peak,
+        "disturbed": series.load.disturbs,
+        "tries": series.tries,
+        "rounds": len(series.samples),
+        "stopped": series.stopped,
+    }
     interval = median(series.samples)
     raw: Sequence[Sequence[float]] = np.round(series.samples, 6).tolist()
     return Measurement("latency", interval.value, "ms", interval.ci, series.samples.size, conditions | state, raw)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 STAT = Path("/proc/stat")
-TOLERATED = 0.15
+TOLERATED, TOLERATED_FOR_A_MOMENT = 0.15, 0.3
+MOMENT_S = 0.5  # the kernel counts in ticks of 10 ms: of less time its counts say little
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,45 @@ class Mark:
         return max(busy, 0.0) / (self.wall - earlier.wall)
 
 
-def disturbed(others: float | None) -> bool:
-    """Whether others kept more than 0.15 cores busy; what cannot be known is not called disturbed."""
-    return others is not None and others > TOLERATED
+@dataclass(frozen=True)
+class OtherLoad:
+    """Cores that others kept busy while something was timed; None where that cannot be known.
+
+    Attributes:
+        mean: over the whole time.
+        peak: in the busiest half second, so that a load that comes and goes is noticed.
+    """
+
+    mean: float | None
+    peak: float | None
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether others kept more than 0.15 cores busy on the mean, or 0.3 for half a second; not if not known."""
+        return (self.mean or 0.0) > TOLERATED or (self.peak or 0.0) > TOLERATED_FOR_A_MOMENT
+
+
+class LoadWatch:
+    """Reads the clocks every half second or so, from when it is made."""
+
+    def __init__(self) -> None:
+        self._marks = [Mark.now()]
+
+    def look(self) -> None:
+        """Reads the clocks if half a second went by since they were read."""
+        if time.perf_counter() - self._marks[-1].wall >= MOMENT_S:
+            self._marks.append(Mark.now())
+
+    def load(self) -> OtherLoad:
+        """The load from the first look up to now."""
+        now = Mark.now()
+        if len(self._marks) > 1 and now.wall - self._marks[-1].wall < MOMENT_S:
+            self._marks.pop()
+        marks = [*self._marks, now]
+        moments = [b.others_since(a) for a, b in pairwise(marks)]
+        peaks = [moment for moment in moments if moment is not None] if len(moments) > 1 else []
+        mean = now.others_since(self._marks[0])
+        return OtherLoad(mean, max(peaks, default=mean))
 
 
 def _busy_seconds(stat: Path) -> float | None:

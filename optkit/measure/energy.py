@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optkit.core.engine import Session
 from optkit.core.records import Measurement
+from optkit.measure.turns import timing_turn
 
 RAPL = Path("/sys/class/powercap")
 SECONDS = 1.0
@@ -64,14 +65,16 @@ def measure_energy(
     """
     if not counters:
         return Measurement("energy", None, unit="J", conditions=conditions)
-    session(*inputs)
-    before = {name: read() for name, (read, _) in counters.items()}
-    calls, end = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    with timing_turn("measuring energy"):
         session(*inputs)
-        calls += 1
+        before = {name: read() for name, (read, _) in counters.items()}
+        calls, end = 0, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            session(*inputs)
+            calls += 1
+        after = {name: read() for name, (read, _) in counters.items()}
     used = 0.0
-    for name, (read, wraps) in counters.items():
-        difference = read() - before[name]
+    for name, (_, wraps) in counters.items():
+        difference = after[name] - before[name]
         used += difference + wraps if difference < 0 else difference
     return Measurement("energy", used / calls, "J", n=calls, conditions=conditions | {"counters": sorted(counters)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,14 @@ from torch import Tensor
 from optkit.core.allocator import keep_freed_memory
 from optkit.core.engine import Session
 from optkit.core.progress import track
-from optkit.measure.disturbance import Mark, disturbed
+from optkit.measure.disturbance import MOMENT_S, LoadWatch, OtherLoad
+from optkit.measure.precision import CHECKED_AT, Pair, has_intervals, precise_enough
+from optkit.measure.turns import timing_turn
 
 log = logging.getLogger(__name__)
 CALLS = 5
 MIN_ROUNDS, MAX_ROUNDS = 20, 400
+ENOUGH_ROUNDS = 30  # for an interval, nearly always
 STEADY = 0.05
 
 
@@ -29,66 +32,109 @@ class Series:
 
     Attributes:
         samples: the latencies.
-        others: cores that other work on the machine kept busy meanwhile; None if that is not known.
+        load: what other work on the machine took meanwhile.
         tries: how often the series was timed; disturbed ones are timed again, and the least disturbed is kept.
+        stopped: why timing ended: ``precise``, ``time`` is up, or ``rounds``, of which there are at most 400.
     """
 
     samples: NDArray[np.float64]
-    others: float | None = None
+    load: OtherLoad = OtherLoad(None, None)  # noqa: RUF009
     tries: int = 1
+    stopped: str = "time"
 
 
 def interleaved(
-    sessions: Mapping[str, Session], inputs: tuple[Tensor, ...], seconds: float, seed: int, retries: int = 0
+    sessions: Mapping[str, Session],
+    inputs: tuple[Tensor, ...],
+    seconds: float,
+    seed: int,
+    retries: int = 0,
+    precision: float | None = None,
+    pairs: Sequence[Pair] = (),
 ) -> dict[str, Series]:
     """Times sessions in rounds. In each round every session, in random order, is called once untimed and then timed.
 
     The untimed call brings the session's weights back into the caches, as they would be in steady service. The process
     keeps freed memory from here on (`keep_freed_memory`), so that a latency does not depend on what ran before it.
+    Other processes of optkit on this host do not time meanwhile (`timing_turn`).
 
     Args:
         sessions: by name; all take ``inputs``.
-        seconds: time to spend on timing, warm-up apart; at least 20 rounds are made whatever it takes.
+        seconds: time to spend on timing, warm-up apart. At least 20 rounds are made whatever they take, and up to 30
+            where 20 are too few for an interval.
         seed: of the order in which sessions take their turns.
         retries: how often to time again while other work disturbs the machine.
+        precision: timing stops sooner where every wanted ratio is known to this precision, half the interval's width
+            over its value (`precise_enough`); None spends all the time.
+        pairs: the sessions whose ratios are wanted, numerator first; without any, each latency itself is.
     """
-    keep_freed_memory()
-    for session in sessions.values():
-        _warm_up(session, inputs)
-    rounds = _rounds(sessions, inputs, seconds)
-    best: tuple[float, dict[str, NDArray[np.float64]], float | None] | None = None
-    tries = 0
-    while tries <= retries:
-        before = Mark.now()
-        samples = _timed(sessions, inputs, rounds, seed + tries)
-        others = Mark.now().others_since(before)
-        tries += 1
-        if best is None or (others or 0.0) < best[0]:
-            best = (others or 0.0, samples, others)
-        if not disturbed(others):
-            break
-        log.info("latency: other work keeps %.1f cores busy%s", others, "; timed again" if tries <= retries else "")
-    assert best is not None
-    return {name: Series(times, best[2], tries) for name, times in best[1].items()}
+    with timing_turn(f"timing {', '.join(sessions)}"):
+        keep_freed_memory()
+        for session in sessions.values():
+            _warm_up(session, inputs)
+        found: list[_Try] = []
+        while len(found) <= retries and all(one.load.disturbs for one in found):
+            found.append(_timed(sessions, inputs, seconds, seed + len(found), precision, pairs))
+            if found[-1].load.disturbs:
+                again = "; timed again" if len(found) <= retries else ""
+                log.info("latency: other work keeps %.1f cores busy%s", found[-1].load.peak, again)
+    best = min(found, key=lambda one: (one.load.disturbs, one.load.mean or 0.0))
+    return {name: Series(times, best.load, len(found), best.stopped) for name, times in best.samples.items()}
+
+
+@dataclass(frozen=True)
+class _Try:
+    samples: dict[str, NDArray[np.float64]]
+    load: OtherLoad
+    stopped: str
 
 
 def _timed(
-    sessions: Mapping[str, Session], inputs: tuple[Tensor, ...], rounds: int, seed: int
-) -> dict[str, NDArray[np.float64]]:
+    sessions: Mapping[str, Session],
+    inputs: tuple[Tensor, ...],
+    seconds: float,
+    seed: int,
+    precision: float | None,
+    pairs: Sequence[Pair],
+) -> _Try:
     """Latencies by session, ``(rounds, calls)``."""
     names = list(sessions)
-    samples = {name: np.empty((rounds, CALLS)) for name in names}
+    samples = {name: np.empty((MAX_ROUNDS, CALLS)) for name in names}
     random = np.random.default_rng(seed)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for round_ in track(range(rounds), "latency", rounds):
+        watch, begin = LoadWatch(), time.perf_counter()
+        for done in track(range(1, MAX_ROUNDS + 1), "latency, rounds at most", MAX_ROUNDS):
             for place in random.permutation(len(names)):
-                samples[names[place]][round_] = _time_calls(sessions[names[place]], inputs, CALLS)
+                samples[names[place]][done - 1] = _time_calls(sessions[names[place]], inputs, CALLS)
+                watch.look()
+            so_far = {name: times[:done] for name, times in samples.items()}
+            stopped = _stopped(so_far, done, time.perf_counter() - begin, seconds, precision, pairs)
+            if stopped:
+                break
+        return _Try(so_far, watch.load(), stopped or "rounds")
     finally:
         if collecting:
             gc.enable()
-    return samples
+
+
+def _stopped(
+    samples: dict[str, NDArray[np.float64]],
+    rounds: int,
+    took: float,
+    seconds: float,
+    precision: float | None,
+    pairs: Sequence[Pair],
+) -> str | None:
+    """Why timing ends after so many rounds; None if it goes on."""
+    # of less than a moment nobody can say what else ran
+    checked = precision is not None and rounds in CHECKED_AT and took >= min(MOMENT_S, seconds)
+    if checked and precise_enough(samples, pairs, precision):
+        return "precise"
+    if took < seconds or rounds < MIN_ROUNDS:
+        return None
+    return "time" if rounds >= ENOUGH_ROUNDS or has_intervals(samples, pairs) else None
 
 
 def _warm_up(session: Session, inputs: tuple[Tensor, ...]) -> None:
@@ -99,11 +145,6 @@ def _warm_up(session: Session, inputs: tuple[Tensor, ...]) -> None:
         if now >= (1 - STEADY) * last:
             return
         last = now
-
-
-def _rounds(sessions: Mapping[str, Session], inputs: tuple[Tensor, ...], seconds: float) -> int:
-    a_round = sum((CALLS + 1) * float(np.median(_time_calls(s, inputs, 3))) / 1e3 for s in sessions.values())
-    return int(np.clip(seconds / a_round, MIN_ROUNDS, MAX_ROUNDS))
 
 
 def _time_calls(session: Session, inputs: tuple[Tensor, ...], calls: int) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import torch
 from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.environment import cpu
 from optkit.core.variant import variant_id
+from optkit.measure.turns import timing_turn
 
 SMALLEST, SIZE = 256, 2048
 SECONDS = 0.5
@@ -44,13 +45,14 @@ def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copi
     torch.set_num_threads(threads)
     found = {}
     try:
-        for name, product in PRODUCTS.items():
-            try:
-                found[name] = _rate(product, size, seconds)
-            except (RuntimeError, NotImplementedError, AttributeError):
-                continue  # no kernels of this precision here
-        source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
-        found["memory_gb_s"] = 2 * copied / _best(lambda: target.copy_(source), seconds) / 1e9
+        with timing_turn("timing this machine's peaks"):
+            for name, product in PRODUCTS.items():
+                try:
+                    found[name] = _rate(product, size, seconds)
+                except (RuntimeError, NotImplementedError, AttributeError):
+                    continue  # no kernels of this precision here
+            source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
+            found["memory_gb_s"] = 2 * copied / _best(lambda: target.copy_(source), seconds) / 1e9
     finally:
         torch.set_num_threads(before)
     return {name: round(value, 2) for name, value in found.items()}

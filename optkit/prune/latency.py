@@ -177,7 +177,8 @@ class LatencyBudget:
         facts: dict[str, Any] = {"engine": self._engine.name, "threads": self._threads}
         facts["batch_size"] = len(self._tensors[0]) if self._tensors and self._tensors[0].ndim else 1
         for name, found in (("before_ms", best.before_ms), ("after_ms", best.after_ms), ("ratio", best.ratio)):
-            facts |= {f"latency_{name}": round(found.value, 6), f"latency_{name}_ci": [round(x, 6) for x in found.ci]}
+            interval = [round(x, 6) for x in found.ci] if found.ci else None
+            facts |= {f"latency_{name}": round(found.value, 6), f"latency_{name}_ci": interval}
         return facts | {
             "latency_table_ms": round(table.total, 6),
             "latency_table_over_real": round(table.total / best.before_ms.value, 4),

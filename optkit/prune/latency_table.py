@@ -22,6 +22,7 @@ from optkit.core.environment import cpu
 from optkit.core.errors import StageError
 from optkit.core.progress import track
 from optkit.core.variant import Variant
+from optkit.measure.turns import timing_turn
 from optkit.prune.blocks import Block, find_blocks
 from optkit.prune.graph import Trace
 from optkit.prune.groups import Units
@@ -96,9 +97,10 @@ class LatencyTable:
             grids[signature] = [[self._session(block, a | b) for b in ladders[1]] for a in ladders[0]]
         sessions = [session for grid in grids.values() for row in grid for session in row if session is not None]
         calling = self._compile(*_nothing())
-        for _ in range(PASSES if sessions else 0):
-            for timed in (calling, *sessions):
-                timed.ms = min(timed.ms, time_session(timed.session, timed.inputs))
+        with timing_turn(f"timing blocks on {self._engine.name}"):
+            for _ in range(PASSES if sessions else 0):
+                for timed in (calling, *sessions):
+                    timed.ms = min(timed.ms, time_session(timed.session, timed.inputs))
         return {signature: self._table(blocks[signature], grid, calling.ms) for signature, grid in grids.items()}
 
     def _table(self, block: Block, grid: list[list[Timed | None]], calling_ms: float) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class StructuredPruning(InSteps):
         after = {name: value for name, value in facts.items() if "_after" in name} | {"amount": amount}
         if self.budget == "latency":  # timed against the step before
             after["latency_ratio"] = left * facts["latency_ratio"]
-            after["latency_ratio_ci"] = [left * end for end in facts["latency_ratio_ci"]]
+            after["latency_ratio_ci"] = (ci := facts["latency_ratio_ci"]) and [left * end for end in ci]
         found = {"cut": facts | so_far | after} | table
         if self.steps > 1 and floor_of is None:  # the floor is a share of these
             found["units"] = {layer["name"]: layer["units"] for layer in pruned.plan.layers}

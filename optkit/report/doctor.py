@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from optkit.core.cores import default_threads
 from optkit.core.environment import cpu, versions
 from optkit.engines import ENGINES
 
@@ -20,7 +21,7 @@ def print_doctor() -> None:
         facts.add_row(name, version or "not installed")
     machine = cpu()
     facts.add_row("processor", machine["name"])
-    facts.add_row("cores to use", str(machine["cores"]))
+    facts.add_row("threads", str(default_threads()))
     facts.add_row("vector instructions", " ".join(machine["isa"]) or "none that matter here")
     facts.add_row("GPU", _gpu())
     for name, engine in ENGINES.items():

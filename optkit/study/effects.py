@@ -19,7 +19,8 @@ class LogCosts:
 
     Attributes:
         values: ``(seeds,)``.
-        errors: standard errors ``(seeds,)``; zero for what is counted and not timed.
+        errors: standard errors ``(seeds,)``; zero for what is counted and not timed, infinite for a latency that was
+            timed over too few rounds.
     """
 
     values: NDArray[np.float64]
@@ -39,6 +40,7 @@ def accuracy_effect(weights: Weights, correct: Mapping[Subset, NDArray[np.bool_]
 def cost_effect(weights: Weights, costs: Mapping[Subset, LogCosts]) -> Estimate:
     """A weighted sum of costs, as the factor by which they change: factors multiply to the total factor."""
     values = sum(weight * costs[subset].values for subset, weight in weights.items())
-    squares = sum((weight * costs[subset].errors) ** 2 for subset, weight in weights.items())
+    # an error that is not known (infinite) does not matter where the weight is 0
+    squares = sum((weight * costs[subset].errors) ** 2 for subset, weight in weights.items() if weight)
     found = mean_with_errors(values, np.sqrt(squares))
     return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))

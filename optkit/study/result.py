@@ -17,6 +17,7 @@ from optkit.core.setting import Setting
 from optkit.core.statistics import (
     Estimate,
     difference_over_seeds,
+    log_error,
     mean_over_seeds,
     proportion,
     ratio_of_medians,
@@ -312,7 +313,7 @@ def _ratio(record: Record, engine: str, base: str, setting: Setting) -> tuple[fl
     if theirs is ours:
         return 0.0, 0.0
     found = ratio_of_medians(np.asarray(ours.raw), np.asarray(theirs.raw))
-    return math.log(found.value), (math.log(found.high) - math.log(found.low)) / (2 * 1.96)
+    return math.log(found.value), log_error(found)
 
 
 def _value(record: Record, name: str, engine: str, setting: Setting) -> float | int | None:

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from optkit.measure import latency
-from optkit.measure.disturbance import Mark, disturbed
+from optkit.measure import disturbance, latency
+from optkit.measure.disturbance import LoadWatch, Mark, OtherLoad
 from optkit.measure.energy import energy_counters, measure_energy
 from optkit.measure.peaks import measure_peaks, peaks
 from optkit.measure.traffic import count_traffic
@@ -40,24 +40,55 @@ def test_other_load_is_the_machines_less_our_own(tmp_path):
     # 20 s of machine time in 10 s: 9 of them ours, the rest another's or stolen
     after = Mark(20.0, 10.0, Mark.now(_stat(tmp_path, 2500, 0, steal=500)).machine)
     assert after.others_since(before) == pytest.approx(1.1)
-    assert disturbed(1.1)
-    assert not disturbed(0.05)
+    assert OtherLoad(1.1, 1.1).disturbs
+    assert not OtherLoad(0.05, 0.1).disturbs
 
 
 def test_without_the_kernels_clocks_nothing_is_called_disturbed(tmp_path):
     before, after = Mark(0.0, 0.0, None), Mark.now(tmp_path / "none")
     assert after.others_since(before) is None
-    assert not disturbed(None)
+    assert not OtherLoad(None, None).disturbs
+
+
+def _watch(monkeypatch, marks):
+    """The load that a watch finds whose clocks read this, one mark a look."""
+    clock = iter(marks)
+    monkeypatch.setattr(disturbance.Mark, "now", lambda: next(clock))
+    watch = LoadWatch()
+    for mark in marks[1:-1]:
+        monkeypatch.setattr(disturbance.time, "perf_counter", lambda mark=mark: mark.wall)
+        watch.look()
+    return watch.load()
+
+
+def test_a_load_that_comes_and_goes_shows_in_its_half_second(monkeypatch):
+    # 5 s of our own on one core; another's 0.4 s within one half second: 0.08 cores on the mean
+    others = [0.0] * 4 + [0.4] * 7
+    load = _watch(monkeypatch, [Mark(n / 2, n / 2, n / 2 + busy) for n, busy in enumerate(others)])
+    assert (load.mean, load.peak) == (pytest.approx(0.08), pytest.approx(0.8))
+    assert load.disturbs
+    steady = _watch(monkeypatch, [Mark(n / 2, n / 2, n / 2 + 0.04 * n) for n in range(11)])
+    assert (steady.mean, steady.peak) == (pytest.approx(0.08), pytest.approx(0.08))
+    assert not steady.disturbs
+
+
+def test_the_last_moment_is_never_so_short_that_a_tick_of_the_clock_fills_it(monkeypatch):
+    # the kernel's tick of 10 ms in the last 20 ms is not half a core
+    load = _watch(monkeypatch, [Mark(0.0, 0.0, 0.0), Mark(0.5, 0.5, 0.5), Mark(1.0, 1.0, 1.0), Mark(1.02, 1.02, 1.03)])
+    assert load.peak == pytest.approx(0.01 / 0.52)
 
 
 def test_a_disturbed_series_is_timed_again_and_the_calmest_is_kept(monkeypatch):
-    loads = iter([0.9, 0.4, 0.6])
-    monkeypatch.setattr(Mark, "others_since", lambda self, earlier: next(loads))
-    found = latency.interleaved({"a": lambda x: x}, (torch.zeros(1),), seconds=0.001, seed=0, retries=2)["a"]
-    assert (found.others, found.tries) == (0.4, 3)
-    loads = iter([0.01])
-    found = latency.interleaved({"a": lambda x: x}, (torch.zeros(1),), seconds=0.001, seed=0, retries=2)["a"]
-    assert (found.others, found.tries) == (0.01, 1)
+    def timed(*loads):
+        found = iter(loads)
+        monkeypatch.setattr(LoadWatch, "load", lambda self: next(found))
+        series = latency.interleaved({"a": lambda x: x}, (torch.zeros(1),), seconds=0.001, seed=0, retries=2)["a"]
+        return series.load, series.tries
+
+    busy, calmer, brief, calm = (OtherLoad(*x) for x in ((0.9, 1.0), (0.4, 2.0), (0.1, 0.5), (0.05, 0.2)))
+    assert timed(busy, calmer, busy) == (calmer, 3)
+    assert timed(busy, brief, calm) == (calm, 3)
+    assert timed(calm) == (calm, 1)
 
 
 def test_energy_is_what_the_counters_gained_a_request():
