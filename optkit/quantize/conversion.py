@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from optkit.core.engine import MADE_FOR
-
-BATCH_NORM = torch.ops.aten.batch_norm.default
+from optkit.quantize.norms import BATCH_NORM, fold_norms
 
 
 def prepare(graph: GraphModule, quantizer: Any) -> GraphModule:
     """Observers where the quantizer wants them; batch norms are folded into the layers they follow, in place."""
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    _hide(graph, filter(_reads_shared, _norms(graph)))
+    fold_norms(graph)
+    # torchao would fold the others too, also where that changes what the graph computes
+    _hide(graph, _norms(graph))
     with quiet():
         prepared = prepare_pt2e(graph, quantizer)
     return _show(prepared)
@@ -60,17 +61,6 @@ def quiet() -> Iterator[None]:
 
 def _norms(graph: GraphModule) -> list[Node]:
     return [node for node in graph.graph.nodes if node.target is BATCH_NORM]
-
-
-def _reads_shared(norm: Node) -> bool:
-    """Whether others read the layer before a batch norm too, or it runs more than once.
-
-    torchao folds a norm into any layer before it: whoever else reads that layer would get what the norm gives, and the
-    second call of a layer would lose its bias.
-    """
-    layer = norm.args[0]
-    assert isinstance(layer, Node)
-    return any(isinstance(read, Node) and len(read.users) > 1 for read in (layer, *layer.args[1:2]))
 
 
 def _batch_norm(*args: Any) -> Tensor:
