@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from optkit.core.checks import check_choice
 from optkit.core.engine import MADE_FOR, not_made_for
@@ -22,7 +22,7 @@ from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.deployed import check_shapes
-from optkit.engines.inductor_int8 import int8_pass
+from optkit.engines.inductor_int8 import fit_int8, int8_pass
 from optkit.engines.program import export_failures
 from optkit.engines.saved import Saved, save_session
 
@@ -105,25 +105,9 @@ def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Modu
     """
     if isinstance(module, GraphModule):
         graph = GraphModule(module, copy.deepcopy(module.graph))
-        _copy_shared_weights(graph)
+        fit_int8(graph)
         return graph
     return torch.export.export(module, example, strict=False).module()
-
-
-def _copy_shared_weights(graph: GraphModule) -> None:
-    """Gives each layer an int8 weight of its own: inductor lowers none of two layers that read the same (ALBERT's)."""
-    seen: set[Node] = set()
-    for node in graph.graph.nodes:
-        if node.target is not torch.ops.quantized_decomposed.dequantize_per_channel.default:
-            continue
-        weight, *scheme = node.args
-        if weight in seen:
-            name = f"weight_of_{node.name}"
-            graph.register_buffer(name, graph.get_buffer(weight.target).clone())
-            with graph.graph.inserting_before(node):
-                node.args = (graph.graph.get_attr(name), *scheme)
-        seen.add(weight)
-    graph.recompile()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""The int8 kernels in the graph that inductor lowers: how many MACs they execute, and which buffer a sum may write to.
+"""What int8 graphs need on inductor: rewrites before it compiles them, and a pass over the kernels that it made.
 
-This file knows the names that inductor gives these kernels before and after its own patterns matched them.
+The pass counts the MACs of int8 kernels, and decides which buffer a sum may write to. This file knows the names that
+inductor gives these kernels before and after its own patterns matched them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,82 @@ import functools
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+aten = torch.ops.aten
+# by name: torch knows these operators once they were imported
+WEIGHT = "quantized_decomposed.dequantize_per_channel.default"
+QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
+DEQUANTIZE = "quantized_decomposed.dequantize_per_tensor.default"
+# what inductor fuses into a convolution kernel
+AFTER_CONVOLUTION = {
+    "aten.relu.default", "aten.relu_.default", "aten.hardtanh.default", "aten.hardtanh_.default", "aten.silu.default",
+    "aten.silu_.default", "aten.hardswish.default", "aten.hardswish_.default", QUANTIZE,
+}  # fmt: skip
+
+
+def fit_int8(graph: GraphModule) -> None:
+    """Rewrites an int8 graph, in place, so that inductor has a kernel for each of its layers; it computes the same."""
+    copy_shared_weights(graph)
+    use_two_dimensions(graph)
+    graph.recompile()
+
+
+def copy_shared_weights(graph: GraphModule) -> None:
+    """Gives each layer an int8 weight of its own: inductor lowers none of two layers that read the same (ALBERT's)."""
+    seen: set[Node] = set()
+    for node in graph.graph.nodes:
+        if str(node.target) != WEIGHT:
+            continue
+        weight = node.args[0]
+        if weight in seen:
+            _read_buffer(graph, node, graph.get_buffer(weight.target).clone())
+        seen.add(weight)
+
+
+def use_two_dimensions(graph: GraphModule) -> None:
+    """Makes one-dimensional int8 convolutions two-dimensional, of height 1.
+
+    Inductor's int8 kernel for one dimension records a wrong shape: it adds the padding twice. What reads it next fails
+    to compile, or reads beyond its end.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.conv1d.default:
+            continue
+        x, weight = node.args[:2]
+        if str(x.target) != DEQUANTIZE or str(weight.target) != WEIGHT:
+            continue
+        _, _, bias, stride, padding, dilation, groups = (*node.args, *(None, None, None, 1, 0, 1, 1)[len(node.args) :])
+        # the pattern of a kernel has nothing between the convolution and what dequantizes
+        with graph.graph.inserting_before(node):
+            taller = graph.graph.call_function(aten.unsqueeze.default, (x.args[0], 2))
+            given = graph.graph.call_function(x.target, (taller, *x.args[1:]))
+            own = graph.graph.call_function(weight.target, weight.args, weight.kwargs)
+            wide = [[first, *_as_list(n)] for first, n in ((1, stride), (0, padding), (1, dilation))]
+            made = graph.graph.call_function(aten.conv2d.default, (given, own, bias, *wide, groups))
+        _read_buffer(graph, own, graph.get_buffer(weight.args[0].target).unsqueeze(2))
+        last = made
+        while len(node.users) == 1 and str((user := next(iter(node.users))).target) in AFTER_CONVOLUTION:
+            with graph.graph.inserting_before(user):
+                last = graph.graph.call_function(user.target, (last, *user.args[1:]), user.kwargs)
+            node = user
+        with graph.graph.inserting_before(node):
+            flat = graph.graph.call_function(aten.squeeze.dim, (last, 2))
+        node.replace_all_uses_with(flat)
+    graph.graph.eliminate_dead_code()
+
+
+def _read_buffer(graph: GraphModule, dequantize: Node, weight: Tensor) -> None:
+    """Lets a weight's dequantization read another buffer."""
+    name = f"weight_of_{dequantize.name}"
+    graph.register_buffer(name, weight)
+    with graph.graph.inserting_before(dequantize):
+        dequantize.args = (graph.graph.get_attr(name), *dequantize.args[1:])
+
+
+def _as_list(numbers: Any) -> list[int]:
+    return list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
 
 
 def int8_pass(macs: list[int]) -> Any:
@@ -61,7 +137,7 @@ def keep_sums_apart(graph: Graph) -> None:
             _replace(node, "add", "binary_op_name", "binary_post_op")
             continue
         with graph.inserting_before(node):
-            copied = graph.call_function(torch.ops.aten.clone.default, (target,))
+            copied = graph.call_function(aten.clone.default, (target,))
         copied.meta["val"] = target.meta["val"].clone()
         _replace(node, copied, "accum", "qaccum")
 
@@ -85,7 +161,7 @@ def _is_view(node: Node) -> bool:
     target = node.target
     if hasattr(target, "_inductor_lowering_function"):
         return False
-    if not isinstance(target, torch._ops.OpOverload) or target is torch.ops.aten._unsafe_view.default:
+    if not isinstance(target, torch._ops.OpOverload) or target is aten._unsafe_view.default:
         return node.op == "call_function"  # getitem of a split, operators without a schema
     return any(returned.alias_info is not None for returned in target._schema.returns)
 

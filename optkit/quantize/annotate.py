@@ -223,10 +223,12 @@ class Scheme:
         reduce_range: 7 bits for weights, and for both factors of products of activations, so that the sum of two
             products fits 16 bits.
         histogram: whether observers keep what the schemes need that go by a histogram.
+        revision: of the rules; see `optkit.quantize.pt2e.REVISION`.
     """
 
     reduce_range: bool
     histogram: bool
+    revision: int = 2
 
     def activation(self, symmetric: bool, *, of_product: bool = False) -> QuantizationSpec:
         """uint8 with one scale for the tensor; see `ActivationObserver` for what symmetric means."""

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from optkit.core.engine import MADE_FOR
 from optkit.quantize.norms import BATCH_NORM, fold_norms
+from optkit.quantize.simplify import drop_unused
 
 
 def prepare(graph: GraphModule, quantizer: Any) -> GraphModule:
@@ -37,7 +38,7 @@ def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
     _hide(prepared, _norms(prepared))
     with quiet():
         converted = _show(convert_pt2e(prepared))
-    _drop_unused(converted)
+    drop_unused(converted)  # the float weights, whose int8 copies the graph reads instead
     if find_target(target).SIGNED:
         _sign(converted)
     converted.meta[MADE_FOR] = target
@@ -80,15 +81,6 @@ def _show(graph: GraphModule) -> GraphModule:
             norm.target = BATCH_NORM
     graph.recompile()
     return graph
-
-
-def _drop_unused(graph: GraphModule) -> None:
-    """Removes the float weights whose int8 copies the graph reads instead, or they would be saved too."""
-    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
-        if name not in used:
-            path, _, leaf = name.rpartition(".")
-            delattr(graph.get_submodule(path), leaf)
 
 
 def _sign(graph: GraphModule) -> None:

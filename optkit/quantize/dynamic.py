@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,8 @@ from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import Scheme
 from optkit.quantize.conversion import convert, prepare, quiet
-from optkit.quantize.pt2e import definite_range
+from optkit.quantize.pt2e import REVISION, copy_of, definite_range
+from optkit.quantize.simplify import simplify
 
 DYNAMIC_TARGETS = ("inductor", "onnxruntime")
 
@@ -67,7 +67,11 @@ def quantize_dynamic(
 
 
 def replay_dynamic(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_range: bool, target: str = "inductor"
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    reduce_range: bool,
+    target: str = "inductor",
+    revision: int = REVISION,
 ) -> GraphModule:
     """The structure that `quantize_dynamic` gives; on a fresh model, the weights are loaded over it."""
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -76,8 +80,10 @@ def replay_dynamic(
 
     with quiet():
         shapes = free_dims(example_inputs, model)
-        graph = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes).module()
+        graph = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes).module()
         name_calls_apart(graph)
+        if revision > 1:
+            simplify(graph)
         scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True)
         scheme = replace(scheme, weight=Scheme(reduce_range, histogram=False).weight(-128))
         quantizer = x86.X86InductorQuantizer().set_function_type_qconfig(nn.functional.linear, scheme)

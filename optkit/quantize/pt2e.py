@@ -21,10 +21,13 @@ from optkit.quantize.correction import correct_biases
 from optkit.quantize.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.layerwise import LayerError, layer_errors
 from optkit.quantize.rounding import round_weights
+from optkit.quantize.simplify import simplify
 
 TARGETS = ("inductor", "onnxruntime", "openvino")
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
+# 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
+REVISION = 2
 Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
 
 
@@ -238,15 +241,26 @@ def check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
         raise UserError(message, key="batches", fix="a list, or an object whose __iter__ begins anew")
 
 
-def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...], target: str) -> GraphModule:
-    """A model's float graph as a target wants it: nothing folded, nothing observed; the model is not touched."""
+def export_graph(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], target: str, revision: int = REVISION
+) -> GraphModule:
+    """A model's float graph as a target wants it: no norm folded, nothing observed; the model is not touched."""
     from optkit.quantize.targets import target as find_target
 
     check_choice("target", target, TARGETS)
     with quiet():
         shapes = free_dims(example_inputs, model)
-        program = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes)
-        return find_target(target).rewrite(program)
+        program = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes)
+        graph = find_target(target).rewrite(program)
+    if revision > 1:
+        simplify(graph)
+    return graph
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps computed tensors as attributes (``torch.nn.utils.weight_norm``)."""
+    kept = (x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf)
+    return copy.deepcopy(model, {id(x): x.detach().clone() for x in kept})
 
 
 def calibrate_graph(
@@ -274,6 +288,7 @@ def replay_static(
     target: str = "inductor",
     protect: Iterable[str] = (),
     smoothed: Sequence[str] = (),
+    revision: int = REVISION,
 ) -> GraphModule:
     """The structure that `quantize_static` gave, rebuilt without calibration; the weights are loaded over it.
 
@@ -281,14 +296,15 @@ def replay_static(
         model: a fresh model of the structure that was quantized.
         example_inputs: as for `quantize_static`.
         activations, reduce_range, target, protect, smoothed: from `Quantized`.
+        revision: of the rules that made the graph, ``REVISION`` then; 1 for what was saved without one.
 
     Raises:
         UserError: other versions of torch and torchao made the graph, and these quantize other activations.
     """
-    graph = export_graph(model, example_inputs, target)
+    graph = export_graph(model, example_inputs, target, revision)
     keep_in_float(graph, protect)
     multiply(graph, smoothed)
-    prepared = _observed(graph, target, reduce_range, ())
+    prepared = _observed(graph, target, reduce_range, (), revision)
     with torch.no_grad():
         prepared(*example_inputs)
     converted = convert(prepared, target)
@@ -304,11 +320,13 @@ def replay_static(
     return converted
 
 
-def _observed(graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...]) -> GraphModule:
+def _observed(
+    graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...], revision: int = REVISION
+) -> GraphModule:
     from optkit.quantize.observers import WITH_HISTOGRAM
     from optkit.quantize.targets import target as find_target
 
-    scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)))
+    scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)), revision)
     return prepare(graph, find_target(target).quantizer(scheme))
 
 
