@@ -12,8 +12,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from optkit.core.engine import MADE_FOR
+from optkit.quantize.annotate import CONVOLUTIONS, LINEAR, tensor_at
+from optkit.quantize.layerwise import int8_layers
 from optkit.quantize.norms import BATCH_NORM, fold_norms
+from optkit.quantize.observers import WeightObserver
 from optkit.quantize.simplify import drop_unused
+
+MOST_STEPS = 2.0**30  # of a bias; half of what 32 bits hold
 
 
 def prepare(graph: GraphModule, quantizer: Any) -> GraphModule:
@@ -34,6 +39,8 @@ def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
 
     from optkit.quantize.targets import target as find_target
 
+    if find_target(target).INTEGER_BIAS:
+        _leave_room_for_biases(prepared)
     # at a batch norm, torchao exports its patterns of training graphs, for a minute, to find none
     _hide(prepared, _norms(prepared))
     with quiet():
@@ -58,6 +65,24 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@torch.no_grad()
+def _leave_room_for_biases(prepared: GraphModule) -> None:
+    """Widens the scales of weights, in place, by which a bias would not fit 32 bits.
+
+    An engine with integer biases counts them in steps of the product of both scales. Where these are too small for a
+    bias, the channel's weights add less than the bias's own rounding, so that coarser ones lose nothing.
+    """
+    for layer in int8_layers(prepared):
+        bias = layer.node.args[2] if len(layer.node.args) > 2 else None
+        if layer.node.target not in CONVOLUTIONS | LINEAR or not isinstance(bias, Node) or bias.op != "get_attr":
+            continue
+        given, weight = (prepared.get_submodule(name) for name in layer.observers)
+        if isinstance(weight, WeightObserver):
+            steps = tensor_at(prepared, str(bias.target)).abs().double() / given.calculate_qparams()[0]  # type: ignore[operator]
+            least = steps / MOST_STEPS
+            weight.reach_at_least(least * (weight.quant_max - weight.quant_min) / 2)
 
 
 def _norms(graph: GraphModule) -> list[Node]:

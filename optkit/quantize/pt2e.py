@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from optkit.quantize.conversion import activation_nodes, convert, prepare, quiet
 from optkit.quantize.correction import correct_biases
 from optkit.quantize.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.layerwise import LayerError, layer_errors
+from optkit.quantize.proof import left_in_float, name_some
 from optkit.quantize.rounding import round_weights
 from optkit.quantize.simplify import simplify
 
@@ -28,6 +30,7 @@ OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
 # 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
 REVISION = 2
+log = logging.getLogger(__name__)
 Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
 
 
@@ -112,7 +115,8 @@ class Calibrated:
         converted = convert(self.choose(observer).graph, self.target)
         activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in activation_nodes(converted)}
         if not activations:
-            raise StageError("no operator of this model could be quantized")
+            reasons = name_some(left_in_float(converted, self.protect), 3)
+            raise StageError("no operator of this model could be quantized" + (f": {reasons}" if reasons else ""))
         return Quantized(
             converted, activations, self.reduce_range, self.target, self.protect, self.smoothed, self.tools
         )
@@ -338,7 +342,13 @@ def observers(graph: GraphModule) -> Iterator[Any]:
 
 
 def describe(quantized: Quantized) -> dict[str, Any]:
-    """How many operators read quantized weights, how many activations are quantized, and to how many bits."""
+    """How many weights and activations are quantized, to how many bits, and what is left in float.
+
+    What stays in float without having been asked for is logged, too.
+    """
+    left = left_in_float(quantized.module, quantized.protect)
+    if unasked := {path: why for path, why in left.items() if why != "protected"}:
+        log.warning("stay in float: %s", name_some(unasked))
     weights = [n for n in quantized.module.graph.nodes if "dequantize_per_channel" in str(n.target)]
     return {
         "target": quantized.target,
@@ -347,4 +357,5 @@ def describe(quantized: Quantized) -> dict[str, Any]:
         "weight_bits": 7 if quantized.reduce_range else 8,
         **quantized.tools,
         **({"in_float": list(quantized.protect)} if quantized.protect else {}),
+        **({"left_in_float": left} if left else {}),
     }

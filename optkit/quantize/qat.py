@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchao.quantization.pt2e import PerChannelMinMaxObserver
 
 from optkit.core.checks import check_choice
 from optkit.core.errors import StageError
 from optkit.quantize.annotate import behind_observer, calls, keep_in_float, tensor_at
 from optkit.quantize.fake import LearnedRange, LearnedScales, MaxScales, MovingRange
 from optkit.quantize.norms import factor_and_shift, folded, set_parameter
-from optkit.quantize.observers import ActivationObserver
+from optkit.quantize.observers import ActivationObserver, WeightObserver
 from optkit.quantize.pt2e import OBSERVERS, Calibrated, Quantized, calibrate_graph, export_graph, observers
 
 aten = torch.ops.aten
@@ -269,7 +268,7 @@ def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scal
 
 def _reach(observer: nn.Module, scale: Tensor) -> None:
     """Lets a weight's observer have seen what gives these scales."""
-    assert isinstance(observer, PerChannelMinMaxObserver)
+    assert isinstance(observer, WeightObserver)
     largest = scale * ((observer.quant_max - observer.quant_min) / 2)
     observer.min_val, observer.max_val = -largest, largest
 
@@ -279,7 +278,7 @@ def _observed_weights(graph: GraphModule) -> dict[str, str]:
     return {
         node.target: node.args[0].target
         for node in graph.graph.nodes
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), PerChannelMinMaxObserver)
+        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), WeightObserver)
     }
 
 
