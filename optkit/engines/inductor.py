@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import shutil
 import time
 import warnings
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from optkit.core.checks import check_choice
 from optkit.core.engine import MADE_FOR, not_made_for
@@ -23,6 +22,7 @@ from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.deployed import check_shapes
+from optkit.engines.inductor_int8 import fit_int8, int8_pass
 from optkit.engines.program import export_failures
 from optkit.engines.saved import Saved, save_session
 
@@ -74,7 +74,7 @@ class Inductor:
         options = {
             "freezing": self.freezing,
             "cpp_wrapper": self.cpp_wrapper,
-            "post_grad_custom_post_pass": _int8_counter(int8_macs),
+            "post_grad_custom_post_pass": int8_pass(int8_macs),
         }
         started = time.perf_counter()
         with torch.no_grad(), config.patch(options), _quiet():
@@ -105,25 +105,9 @@ def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Modu
     """
     if isinstance(module, GraphModule):
         graph = GraphModule(module, copy.deepcopy(module.graph))
-        _copy_shared_weights(graph)
+        fit_int8(graph)
         return graph
     return torch.export.export(module, example, strict=False).module()
-
-
-def _copy_shared_weights(graph: GraphModule) -> None:
-    """Gives each layer an int8 weight of its own: inductor lowers none of two layers that read the same (ALBERT's)."""
-    seen: set[Node] = set()
-    for node in graph.graph.nodes:
-        if node.target is not torch.ops.quantized_decomposed.dequantize_per_channel.default:
-            continue
-        weight, *scheme = node.args
-        if weight in seen:
-            name = f"weight_of_{node.name}"
-            graph.register_buffer(name, graph.get_buffer(weight.target).clone())
-            with graph.graph.inserting_before(node):
-                node.args = (graph.graph.get_attr(name), *scheme)
-        seen.add(weight)
-    graph.recompile()
 
 
 @contextmanager
@@ -158,38 +142,3 @@ class InductorSession:
     def save(self, directory: str | Path) -> None:
         saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
         save_session(directory, self.variant, self.module, saved)
-
-
-def _int8_counter(found: list[int]) -> Any:
-    """A pass over the graph that inductor lowers to kernels: puts the MACs of every int8 kernel into ``found``."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-
-    class Count(CustomGraphPass):
-        def __call__(self, graph: Graph) -> None:
-            found.extend(macs for node in graph.nodes if (macs := _int8_macs(node)))
-
-        def uuid(self) -> None:
-            # a graph taken from inductor's cache would not pass here, and its share would be unknown
-            return None
-
-    return Count()
-
-
-def _int8_macs(node: Node) -> int:
-    """MACs of a oneDNN int8 convolution or linear kernel; 0 for any other node.
-
-    A kernel gives ``out.numel()`` elements, each a sum over ``weight.numel() / out_channels`` products.
-    """
-    target = node.target
-    if isinstance(target, functools.partial) and "_register_quantized_" in target.func.__qualname__:
-        packed = target.args[0].kwargs.get("packed_weight")
-        channel_dim = 1 if "conv" in target.func.__qualname__ else -1
-    elif "onednn.qconv" in str(target) or "onednn.qlinear" in str(target):
-        packed = next((n for n in node.all_input_nodes if "prepack" in str(n.target)), None)
-        channel_dim = 1 if "qconv" in str(target) else -1
-    else:
-        return 0
-    if packed is None:
-        return 0
-    out, weight = node.meta["val"], packed.meta["val"]
-    return int(out.numel()) * int(weight.numel()) // int(out.shape[channel_dim])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -18,7 +17,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from optkit.core.checks import check_pattern
-from optkit.quantize.observers import ActivationObserver
+from optkit.quantize.observers import ActivationObserver, WeightObserver
 
 aten = torch.ops.aten
 Edge = tuple[Node, Node]
@@ -223,10 +222,12 @@ class Scheme:
         reduce_range: 7 bits for weights, and for both factors of products of activations, so that the sum of two
             products fits 16 bits.
         histogram: whether observers keep what the schemes need that go by a histogram.
+        revision: of the rules; see `optkit.quantize.pt2e.REVISION`.
     """
 
     reduce_range: bool
     histogram: bool
+    revision: int = 2
 
     def activation(self, symmetric: bool, *, of_product: bool = False) -> QuantizationSpec:
         """uint8 with one scale for the tensor; see `ActivationObserver` for what symmetric means."""
@@ -242,7 +243,7 @@ class Scheme:
             quant_max=63 if self.reduce_range else 127,
             qscheme=torch.per_channel_symmetric,
             ch_axis=0,
-            observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=2**-24),
+            observer_or_fake_quant_ctr=WeightObserver.with_args(),
         )
 
 

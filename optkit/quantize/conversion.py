@@ -12,15 +12,22 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from optkit.core.engine import MADE_FOR
+from optkit.quantize.annotate import CONVOLUTIONS, LINEAR, tensor_at
+from optkit.quantize.layerwise import int8_layers
+from optkit.quantize.norms import BATCH_NORM, fold_norms
+from optkit.quantize.observers import WeightObserver
+from optkit.quantize.simplify import drop_unused
 
-BATCH_NORM = torch.ops.aten.batch_norm.default
+MOST_STEPS = 2.0**30  # of a bias; half of what 32 bits hold
 
 
 def prepare(graph: GraphModule, quantizer: Any) -> GraphModule:
     """Observers where the quantizer wants them; batch norms are folded into the layers they follow, in place."""
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-    _hide(graph, filter(_reads_shared, _norms(graph)))
+    fold_norms(graph)
+    # torchao would fold the others too, also where that changes what the graph computes
+    _hide(graph, _norms(graph))
     with quiet():
         prepared = prepare_pt2e(graph, quantizer)
     return _show(prepared)
@@ -32,11 +39,13 @@ def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
 
     from optkit.quantize.targets import target as find_target
 
+    if find_target(target).INTEGER_BIAS:
+        _leave_room_for_biases(prepared)
     # at a batch norm, torchao exports its patterns of training graphs, for a minute, to find none
     _hide(prepared, _norms(prepared))
     with quiet():
         converted = _show(convert_pt2e(prepared))
-    _drop_unused(converted)
+    drop_unused(converted)  # the float weights, whose int8 copies the graph reads instead
     if find_target(target).SIGNED:
         _sign(converted)
     converted.meta[MADE_FOR] = target
@@ -58,19 +67,26 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@torch.no_grad()
+def _leave_room_for_biases(prepared: GraphModule) -> None:
+    """Widens the scales of weights, in place, by which a bias would not fit 32 bits.
+
+    An engine with integer biases counts them in steps of the product of both scales. Where these are too small for a
+    bias, the channel's weights add less than the bias's own rounding, so that coarser ones lose nothing.
+    """
+    for layer in int8_layers(prepared):
+        bias = layer.node.args[2] if len(layer.node.args) > 2 else None
+        if layer.node.target not in CONVOLUTIONS | LINEAR or not isinstance(bias, Node) or bias.op != "get_attr":
+            continue
+        given, weight = (prepared.get_submodule(name) for name in layer.observers)
+        if isinstance(weight, WeightObserver):
+            steps = tensor_at(prepared, str(bias.target)).abs().double() / given.calculate_qparams()[0]  # type: ignore[operator]
+            least = steps / MOST_STEPS
+            weight.reach_at_least(least * (weight.quant_max - weight.quant_min) / 2)
+
+
 def _norms(graph: GraphModule) -> list[Node]:
     return [node for node in graph.graph.nodes if node.target is BATCH_NORM]
-
-
-def _reads_shared(norm: Node) -> bool:
-    """Whether others read the layer before a batch norm too, or it runs more than once.
-
-    torchao folds a norm into any layer before it: whoever else reads that layer would get what the norm gives, and the
-    second call of a layer would lose its bias.
-    """
-    layer = norm.args[0]
-    assert isinstance(layer, Node)
-    return any(isinstance(read, Node) and len(read.users) > 1 for read in (layer, *layer.args[1:2]))
 
 
 def _batch_norm(*args: Any) -> Tensor:
@@ -90,15 +106,6 @@ def _show(graph: GraphModule) -> GraphModule:
             norm.target = BATCH_NORM
     graph.recompile()
     return graph
-
-
-def _drop_unused(graph: GraphModule) -> None:
-    """Removes the float weights whose int8 copies the graph reads instead, or they would be saved too."""
-    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*graph.named_parameters(), *graph.named_buffers()]:
-        if name not in used:
-            path, _, leaf = name.rpartition(".")
-            delattr(graph.get_submodule(path), leaf)
 
 
 def _sign(graph: GraphModule) -> None:

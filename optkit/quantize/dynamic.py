@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torchao.quantization.pt2e.observer import PlaceholderObserver
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from optkit.core.checks import check_choice
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
-from optkit.quantize.annotate import Scheme
+from optkit.quantize.annotate import LINEAR, Scheme, weighted
 from optkit.quantize.conversion import convert, prepare, quiet
-from optkit.quantize.pt2e import definite_range
+from optkit.quantize.observers import SMALLEST
+from optkit.quantize.pt2e import REVISION, copy_of, definite_range
+from optkit.quantize.simplify import simplify
 
 DYNAMIC_TARGETS = ("inductor", "onnxruntime")
 
@@ -67,24 +71,45 @@ def quantize_dynamic(
 
 
 def replay_dynamic(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], reduce_range: bool, target: str = "inductor"
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    reduce_range: bool,
+    target: str = "inductor",
+    revision: int = REVISION,
 ) -> GraphModule:
     """The structure that `quantize_dynamic` gives; on a fresh model, the weights are loaded over it."""
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
     from optkit.quantize.targets.inductor import name_calls_apart
 
     with quiet():
         shapes = free_dims(example_inputs, model)
-        graph = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes).module()
+        graph = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes).module()
         name_calls_apart(graph)
-        scheme = x86.get_default_x86_inductor_quantization_config(is_dynamic=True)
-        scheme = replace(scheme, weight=Scheme(reduce_range, histogram=False).weight(-128))
-        quantizer = x86.X86InductorQuantizer().set_function_type_qconfig(nn.functional.linear, scheme)
-        prepared = prepare(graph, quantizer)
+        if revision > 1:
+            simplify(graph)
+        prepared = prepare(graph, _Annotator(Scheme(reduce_range, histogram=False, revision=revision)))
         with torch.no_grad():
             prepared(*example_inputs)
         return convert(prepared, target)
+
+
+class _Annotator(x86.X86InductorQuantizer):
+    """Torchao's for linears, and the linears that its patterns miss: those called as functions, or parametrized."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        observer = PlaceholderObserver.with_args(eps=SMALLEST)
+        self.activation = QuantizationSpec(torch.uint8, observer, 0, 255, torch.per_tensor_affine, is_dynamic=True)
+        self.weight, self.revision = scheme.weight(-128), scheme.revision
+        config = x86.QuantizationConfig(self.activation, self.activation, self.weight, None, False)
+        self.set_function_type_qconfig(nn.functional.linear, config)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        model = super().annotate(model)
+        for node in weighted(model) if self.revision > 1 else ():
+            if node.target in LINEAR and "quantization_annotation" not in node.meta:
+                specs = {node.args[0]: self.activation, node.args[1]: self.weight}
+                node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+        return model
 
 
 def check_linears(model: nn.Module) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.quantize.observers import DECAY, ActivationObserver
-
-EPS = 2.0**-24
+from optkit.quantize.observers import DECAY, ActivationObserver, scale_of
 
 
 class MovingRange(nn.Module):
@@ -98,7 +96,7 @@ class MaxScales(nn.Module):
 
     def scales(self, weight: Tensor) -> Tensor:
         """One a channel ``(C,)``."""
-        return largest(weight).div(self.highest).clamp(min=EPS)
+        return scale_of(largest(weight), self.highest)
 
 
 class LearnedScales(nn.Module):
@@ -114,7 +112,7 @@ class LearnedScales(nn.Module):
         self.highest = highest
         found = largest(weight)
         # a channel of zeros says nothing of the size its values may take
-        self.scale = LearnedScale(torch.where(found > 0, found, found.mean()).div(highest).clamp(min=EPS))
+        self.scale = LearnedScale(scale_of(torch.where(found > 0, found, found.mean()), highest))
 
     def forward(self, weight: Tensor) -> Tensor:
         zeros = torch.zeros(len(weight), device=weight.device)
@@ -148,21 +146,20 @@ class LearnedScale(nn.Module):
         self.ratio = nn.Parameter(torch.ones_like(first))
 
     def forward(self) -> Tensor:
-        ratio = _TimesGradient.apply(self.ratio, self.first.square().reciprocal())
-        return self.first * ratio.abs().clamp(min=1e-3)
+        return _Scaled.apply(self.ratio.abs().clamp(min=1e-3), self.first)  # type: ignore[no-any-return]
 
 
-class _TimesGradient(torch.autograd.Function):
-    """Gives what it takes; the gradient is multiplied."""
+class _Scaled(torch.autograd.Function):
+    """A ratio times what it is a ratio to; the gradient is divided by it, and not multiplied."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        return x.view_as(x)
+    def forward(ctx: Any, ratio: Tensor, first: Tensor) -> Tensor:
+        ctx.save_for_backward(first)
+        return ratio * first
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.saved_tensors[0], None
+        return gradient / ctx.saved_tensors[0], None
 
 
 def largest(weight: Tensor) -> Tensor:

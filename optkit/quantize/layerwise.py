@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
-from torchao.quantization.pt2e import PerChannelMinMaxObserver
 
 from optkit.quantize.annotate import (
     CONCATENATIONS,
@@ -23,7 +22,7 @@ from optkit.quantize.annotate import (
     layer_path,
     tensor_at,
 )
-from optkit.quantize.observers import ActivationObserver
+from optkit.quantize.observers import ActivationObserver, WeightObserver
 
 
 class Rounded(nn.Module):
@@ -38,7 +37,7 @@ class Rounded(nn.Module):
         scale, zero_point = observer.calculate_qparams()
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point.int())
-        self.per_channel = isinstance(observer, PerChannelMinMaxObserver)
+        self.per_channel = isinstance(observer, WeightObserver)
         self.integers = (observer.quant_min, observer.quant_max)
 
     scale: Tensor
@@ -192,7 +191,7 @@ def _restore(graph: GraphModule, layer: Node, original: GraphModule) -> None:
 
 
 def _observes(module: nn.Module) -> bool:
-    return isinstance(module, (ActivationObserver, PerChannelMinMaxObserver))
+    return isinstance(module, (ActivationObserver, WeightObserver))
 
 
 def _observer_above(graph: GraphModule, node: Any) -> str | None:

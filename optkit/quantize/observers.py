@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.observer import ObserverBase
 
 BINS = 2048
 DECAY = 0.99
 PERCENTILE = 0.9999
-EPS = 1e-8
+EPS = 1e-8  # of probabilities
+# of scales: the least fp32 number whose reciprocal is finite and which no engine takes for 0
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Statistics:
             self.average_high = DECAY * self.average_high + (1 - DECAY) * high
         self.batches += 1
         if histogram:
-            self._count(x, max(-low, high, EPS))
+            self._count(x, max(-low, high, SMALLEST))
 
     def _count(self, x: Tensor, reach: float) -> None:
         if self.counts is None:
@@ -83,13 +86,18 @@ class Grid(NamedTuple):
         """The scale (fp32) and zero point of a range, which is widened to take in 0; ends of any one shape."""
         low, high = low.double().clamp(max=0), high.double().clamp(min=0)
         span = self.quant_max - self.quant_min
-        scale = ((high - low) / span).clamp(min=EPS)
+        scale = scale_of(high - low, span)
         zero_point = (self.quant_min + (-low / scale).round()).clamp(self.quant_min, self.quant_max)
         if self.symmetric:
             half, signed = (span + 1) // 2, low < 0
-            scale = torch.where(signed, torch.maximum(-low / half, high / (half - 1)).clamp(min=EPS), scale)
+            scale = torch.where(signed, torch.maximum(-low / half, high / (half - 1)).clamp(min=SMALLEST), scale)
             zero_point = torch.where(signed, self.quant_min + half, zero_point)
         return scale.float(), zero_point.long()
+
+
+def scale_of(reach: Tensor, steps: float) -> Tensor:
+    """The scale that spreads so many steps over a reach, as small as the reach asks for; 1 where that is 0."""
+    return torch.where(reach > 0, (reach / steps).clamp(min=SMALLEST), 1.0)
 
 
 def minmax(statistics: Statistics, _: Grid) -> Range:
@@ -206,3 +214,15 @@ class ActivationObserver(ObserverBase):
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         low, high = (torch.tensor([x], dtype=torch.float64) for x in self.range())
         return self.grid.affine(low, high)
+
+
+class WeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
+    """The largest magnitude of each output channel, and its symmetric scale: as small as the channel's weights."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        reach = torch.maximum(-self.min_val, self.max_val).clamp(min=0)
+        return scale_of(reach, (self.quant_max - self.quant_min) / 2), torch.zeros_like(reach, dtype=torch.int64)
+
+    def reach_at_least(self, reach: Tensor) -> None:
+        """Widens the range of every channel to a reach ``(C,)`` or more."""
+        self.max_val = torch.maximum(self.max_val, reach.to(self.max_val))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,11 +21,16 @@ from optkit.quantize.conversion import activation_nodes, convert, prepare, quiet
 from optkit.quantize.correction import correct_biases
 from optkit.quantize.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.layerwise import LayerError, layer_errors
+from optkit.quantize.proof import left_in_float, name_some
 from optkit.quantize.rounding import round_weights
+from optkit.quantize.simplify import simplify
 
 TARGETS = ("inductor", "onnxruntime", "openvino")
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
+# 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
+REVISION = 2
+log = logging.getLogger(__name__)
 Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
 
 
@@ -109,7 +115,8 @@ class Calibrated:
         converted = convert(self.choose(observer).graph, self.target)
         activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in activation_nodes(converted)}
         if not activations:
-            raise StageError("no operator of this model could be quantized")
+            reasons = name_some(left_in_float(converted, self.protect), 3)
+            raise StageError("no operator of this model could be quantized" + (f": {reasons}" if reasons else ""))
         return Quantized(
             converted, activations, self.reduce_range, self.target, self.protect, self.smoothed, self.tools
         )
@@ -238,15 +245,26 @@ def check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
         raise UserError(message, key="batches", fix="a list, or an object whose __iter__ begins anew")
 
 
-def export_graph(model: nn.Module, example_inputs: tuple[Tensor, ...], target: str) -> GraphModule:
-    """A model's float graph as a target wants it: nothing folded, nothing observed; the model is not touched."""
+def export_graph(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], target: str, revision: int = REVISION
+) -> GraphModule:
+    """A model's float graph as a target wants it: no norm folded, nothing observed; the model is not touched."""
     from optkit.quantize.targets import target as find_target
 
     check_choice("target", target, TARGETS)
     with quiet():
         shapes = free_dims(example_inputs, model)
-        program = torch.export.export(copy.deepcopy(model).eval(), example_inputs, dynamic_shapes=shapes)
-        return find_target(target).rewrite(program)
+        program = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes)
+        graph = find_target(target).rewrite(program)
+    if revision > 1:
+        simplify(graph)
+    return graph
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps computed tensors as attributes (``torch.nn.utils.weight_norm``)."""
+    kept = (x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf)
+    return copy.deepcopy(model, {id(x): x.detach().clone() for x in kept})
 
 
 def calibrate_graph(
@@ -274,6 +292,7 @@ def replay_static(
     target: str = "inductor",
     protect: Iterable[str] = (),
     smoothed: Sequence[str] = (),
+    revision: int = REVISION,
 ) -> GraphModule:
     """The structure that `quantize_static` gave, rebuilt without calibration; the weights are loaded over it.
 
@@ -281,14 +300,15 @@ def replay_static(
         model: a fresh model of the structure that was quantized.
         example_inputs: as for `quantize_static`.
         activations, reduce_range, target, protect, smoothed: from `Quantized`.
+        revision: of the rules that made the graph, ``REVISION`` then; 1 for what was saved without one.
 
     Raises:
         UserError: other versions of torch and torchao made the graph, and these quantize other activations.
     """
-    graph = export_graph(model, example_inputs, target)
+    graph = export_graph(model, example_inputs, target, revision)
     keep_in_float(graph, protect)
     multiply(graph, smoothed)
-    prepared = _observed(graph, target, reduce_range, ())
+    prepared = _observed(graph, target, reduce_range, (), revision)
     with torch.no_grad():
         prepared(*example_inputs)
     converted = convert(prepared, target)
@@ -304,11 +324,13 @@ def replay_static(
     return converted
 
 
-def _observed(graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...]) -> GraphModule:
+def _observed(
+    graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...], revision: int = REVISION
+) -> GraphModule:
     from optkit.quantize.observers import WITH_HISTOGRAM
     from optkit.quantize.targets import target as find_target
 
-    scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)))
+    scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)), revision)
     return prepare(graph, find_target(target).quantizer(scheme))
 
 
@@ -320,7 +342,13 @@ def observers(graph: GraphModule) -> Iterator[Any]:
 
 
 def describe(quantized: Quantized) -> dict[str, Any]:
-    """How many operators read quantized weights, how many activations are quantized, and to how many bits."""
+    """How many weights and activations are quantized, to how many bits, and what is left in float.
+
+    What stays in float without having been asked for is logged, too.
+    """
+    left = left_in_float(quantized.module, quantized.protect)
+    if unasked := {path: why for path, why in left.items() if why != "protected"}:
+        log.warning("stay in float: %s", name_some(unasked))
     weights = [n for n in quantized.module.graph.nodes if "dequantize_per_channel" in str(n.target)]
     return {
         "target": quantized.target,
@@ -329,4 +357,5 @@ def describe(quantized: Quantized) -> dict[str, Any]:
         "weight_bits": 7 if quantized.reduce_range else 8,
         **quantized.tools,
         **({"in_float": list(quantized.protect)} if quantized.protect else {}),
+        **({"left_in_float": left} if left else {}),
     }

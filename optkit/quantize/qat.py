@@ -16,18 +16,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchao.quantization.pt2e import PerChannelMinMaxObserver
 
 from optkit.core.checks import check_choice
 from optkit.core.errors import StageError
 from optkit.quantize.annotate import behind_observer, calls, keep_in_float, tensor_at
 from optkit.quantize.fake import LearnedRange, LearnedScales, MaxScales, MovingRange
-from optkit.quantize.observers import ActivationObserver
+from optkit.quantize.norms import factor_and_shift, folded, set_parameter
+from optkit.quantize.observers import ActivationObserver, WeightObserver
 from optkit.quantize.pt2e import OBSERVERS, Calibrated, Quantized, calibrate_graph, export_graph, observers
 
 aten = torch.ops.aten
-TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
 
 class LiveNorm(_BatchNorm):
@@ -52,11 +50,13 @@ class Norm:
 
     Attributes:
         source: the node it reads.
+        bias: the name of that node's bias; None for none.
         module: its name in the training graph; calls of one norm share it.
         attributes: what of the exported graph holds its weight, bias, running mean and variance; None for none.
     """
 
     source: str
+    bias: str | None
     module: str
     attributes: tuple[str | None, ...]
 
@@ -104,7 +104,10 @@ def prepare_qat(
     check_choice("observer", observer, OBSERVERS)
     graph = export_graph(model, example_inputs, target)
     kept = keep_in_float(graph, protect)
-    raw = dict(graph.named_parameters(remove_duplicate=False))
+    raw = {
+        name: nn.Parameter(x, False) for name, x in graph.named_buffers(remove_duplicate=False) if x.is_floating_point()
+    }
+    raw |= dict(graph.named_parameters(remove_duplicate=False))
     norms, modules = _norms(graph)
     calibrated = calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=(observer,))
     calibrated = replace(calibrated, protect=kept)
@@ -136,7 +139,7 @@ def convert_qat(prepared: PreparedQAT) -> Quantized:
         for name, path in _observed_weights(graph).items():
             weight = tensor_at(trained, path)
             # rounded by the scale that it was trained with: the folded weight has the same integers
-            _set(graph, path, fakes[name](weight))
+            set_parameter(graph, path, fakes[name](weight))
             scales[name] = fakes[name].scales(weight)
         _fold(graph, trained, prepared.norms, scales)
         for name, scale in scales.items():
@@ -168,7 +171,8 @@ def _norms(graph: GraphModule) -> tuple[dict[str, Norm], dict[str, LiveNorm]]:
             continue
         paths = tuple(None if x is None else x.target for x in state)
         name = of_statistics.setdefault(paths[2], f"live_{node.name}")
-        norms[node.name] = Norm(source.name, name, paths)
+        bias = source.args[2] if len(source.args) > 2 else None
+        norms[node.name] = Norm(source.name, bias.target if isinstance(bias, Node) else None, name, paths)
         if name not in modules:
             modules[name] = LiveNorm(len(tensor_at(graph, paths[2])), eps, momentum, affine=paths[0] is not None)
             for mine, path in zip(_state(modules[name]), paths, strict=True):
@@ -194,12 +198,11 @@ def _revive(
             _call_instead(nodes[name], norm.module)
             continue
         source = nodes[norm.source]
-        weight, bias, *rest = source.args[1:]
-        for node in (behind_observer(weight), bias):
-            if node.target in raw:
-                _set(observed, node.target, raw[node.target])
-            else:
-                source.args = (source.args[0], weight, None, *rest)
+        x, weight, _, *rest = source.args
+        for path in filter(None, (behind_observer(weight).target, norm.bias)):
+            set_parameter(observed, path, raw[path])
+        with graph.inserting_before(source):
+            source.args = (x, weight, norm.bias and graph.get_attr(norm.bias), *rest)
         with graph.inserting_after(source):
             call = graph.call_module(norm.module, (source,))
         source.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
@@ -243,7 +246,6 @@ def _loosen(observed: GraphModule) -> None:
 def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scales: dict[str, Tensor]) -> None:
     """Folds trained batch norms into the weights before them and their scales; the others are only written back."""
     nodes = {node.name: node for node in graph.graph.nodes}
-    read = set(_attributes(trained))
     for name, norm in norms.items():
         live = trained.get_submodule(norm.module)
         assert isinstance(live, LiveNorm)
@@ -255,20 +257,18 @@ def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scal
         source = nodes[norm.source]
         weight, bias = behind_observer(source.args[1]).target, source.args[2].target
         gamma, beta, mean, variance = _state(live)
-        own = tensor_at(graph, bias).clone() if bias in read else None
-        fused = fuse_conv_bn_weights(
-            tensor_at(graph, weight), own, mean, variance, live.eps, gamma, beta, source.target in TRANSPOSED
-        )
-        for path, value in zip((weight, bias), fused, strict=True):
-            _set(graph, path, value)
+        own = None if norm.bias is None else tensor_at(trained, norm.bias)
+        factor, shift = factor_and_shift(mean, variance, live.eps, gamma, beta)
+        found = folded(source, tensor_at(graph, weight), own, factor, shift)
+        for path, value in zip((weight, bias), found, strict=True):
+            set_parameter(graph, path, value)
         if source.args[1].op == "call_module":
-            factor = (variance + live.eps).rsqrt() * (1 if gamma is None else gamma)
-            scales[source.args[1].target] = scales[source.args[1].target] * factor.abs()
+            scales[source.args[1].target] = scales[source.args[1].target] * factor.abs().float()
 
 
 def _reach(observer: nn.Module, scale: Tensor) -> None:
     """Lets a weight's observer have seen what gives these scales."""
-    assert isinstance(observer, PerChannelMinMaxObserver)
+    assert isinstance(observer, WeightObserver)
     largest = scale * ((observer.quant_max - observer.quant_min) / 2)
     observer.min_val, observer.max_val = -largest, largest
 
@@ -278,14 +278,9 @@ def _observed_weights(graph: GraphModule) -> dict[str, str]:
     return {
         node.target: node.args[0].target
         for node in graph.graph.nodes
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), PerChannelMinMaxObserver)
+        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), WeightObserver)
     }
 
 
 def _attributes(graph: GraphModule) -> list[str]:
     return [node.target for node in graph.graph.nodes if node.op == "get_attr"]
-
-
-def _set(module: nn.Module, path: str, value: Tensor) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(module.get_submodule(owner), name, value if isinstance(value, nn.Parameter) else nn.Parameter(value))

@@ -64,7 +64,7 @@ def gptq(weight: Tensor, moment: Tensor, nearest: Callable[[Tensor, int], Tensor
     weight, moment = weight.double().clone(), moment.double().clone()
     diagonal = moment.diagonal(dim1=1, dim2=2)
     dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)  # inputs that were never there
-    diagonal += (DAMPING * diagonal.mean(1, keepdim=True)).clamp(min=EPS)
+    diagonal += DAMPING * diagonal.mean(1, keepdim=True)
     diagonal.masked_fill_(dead, 1.0)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     factor = torch.linalg.cholesky(inverse, upper=True)

@@ -29,6 +29,7 @@ from optkit.quantize.mixed import quantize_within
 from optkit.quantize.proof import prove_int8
 from optkit.quantize.pt2e import (
     OBSERVERS,
+    REVISION,
     ROUNDINGS,
     TARGETS,
     Quantized,
@@ -146,6 +147,7 @@ class CalibratedInt8:
             "target": quantized.target,
             "protect": list(quantized.protect),
             "smoothed": list(quantized.smoothed),
+            "revision": REVISION,
         }
         if self.min_int8_share is not None:
             example = ctx.task.example(2)
@@ -154,7 +156,7 @@ class CalibratedInt8:
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return replay_static(module, example, **surgery)
+        return replay_static(module, example, **({"revision": 1} | surgery))
 
 
 @dataclass
@@ -249,11 +251,16 @@ class DynamicQuantization:
         example = ctx.task.example(2)
         found = quantize_dynamic(module.eval(), example, target=self.target, reduce_range=self.reduce_range)
         facts = describe_dynamic(found.module) | {"weight_bits": 7 if found.reduce_range else 8}
-        return Outcome(found.module, facts, surgery={"reduce_range": found.reduce_range, "target": found.target})
+        return Outcome(
+            found.module,
+            facts,
+            surgery={"reduce_range": found.reduce_range, "target": found.target, "revision": REVISION},
+        )
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return replay_dynamic(module, example, surgery["reduce_range"], surgery.get("target", "inductor"))
+        target, revision = surgery.get("target", "inductor"), surgery.get("revision", 1)
+        return replay_dynamic(module, example, surgery["reduce_range"], target, revision)
 
 
 @dataclass

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_pattern
 from optkit.core.errors import StageError, UserError
+from optkit.quantize.observers import scale_of
 from optkit.quantize.rounding import gptq, second_moments
 
 BITS, GROUP_SIZES = (8, 4), (32, 64, 128, 256)
-SMALLEST = 1e-6
 KERNELS = ("aten._weight_int8pack_mm", "aten._weight_int4pack_mm_for_cpu")
 
 
@@ -163,7 +163,7 @@ class Int8Linear(WeightOnlyLinear):
         return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
 
     def set_grid(self, weight: Tensor) -> None:
-        self.scale = (weight.abs().amax(1) / 127).clamp(min=SMALLEST).to(torch.bfloat16)
+        self.scale = scale_of(weight.float().abs().amax(1), 127).to(torch.bfloat16)
 
     def set_weight(self, weight: Tensor) -> None:
         # the integers are those for the scale that the kernel reads, which was rounded first
@@ -200,7 +200,9 @@ class Int4Linear(WeightOnlyLinear):
     def set_grid(self, weight: Tensor) -> None:
         groups = weight.unflatten(1, (-1, self.group_size))
         low, high = groups.amin(2), groups.amax(2)
-        scale = ((high - low) / 15).clamp(min=SMALLEST).to(torch.bfloat16)
+        # where all weights of a group are equal, the offset alone gives them, as exactly as the scale is small
+        spread = torch.where(high > low, high - low, low.abs() / 16)
+        scale = scale_of(spread, 15).to(torch.bfloat16)
         offset = (low + 8 * scale.float()).to(torch.bfloat16)
         self.scale_and_offset = torch.stack([scale.T, offset.T], -1).contiguous()
 

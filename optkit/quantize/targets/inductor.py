@@ -8,9 +8,11 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from optkit.quantize.annotate import IN_FLOAT, LINEAR, Scheme, calls, weighted
+from optkit.quantize.annotate import IN_FLOAT, LINEAR, Scheme, aten, calls, weighted
 
 SIGNED = False
+INTEGER_BIAS = False
+KERNELS = LINEAR | {aten.conv1d.default, aten.conv2d.default}  # that inductor has in int8
 
 
 def rewrite(program: ExportedProgram) -> GraphModule:
@@ -60,7 +62,8 @@ class _Annotator(x86.X86InductorQuantizer):
     """Torchao's, with two differences.
 
     It leaves alone protected layers, and integers, which models that count positions (RoBERTa) multiply by the mask.
-    And it takes the linears that a module calls as functions (the attention of torchvision's Swin and ViT).
+    And it takes what torchao's patterns miss: linears that a module calls as functions (the attention of torchvision's
+    Swin and ViT), one-dimensional convolutions, and convolutions of a class of their own.
     """
 
     def __init__(self, scheme: Scheme) -> None:
@@ -73,8 +76,9 @@ class _Annotator(x86.X86InductorQuantizer):
             of_floats = found and all(read.meta["val"].is_floating_point() for read in found.input_qspec_map)
             if found and (IN_FLOAT in node.meta or not of_floats):
                 del node.meta["quantization_annotation"]
+        kinds = KERNELS if self.scheme.revision > 1 else LINEAR
         for node in weighted(model):
-            if node.target in LINEAR and "quantization_annotation" not in node.meta:
+            if node.target in kinds and "quantization_annotation" not in node.meta:
                 x, weight = node.args[:2]
                 specs = {x: self.scheme.activation(symmetric=False), weight: self.scheme.weight(-128)}
                 node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)

@@ -29,6 +29,7 @@ from optkit.quantize.annotate import (
 from optkit.quantize.attention import explicit_attention
 
 SIGNED = True
+INTEGER_BIAS = False
 
 
 def rewrite(program: ExportedProgram) -> GraphModule:
