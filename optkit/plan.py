@@ -30,7 +30,10 @@ OWN, OTHER = "own", "other"
 # optkit's code that every variant depends on
 SHARED_CODE = ("core", "tasks", "models", "training")
 # what the techniques use besides it and their own
-TECHNIQUE_CODE = ("engines", "measure/validation.py", "measure/latency.py", "measure/disturbance.py")
+TECHNIQUE_CODE = (
+    "engines", "measure/validation.py", "measure/latency.py", "measure/disturbance.py", "measure/precision.py",
+    "measure/turns.py",
+)  # fmt: skip
 # what decides weights besides torch and the packages that models come from, by the folder that uses it
 PACKAGES = {"training": ("accelerate",), "quantize": ("torchao",)}
 
