@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,10 +19,13 @@ from optkit.prune.groups import Units
 from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan
 from optkit.prune.probe import Probe
-from optkit.prune.record import record
+from optkit.prune.record import Recording, record
+from optkit.prune.rules import has_rule
 from optkit.prune.surgery import build_plan
 from optkit.prune.verify import evaluating
 from optkit.prune.walk import walk
+
+log = logging.getLogger(__name__)
 
 
 class Analysis:
@@ -118,17 +121,36 @@ def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def trace_model(model: nn.Module, inputs: Inputs) -> Trace:
     """Walk what runs in evaluation, and in training too if there are parameters that evaluation never reads."""
     first: dict[int, str] = {}
-    trace = Trace(aliases={name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)})
-    walk(record(model, inputs), trace)
-    idle = {name for name, _ in model.named_parameters()} - {name for name, count in trace.uses.items() if count}
-    if idle:
-        macs, calls = list(trace.macs), list(trace.calls)
-        model.train()
-        with contextlib.suppress(UserError):  # parameters that no run reaches stay whole
-            walk(record(model, inputs), trace)
-        trace.macs, trace.calls = macs, calls
-        model.eval()
+    aliases = {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model)}
+    evaluation, training = record(model, inputs, has_rule), None
+    spared: set[tuple[str, int]] = set()
+    while True:  # what must not become zero is known after a walk, and decides what is zero in the next
+        trace = Trace(aliases=aliases, spared=set(spared))
+        walk(evaluation, trace)
+        idle = sorted({name for name, _ in model.named_parameters()} - {n for n, count in trace.uses.items() if count})
+        if idle and not spared:
+            training = _record_training(model, inputs, idle)
+        if training is not None:
+            macs, calls = list(trace.macs), list(trace.calls)
+            walk(training, trace, training=True)
+            trace.macs, trace.calls = macs, calls
+        if trace.spared == spared:
+            break
+        spared = trace.spared
     for name, axes in trace.params.items():
         if not trace.uses[name]:
             trace.params[name] = [None] * len(axes)
     return trace
+
+
+def _record_training(model: nn.Module, inputs: Inputs, idle: Sequence[str]) -> Recording | None:
+    """What a model in evaluation mode runs in training mode, or None, if it cannot."""
+    model.train()
+    try:
+        return record(model, inputs, has_rule)
+    except UserError as error:
+        names = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
+        log.warning("evaluation does not use %s, and training mode cannot be traced; they stay whole: %s", names, error)
+        return None
+    finally:
+        model.eval()

@@ -24,9 +24,8 @@ from optkit.core.progress import track
 from optkit.core.variant import Variant
 from optkit.measure.turns import timing_turn
 from optkit.prune.blocks import Block, find_blocks
-from optkit.prune.graph import Trace
+from optkit.prune.graph import ERRORS, Trace
 from optkit.prune.groups import Units
-from optkit.prune.verify import ERRORS
 
 SHARES = (1.0, 0.5, 0.125)  # of the channels on either side; a product is bilinear in its sides, so few do
 PASSES = 3

@@ -60,7 +60,14 @@ def build_plan(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray
     attributes = all_attributes(model, trace, units, removed, guesses)
     scales = {name: [_factor(debts, units, removed, -1.0), offset] for name, (offset, debts) in trace.scales.items()}
     scales = {name: pair for name, pair in scales.items() if pair[0] != 1.0}
-    return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, scales, layers=layers)
+    norms = {name: [*pair] for name, pair in trace.norms.items() if pair[0] in cuts}
+    spared: dict[str, list[int]] = defaultdict(list)
+    for name, dim in sorted(trace.spared):
+        if str(dim) in cuts.get(name, {}):
+            spared[name].append(dim)
+    return CutPlan(
+        type(model).__name__, kept, cuts, shapes, attributes, scales, norms=norms, spared=dict(spared), layers=layers
+    )
 
 
 def all_attributes(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray, guesses: Guesses) -> list[list]:

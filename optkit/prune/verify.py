@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 
 from optkit.core.errors import StageError, UserError, first_line
 from optkit.prune.duplicate import duplicate, sharing
-from optkit.prune.graph import Inputs, Trace, call, tensors_of
+from optkit.prune.graph import ERRORS, Inputs, Trace, call
 from optkit.prune.groups import Units
-from optkit.prune.plan import CutPlan
-from optkit.prune.record import ERRORS, running
+from optkit.prune.nested import outputs_of
+from optkit.prune.plan import CutPlan, norms, scaled
+from optkit.prune.record import running
 
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
 
@@ -36,17 +37,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def zeroed(model: nn.Module, plan: CutPlan) -> dict[str, torch.Tensor]:
-    """The tensors that the plan cuts, dense, with everything it removes set to zero."""
+    """The tensors that the plan cuts, dense, with what it removes set to zero.
+
+    What the plan spares stays: the model divides by it, and something else makes these channels zero.
+    """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    result = {}
-    for name, dims in plan.indices().items():
-        tensor = tensors[name].detach().clone()
-        for dim, kept in dims.items():
-            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
-            gone[kept] = False
-            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
-        result[name] = tensor
+    result = {name: _emptied(tensors[name], dims, plan.spared.get(name, ())) for name, dims in plan.indices().items()}
+    for name, (direction, dim) in plan.norms.items():
+        g = scaled(tensors[name], norms(tensors[direction], dim), norms(result[direction], dim))
+        result[name] = _emptied(g, plan.indices().get(name, {}), ())
     return result
+
+
+def _emptied(tensor: torch.Tensor, kept: Mapping[int, torch.Tensor], spared: Sequence[int]) -> torch.Tensor:
+    tensor = tensor.detach().clone()
+    for dim, index in kept.items():
+        if dim not in spared:
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone[index] = False
+            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+    return tensor
 
 
 @contextmanager
@@ -87,7 +97,7 @@ def run(model: nn.Module, inputs: Inputs) -> Run:
     """Call a model that may not work."""
     with running(model) as stack, evaluating(model), torch.enable_grad():
         try:
-            return Run(tensors_of(call(model, inputs)))
+            return Run(outputs_of(call(model, inputs)))
         except ERRORS as error:
             return Run([], stack[-1] if stack else "", first_line(error))
 
@@ -116,7 +126,7 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def _deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, small: list[torch.Tensor]) -> float:
     with evaluating(model):
-        dense = tensors_of(_call_zeroed(model, plan, inputs))
+        dense = outputs_of(_call_zeroed(model, plan, inputs))
     if [t.shape for t in dense] != [t.shape for t in small]:
         return float("inf")
     pairs = [(a, b) for a, b in zip(dense, small, strict=True) if a.is_floating_point() and a.numel()]
