@@ -181,8 +181,15 @@ def missed(asked: float, reached: float) -> bool:
     return abs(reached - asked) > max(of_amount * asked, of_budget)
 
 
-def select(selector: Selector, meter: Metered, amount: float, budget: str) -> np.ndarray:
+def select(selector: Selector, meter: Metered, amount: float, budget: str, whole: Callable[[], str]) -> np.ndarray:
     """The cut whose cost is nearest to ``(1 - amount)`` of the whole.
+
+    Args:
+        selector: gives the cuts.
+        meter: their cost.
+        amount: share of the budget to remove.
+        budget: its name.
+        whole: says what keeps layers whole, for the message.
 
     Raises:
         UserError: if even the largest cut leaves clearly more than that.
@@ -192,7 +199,7 @@ def select(selector: Selector, meter: Metered, amount: float, budget: str) -> np
     if least > target + 0.01 * meter.total:
         share = 1 - least / meter.total if meter.total else 0.0
         raise UserError(
-            f"at most {share:.1%} of the {budget} can be cut from this model",
+            f"at most {share:.1%} of the {budget} can be cut from this model, because of {whole()}",
             key="amount",
             value=amount,
             fix="ask for less, protect less, or lower round_to or floor",

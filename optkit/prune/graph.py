@@ -38,7 +38,7 @@ class Value:
         debts: dimensions with n slices of which k stay, and the power of n / k that the value is off by.
         data: whether it depends on the model's inputs; the walk fills it in, as it does the next three.
         sources: the parameters and buffers that it is computed from, if it does not.
-        whole_by: why dimensions without labels stay whole: an operator in a module, or the model's inputs.
+        whole_by: for each dimension without labels why it stays whole: an operator in a module, or the model's inputs.
         dtype: of its elements.
     """
 
@@ -50,7 +50,7 @@ class Value:
     debts: Debts = ()
     data: bool = False
     sources: frozenset[str] = frozenset()
-    whole_by: str = ""
+    whole_by: list[str] = field(default_factory=list)
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -60,11 +60,6 @@ class Value:
     def labelled(self) -> bool:
         """Whether any dimension can be cut."""
         return any(axis is not None for axis in self.axes)
-
-    @property
-    def all_labelled(self) -> bool:
-        """Whether every dimension can be cut but those of size 1."""
-        return all(axis is not None for axis, size in zip(self.axes, self.shape, strict=True) if size > 1)
 
 
 @dataclass
@@ -104,6 +99,7 @@ class Trace:
         epsilons: (module, number added to a value with a debt, the debt).
         norms: weights g of a weight norm g * v / |v|: the name of v, and the dimension that has its own norms.
         spared: dimensions of tensors whose slices must not become zero, because the model divides by them, say.
+        random: the operators that draw random numbers in evaluation, and their modules.
         pointwise: what :mod:`optkit.prune.pointwise` found out about operators.
     """
 
@@ -122,6 +118,7 @@ class Trace:
     epsilons: list[tuple[str, float | None, Debts]] = field(default_factory=list)
     norms: dict[str, tuple[str, int]] = field(default_factory=dict)
     spared: set[tuple[str, int]] = field(default_factory=set)
+    random: list[str] = field(default_factory=list)
     pointwise: dict[Any, tuple[bool, tuple[int, ...]]] = field(default_factory=dict)
 
 

@@ -42,8 +42,8 @@ class CutPlan(Document):
         shapes: the dense shape of each of these tensors, checked before cutting.
         attributes: ``[module, attribute, dense value, cut value]``.
         scales: tensor name -> factor and offset: what stays of w becomes ``(w + offset) * factor - offset``.
-        norms: name of the g of a weight norm g * v / |v| -> name of its v and the dimension with norms of their own; g is
-            scaled by what the cut leaves of these norms.
+        norms: name of the g of a weight norm g * v / |v| -> name of its v and the dimension with norms of their own; g
+            is scaled by what the cut leaves of these norms.
         spared: tensor name -> dimensions whose removed slices cannot be zero, as the dense model divides by them.
         facts: criterion, budget, and what was reached, for the record.
         layers: for each group of units how many there were and how many are kept.
@@ -87,7 +87,7 @@ class CutPlan(Document):
         for name, (direction, dim) in self.norms.items():
             whole = self.indices().get(name, {})
             shrunk = index_all(norms(tensors[direction], dim), whole), norms(sliced[direction], dim)
-            sliced[name] = _like(tensors[name], scaled(sliced.get(name, tensors[name]), *shrunk))
+            sliced[name] = like(tensors[name], scaled(sliced.get(name, tensors[name]), *shrunk))
         cut = duplicate(model, {id(tensors[name]): tensor for name, tensor in sliced.items()})
         self._resize(cut)
         return cut
@@ -129,7 +129,7 @@ def norms(v: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def scaled(g: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """The weights of norms that were ``before`` and are ``after``, so that what is left of g * v / |v| stays as it is."""
+    """The g of a weight norm g * v / |v| whose norms were ``before`` and are ``after``, so that it stays as it is."""
     factor = torch.where(before > 0, after / before, 1.0)
     return (g.detach() * factor.view_as(g)).to(g.dtype)
 
@@ -143,9 +143,9 @@ def index_all(data: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor
 
 def _sliced(tensor: torch.Tensor, kept: dict[int, torch.Tensor], factor: float, offset: float) -> torch.Tensor:
     data = index_all(tensor.detach(), kept)
-    return _like(tensor, (data + offset) * factor - offset if factor != 1.0 else data)
+    return like(tensor, (data + offset) * factor - offset if factor != 1.0 else data)
 
 
-def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """A parameter or buffer in place of another."""
     return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from optkit.core.errors import first_line
+from optkit.prune import rules_complex as complex_numbers
 from optkit.prune import rules_compute as compute
 from optkit.prune import rules_layout as layout
 from optkit.prune import rules_pick as pick
@@ -165,6 +166,7 @@ _RULES: dict[str, Rule] = {
     **pick.RULES,
     **compute.RULES,
     **recurrent.RULES,
+    **complex_numbers.RULES,
     "sum": reduce_sum,
     "linalg_vector_norm": vector_norm,
     "norm": vector_norm,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from optkit.core.errors import StageError, UserError, first_line
 from optkit.prune.duplicate import duplicate, sharing
 from optkit.prune.graph import ERRORS, Inputs, Trace, call
 from optkit.prune.groups import Units
-from optkit.prune.nested import outputs_of
-from optkit.prune.plan import CutPlan, norms, scaled
+from optkit.prune.nested import outputs_of, tensors_of
+from optkit.prune.plan import CutPlan, like, norms, scaled
 from optkit.prune.record import running
 
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
@@ -95,7 +95,7 @@ class Run:
 
 def run(model: nn.Module, inputs: Inputs) -> Run:
     """Call a model that may not work."""
-    with running(model) as stack, evaluating(model), torch.enable_grad():
+    with running(model) as stack, evaluating(model), torch.enable_grad(), same_draws(inputs):
         try:
             return Run(outputs_of(call(model, inputs)))
         except ERRORS as error:
@@ -114,13 +114,18 @@ def deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, outputs: list[tor
     found = _deviation(model, plan, inputs, outputs)
     if TOLERANCE <= found < 0.1:
         inputs = pytree.tree_map_only(torch.Tensor, _double, inputs)
-        model = duplicate(model, {}).double()
+        tensors = [*model.parameters(), *model.buffers()]
+        model = duplicate(model, {id(tensor): like(tensor, _double(tensor.detach())) for tensor in tensors})
         found = _deviation(model, plan, inputs, run(plan.apply(model), inputs).outputs)
     return found
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64)) if _is_inexact(tensor) else tensor
+
+
+def _is_inexact(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @torch.no_grad()
@@ -129,7 +134,7 @@ def _deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, small: list[torc
         dense = outputs_of(_call_zeroed(model, plan, inputs))
     if [t.shape for t in dense] != [t.shape for t in small]:
         return float("inf")
-    pairs = [(a, b) for a, b in zip(dense, small, strict=True) if a.is_floating_point() and a.numel()]
+    pairs = [(a, b) for a, b in zip(dense, small, strict=True) if _is_inexact(a) and a.numel()]
     if pairs and not any(a.isfinite().any() for a, _ in pairs):
         raise UserError(
             f"the outputs of {type(model).__name__} are not finite, so that no cut can be checked",
@@ -140,6 +145,7 @@ def _deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, small: list[torc
 
 
 def _difference(dense: torch.Tensor, small: torch.Tensor) -> float:
+    dense, small = (torch.view_as_real(t) if t.is_complex() else t for t in (dense, small))
     known = dense.isfinite()
     if not torch.equal(dense[~known].nan_to_num(), small[~known].nan_to_num()):
         return math.inf
@@ -153,7 +159,30 @@ def _difference(dense: torch.Tensor, small: torch.Tensor) -> float:
 
 def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    return torch.func.functional_call(sharing(model), zeroed(model, plan), args, kwargs)
+    with same_draws(inputs):
+        return torch.func.functional_call(sharing(model), zeroed(model, plan), args, kwargs)
+
+
+@contextmanager
+def same_draws(inputs: Inputs) -> Iterator[None]:
+    """Inside, a model draws the same random numbers every time; afterwards the generators are as before."""
+    devices = sorted({t.device.index for t in tensors_of(inputs) if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(0)
+        yield
+
+
+@torch.no_grad()
+def repeats(model: nn.Module, inputs: Inputs, seeded: bool) -> bool:
+    """Whether two runs of a model give the same outputs: with the same random numbers, or with others."""
+    with evaluating(model):
+        runs = []
+        for _ in range(2):
+            with same_draws(inputs) if seeded else nullcontext():
+                runs.append(outputs_of(call(sharing(model), inputs)))
+    return all(_difference(a, b) < TOLERANCE for a, b in zip(*runs, strict=True) if _is_inexact(a) and a.numel())
 
 
 @torch.no_grad()
@@ -173,7 +202,7 @@ def diverging_module(
                         found = units.of(axis)
                         index = np.flatnonzero(~((found >= 0) & removed[found]))
                         output = output.index_select(dim, torch.from_numpy(index).to(output.device))
-                record.append((name, float(output.double().square().sum()), tuple(output.shape)))
+                record.append((name, float(output.abs().double().square().sum()), tuple(output.shape)))
 
         return [m.register_forward_hook(lambda _m, _i, o, n=n: hook(n, o)) for n, m in root.named_modules()]
 
@@ -213,7 +242,8 @@ def check_gradient(cut: nn.Module, outputs: list[torch.Tensor]) -> None:
     try:
         if outputs:
             with torch.enable_grad():
-                torch.autograd.backward([tensor.float().sum() for tensor in outputs])
+                reals = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in outputs]
+                torch.autograd.backward([tensor.float().sum() for tensor in reals])
     except ERRORS as error:
         raise StageError(f"the cut model fails in the backward pass: {first_line(error)}") from error
     reached = any(p.grad is not None for p in cut.parameters())

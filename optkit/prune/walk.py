@@ -57,8 +57,8 @@ def _parameter(name: str, tensor: torch.Tensor, trace: Trace, uses: int) -> Valu
 def _value(tensor: torch.Tensor, env: dict[int, Value]) -> Value:
     """What is known of a tensor; one that no operator has made is an input."""
     if id(tensor) not in env:
-        value = blank(tuple(tensor.shape))
-        value.dtype, value.data, value.whole_by = tensor.dtype, True, INPUT
+        value = blank(tuple(tensor.shape), INPUT)
+        value.dtype, value.data = tensor.dtype, True
         env[id(tensor)] = value
     return env[id(tensor)]
 
@@ -69,9 +69,11 @@ def _carry(step: Step, env: dict[int, Value], trace: Trace, reads: Counter[int],
     space.operator = f"{operator_name(called)} in {step.where or 'the model'}"
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _value(t, env), (step.args, step.kwargs))
     held = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Value)]
-    space.whole_by = next((v.whole_by for v in held if v.whole_by and not v.all_labelled), "")
+    reasons = [reason for v in held for _, reason in _whole(v)]
+    space.whole_by = next((r for r in reasons if r != INPUT), INPUT if reasons else "")
     counted, frozen = len(trace.macs), len(space.frozen)
     if not training and draws(step.target, args, kwargs):
+        trace.random.append(space.operator)
         space.operator += ", which is random"
         result = freeze_all(trace, step.shapes, held)
     else:
@@ -83,7 +85,7 @@ def _carry(step: Step, env: dict[int, Value], trace: Trace, reads: Counter[int],
             value.dtype = tensor.dtype
             value.data = any(v.data for v in held)
             value.sources = frozenset() if value.data else frozenset().union(*(v.sources for v in held))
-            value.whole_by = space.operator if stopped else value.whole_by or space.whole_by
+            value.whole_by = value.whole_by or _inherited(value, held, space.operator if stopped else space.whole_by)
             if reads[id(tensor)] > 1:
                 value.param = ""  # a factor may be made up for in one place only
     trace.calls.append(Call(step.target, args, kwargs, result, len(trace.macs) > counted))
@@ -93,6 +95,22 @@ def _carry(step: Step, env: dict[int, Value], trace: Trace, reads: Counter[int],
     labels = [axis for v in held for axis in v.axes if axis is not None]
     if labels:
         trace.touched.append((step.where, labels))
+
+
+def _whole(value: Value) -> list[tuple[int, str]]:
+    """Dimensions that stay whole, counted from the last (-1), and why."""
+    rank = len(value.shape)
+    found = zip(range(-rank, 0), value.axes, value.shape, value.whole_by, strict=False)
+    return [(k, reason) for k, axis, size, reason in found if axis is None and size > 1 and reason]
+
+
+def _inherited(value: Value, held: list[Value], reason: str) -> list[str]:
+    """Why dimensions of a result stay whole: as those of operands at the same place do, or for another reason."""
+    reasons = [reason] * len(value.shape)
+    for k, earlier in [pair for v in reversed(held) for pair in _whole(v)]:
+        if -k <= len(reasons):
+            reasons[k] = earlier
+    return reasons
 
 
 def _check_norms(recording: Recording, trace: Trace, reads: Counter[int]) -> None:
