@@ -57,7 +57,7 @@ class Analysis:
         self.trace = trace_model(self.model, inputs, protect)
         self._probe = Probe(self.model, inputs, self.trace)
         self._resolve()
-        if self.trace.random and not repeats(self.model, inputs, seeded=False):
+        if self.trace.random and not repeats(self.model, inputs, seeds=(0, 1)):
             drawn = ", ".join(dict.fromkeys(self.trace.random))
             text = "two runs of %s on the same inputs differ in evaluation mode: %s; what reaches these stays whole"
             log.warning(text, type(self.model).__name__, drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -88,12 +89,16 @@ class Probe:
         if deviation(self.model, plan, self.inputs, found.outputs) < TOLERANCE:
             check_gradient(cut, found.outputs)
             return None
-        if not repeats(self.model, self.inputs, seeded=True):
+        if not self._repeats:
             fix = "draw random numbers by torch, or none in evaluation mode"
             message = f"two runs of {type(self.model).__name__} on the same inputs differ: no cut can be checked"
             raise UserError(message, key="model", fix=fix)
         where = diverging_module(self.model, cut, plan, self.inputs, self.trace, units, removed)
         return Run([], where, "other outputs")
+
+    @functools.cached_property
+    def _repeats(self) -> bool:
+        return repeats(self.model, self.inputs)
 
     def _guess_again(self, where: str) -> bool:
         """Move on to the next reading of the attributes of the failing module or of the one that holds it."""

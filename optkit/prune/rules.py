@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ COPIES = frozenset(_COPIES.split())  # the same elements, which torch does not c
 _VIEWS = frozenset("view reshape unsqueeze squeeze expand permute transpose t flatten _unsafe_view".split())
 
 
+@functools.cache
 def has_rule(target: Any) -> bool:
     """Whether labels can be carried through an operator as it is, or it has to be taken apart if that can be done."""
     name = operator_name(target)

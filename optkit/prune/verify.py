@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,23 +164,23 @@ def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:
 
 
 @contextmanager
-def same_draws(inputs: Inputs) -> Iterator[None]:
-    """Inside, a model draws the same random numbers every time; afterwards the generators are as before."""
+def same_draws(inputs: Inputs, seed: int = 0) -> Iterator[None]:
+    """Inside, a model draws the random numbers of this seed; afterwards the generators are as before."""
     devices = sorted({t.device.index for t in tensors_of(inputs) if t.device.type == "cuda"})
     with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(seed)
         for device in devices:
-            torch.cuda.default_generators[device].manual_seed(0)
+            torch.cuda.default_generators[device].manual_seed(seed)
         yield
 
 
 @torch.no_grad()
-def repeats(model: nn.Module, inputs: Inputs, seeded: bool) -> bool:
-    """Whether two runs of a model give the same outputs: with the same random numbers, or with others."""
+def repeats(model: nn.Module, inputs: Inputs, seeds: tuple[int, int] = (0, 0)) -> bool:
+    """Whether two runs of a model give the same outputs, with random numbers of these seeds."""
+    runs = []
     with evaluating(model):
-        runs = []
-        for _ in range(2):
-            with same_draws(inputs) if seeded else nullcontext():
+        for seed in seeds:
+            with same_draws(inputs, seed):
                 runs.append(outputs_of(call(sharing(model), inputs)))
     return all(_difference(a, b) < TOLERANCE for a, b in zip(*runs, strict=True) if _is_inexact(a) and a.numel())
 

@@ -12,7 +12,7 @@ from optkit.prune.labels import Resolved
 from optkit.prune.walk import INPUT, OUTPUT
 
 MOST = 4  # reasons that are told of one dimension, and names in a message
-COUPLED = "coupled by a view to what stays whole"
+COUPLED = "what it is coupled to stays whole"
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,36 @@ def why_frozen(trace: Trace, resolved: Resolved) -> dict[str, list[str]]:
 
 
 def _reasons(trace: Trace, resolved: Resolved) -> dict[tuple[str, int], list[str]]:
-    unsaid = [np.zeros(0, np.int64)]  # classes that are kept whole without a word, such as the sizes of kernels
     sets: list[tuple[str, ...]] = [()]  # the different sets of reasons, and for each class the one that it has
     held = np.zeros(int(resolved.loose.max()) + 1, np.int64)
+    unsaid = np.zeros(held.size, bool)  # kept whole without a word, such as the sizes of kernels
     for labels, reason in trace.space.frozen:
         classes = np.unique(resolved.loose[labels])
-        if not reason:
-            unsaid.append(classes)
+        unsaid[classes] |= not reason
         before = held[classes]
         for number in np.unique(before):
             if reason and reason not in sets[number]:
                 held[classes[before == number]] = len(sets)
                 sets.append((*sets[number], reason))
-    report, silent = {}, np.concatenate(unsaid)
+    _spread(trace, resolved, held, sets)
+    report = {}
     for name, axes in trace.params.items():
         for dim, axis in enumerate(axes):
             if axis is not None and not resolved.classes[axis].any():
-                found = dict.fromkeys(r for k in np.unique(held[resolved.loose[axis]]) for r in sets[k])
-                if found or not np.isin(resolved.loose[axis], silent).all():
+                classes = np.unique(resolved.loose[axis])
+                found = dict.fromkeys(r for k in np.unique(held[classes]) for r in sets[k])
+                if found or not unsaid[classes].all():
                     report[name, dim] = list(found)[:MOST] or [COUPLED]
     return report
+
+
+def _spread(trace: Trace, resolved: Resolved, held: np.ndarray, sets: list[tuple[str, ...]]) -> None:
+    """Give the reasons of one side of a view, such as a split into heads, to the other, if that has none."""
+    for product in [*trace.space.products, *reversed(trace.space.products)]:
+        labels = np.concatenate([product.grid.ravel(), *product.axes])
+        classes = np.unique(resolved.loose[labels[resolved.classes[labels] == 0]])
+        bare = classes[held[classes] == 0]
+        found = dict.fromkeys(reason for k in np.unique(held[classes]) for reason in sets[k])
+        if bare.size and found:
+            held[bare] = len(sets)
+            sets.append(tuple(found))
