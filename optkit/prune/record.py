@@ -224,7 +224,7 @@ def _shape(value: Any) -> Any:
     return Shape(tuple(value.shape)) if isinstance(value, torch.Tensor) else value
 
 
-def record(model: nn.Module, inputs: Inputs, is_known: Callable[[Any], bool]) -> Recording:
+def record(model: nn.Module, inputs: Inputs, is_known: Callable[[Any], bool] | None = None) -> Recording:
     """The operators of one run of a model as it stands (training or evaluation mode), with static shapes.
 
     These are the operators that a graph of ``torch.export`` holds (linear, layer norm, attention stay whole), in a
@@ -235,6 +235,7 @@ def record(model: nn.Module, inputs: Inputs, is_known: Callable[[Any], bool]) ->
         model: any module.
         inputs: a tuple of arguments or a dict of keyword arguments.
         is_known: says of an operator whether it is recorded as it is; others are taken apart where torch knows how.
+            None records all as they are.
 
     Raises:
         UserError: if the inputs are neither a tuple nor a mapping, or the model cannot run on fake tensors.
@@ -256,7 +257,7 @@ def record(model: nn.Module, inputs: Inputs, is_known: Callable[[Any], bool]) ->
             running(model) as stack,
             torch.inference_mode(),
             fake,
-            _Recorder(stack, fake, is_known) as recorder,
+            _Recorder(stack, fake, is_known or (lambda _: True)) as recorder,
         ):
             outputs = outputs_of(call(model, copies))
     except ERRORS as error:

@@ -17,8 +17,9 @@ from optkit.core.errors import StageError, UserError, first_line
 from optkit.prune.duplicate import duplicate, sharing
 from optkit.prune.graph import ERRORS, Inputs, Trace, call
 from optkit.prune.groups import Units
-from optkit.prune.nested import outputs_of, tensors_of
+from optkit.prune.nested import outputs_of
 from optkit.prune.plan import CutPlan, like, norms, scaled
+from optkit.prune.randomness import same_draws
 from optkit.prune.record import running
 
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
@@ -163,17 +164,6 @@ def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:
         return torch.func.functional_call(sharing(model), zeroed(model, plan), args, kwargs)
 
 
-@contextmanager
-def same_draws(inputs: Inputs, seed: int = 0) -> Iterator[None]:
-    """Inside, a model draws the random numbers of this seed; afterwards the generators are as before."""
-    devices = sorted({t.device.index for t in tensors_of(inputs) if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed)
-        yield
-
-
 @torch.no_grad()
 def repeats(model: nn.Module, inputs: Inputs, seeds: tuple[int, int] = (0, 0)) -> bool:
     """Whether two runs of a model give the same outputs, with random numbers of these seeds."""
@@ -209,7 +199,8 @@ def diverging_module(
     handles = watch(model, dense, True) + watch(cut, small, False)
     try:
         with evaluating(model), evaluating(cut):
-            call(cut, inputs)
+            with same_draws(inputs):
+                call(cut, inputs)
             _call_zeroed(model, plan, inputs)
     finally:
         for handle in handles:
