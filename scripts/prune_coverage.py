@@ -40,7 +40,8 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     """Prune one model and check the result."""
     from optkit.core.errors import OptkitError
     from optkit.prune import CutPlan, prune_structured
-    from optkit.prune.graph import call, tensors_of
+    from optkit.prune.graph import call
+    from optkit.prune.nested import outputs_of
     from optkit.prune.verify import deviation, run
 
     torch.manual_seed(0)
@@ -61,17 +62,17 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     del model
     fresh = CutPlan.from_json(plan.to_json()).apply(make()).eval()
     fresh.load_state_dict(pruned.state_dict())
-    outputs, again = tensors_of(call(pruned, inputs)), tensors_of(call(fresh, inputs))
+    outputs, again = outputs_of(call(pruned, inputs)), outputs_of(call(fresh, inputs))
     row["replays"] = type(fresh) is type(pruned) and all(map(torch.equal, again, outputs))
     del fresh, again
     torch.autograd.backward([t.float().sum() for t in outputs if t.requires_grad])
     row["trains"] = all(t.isfinite().all() for t in outputs) and any(p.grad is not None for p in pruned.parameters())
     if deep:
         _return_no_cache(pruned)
-        outputs = tensors_of(call(pruned, inputs))
+        outputs = outputs_of(call(pruned, inputs))
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         torch.export.export(pruned, args, kwargs, strict=False)
-        compiled = tensors_of(call(torch.compile(copy.deepcopy(pruned), backend="aot_eager"), inputs))
+        compiled = outputs_of(call(torch.compile(copy.deepcopy(pruned), backend="aot_eager"), inputs))
         row["compiles"] = all(torch.allclose(a, b, atol=1e-3) for a, b in zip(compiled, outputs, strict=True))
     return row
 

@@ -1,5 +1,6 @@
 """Pruning: masks and structured cuts as pure functions, and their stages."""
 
+from optkit.prune.analysis import kept_whole
 from optkit.prune.curves import Curve, Sensitivity, sensitivity
 from optkit.prune.depth import DepthPlan, Shortened, prune_depth
 from optkit.prune.gradual import GradualMasks, GradualPruning, cubic_sparsity
@@ -25,6 +26,7 @@ __all__ = [
     "StructuredPruning",
     "apply_masks_",
     "cubic_sparsity",
+    "kept_whole",
     "magnitude_masks",
     "prune_depth",
     "prune_structured",

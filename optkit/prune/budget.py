@@ -181,8 +181,17 @@ def missed(asked: float, reached: float) -> bool:
     return abs(reached - asked) > max(of_amount * asked, of_budget)
 
 
-def select(selector: Selector, meter: Metered, amount: float, budget: str) -> np.ndarray:
+def select(
+    selector: Selector, meter: Metered, amount: float, budget: str, whole: Callable[[], str] | None = None
+) -> np.ndarray:
     """The cut whose cost is nearest to ``(1 - amount)`` of the whole.
+
+    Args:
+        selector: gives the cuts.
+        meter: their cost.
+        amount: share of the budget to remove.
+        budget: its name.
+        whole: says what keeps layers whole, for the message; called if it is needed.
 
     Raises:
         UserError: if even the largest cut leaves clearly more than that.
@@ -191,8 +200,9 @@ def select(selector: Selector, meter: Metered, amount: float, budget: str) -> np
     least = meter(selector.cut(selector.most))
     if least > target + 0.01 * meter.total:
         share = 1 - least / meter.total if meter.total else 0.0
+        because = f", because of {whole()}" if whole else ""
         raise UserError(
-            f"at most {share:.1%} of the {budget} can be cut from this model",
+            f"at most {share:.1%} of the {budget} can be cut from this model{because}",
             key="amount",
             value=amount,
             fix="ask for less, protect less, or lower round_to or floor",

@@ -57,6 +57,7 @@ class Importance:
         batches: data for the criteria in ``NEED_DATA``.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for these.
         seed: of the random criterion.
+        norms: weight norms g * v / |v|: the name of each g with that of its v and the dimension with norms of its own.
     """
 
     def __init__(
@@ -67,11 +68,14 @@ class Importance:
         batches: Iterable[Any] | None,
         loss_fn: LossFn | None,
         seed: int,
+        norms: Mapping[str, tuple[str, int]] | None = None,
     ):
         self.criterion, self._dims, self._seed = criterion, dims, seed
         self._tables: list[Slices] = []  # one, or one for each batch where the criterion squares sums
         self._squares: Slices = {}
-        params = {name: p.detach() for name, p in model.named_parameters()}
+        params = {name: p.detach().abs() if p.is_complex() else p.detach() for name, p in model.named_parameters()}
+        for g, (v, dim) in (norms or {}).items():  # the length of v says nothing; the weight is what counts
+            params[v], params[g] = torch._weight_norm(params[v], params[g], dim), torch.zeros_like(params[g])
         if criterion not in ("random", "l1"):
             self._squares = self._sums((name, p.float().square()) for name, p in params.items())
         if criterion == "l1":

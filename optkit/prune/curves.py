@@ -136,6 +136,7 @@ def sensitivity(
         check_share("shares", share)
     batches = data_for(criterion, batches, loss_fn)
     analysis, found = Analysis(model, example_inputs, protect), None
+    model = analysis.model
     importance = analysis.importance(criterion, batches, loss_fn, seed)
     while found is None:  # zeroing stands for cutting only where a cut of every group has been tried
         selector = Selector(analysis.units, analysis.scores(importance), "local", 1, seed)

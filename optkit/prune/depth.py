@@ -20,6 +20,7 @@ from optkit.core.progress import track
 from optkit.models.hf_config import depth_entries, set_entries
 from optkit.models.stacks import Inputs, Stack, find_stacks, structure_of
 from optkit.prune.verify import check_runs
+from optkit.prune.wrappers import unwrapped
 
 log = logging.getLogger(__name__)
 ORDERS = ("loss", "position")
@@ -94,6 +95,7 @@ def prune_depth(
         StageError: the shorter model does not run, or ``evaluate`` gives no finite number.
     """
     check_depth(amount, keep, by)
+    model = unwrapped(model)
     stacks = removable(model, example_inputs)
     names = [name for stack in stacks for name in stack.block_paths()]
     left = how_many_stay(names, amount, keep)

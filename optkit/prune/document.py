@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -37,7 +37,9 @@ class Document:
         if not isinstance(data, Mapping) or data.get("format") != cls.format:
             raise UserError(f"not a {cls.what}", fix=f"its format must be {cls.format}")
         values = {key: value for key, value in data.items() if key != "format"}
-        if set(values) != {f.name for f in fields(cls)}:
+        known = {f.name for f in fields(cls)}
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        if not needed <= set(values) <= known:
             raise UserError(f"not a whole {cls.what}", fix=f"its keys must be {', '.join(f.name for f in fields(cls))}")
         return cls(**values)
 

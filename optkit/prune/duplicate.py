@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from optkit.prune.graph import tensors_of
+from optkit.prune.nested import tensors_of
 
 
 def duplicate(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:

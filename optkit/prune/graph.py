@@ -14,6 +14,8 @@ from optkit.prune.labels import Axis, LabelSpace
 
 Inputs = tuple | Mapping[str, Any]
 Debts = tuple[tuple[np.ndarray, float], ...]
+# what a model, or an operator of it, raises that cannot do with what it is given
+ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Value:
         param: the parameter or buffer it is, if it is one (perhaps in another type).
         offset: what was added to that parameter.
         debts: dimensions with n slices of which k stay, and the power of n / k that the value is off by.
-        dtype: of its elements; the walk fills it in.
+        data: whether it depends on the model's inputs; the walk fills it in, as it does the next three.
+        sources: the parameters and buffers that it is computed from, if it does not.
+        whole_by: for each dimension without labels why it stays whole: an operator in a module, or the model's inputs.
+        dtype: of its elements.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +48,9 @@ class Value:
     param: str = ""
     offset: float = 0.0
     debts: Debts = ()
+    data: bool = False
+    sources: frozenset[str] = frozenset()
+    whole_by: list[str] = field(default_factory=list)
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -89,6 +97,10 @@ class Trace:
         uses: how often each parameter is read; one that is read never cannot be cut.
         scales: parameters that make up for a debt: the offset they are used with, and the debt.
         epsilons: (module, number added to a value with a debt, the debt).
+        norms: weights g of a weight norm g * v / |v|: the name of v, and the dimension that has its own norms.
+        spared: dimensions of tensors whose slices must not become zero, because the model divides by them, say.
+        random: the operators that draw random numbers in evaluation, and their modules.
+        pointwise: what :mod:`optkit.prune.pointwise` found out about operators.
     """
 
     space: LabelSpace = field(default_factory=LabelSpace)
@@ -104,17 +116,10 @@ class Trace:
     uses: dict[str, int] = field(default_factory=dict)
     scales: dict[str, tuple[float, Debts]] = field(default_factory=dict)
     epsilons: list[tuple[str, float | None, Debts]] = field(default_factory=list)
-
-
-def tensors_of(output: Any) -> list[torch.Tensor]:
-    """The tensors in nested tuples, lists and mappings, in order."""
-    if isinstance(output, torch.Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        return [tensor for item in output for tensor in tensors_of(item)]
-    return []
+    norms: dict[str, tuple[str, int]] = field(default_factory=dict)
+    spared: set[tuple[str, int]] = field(default_factory=set)
+    random: list[str] = field(default_factory=list)
+    pointwise: dict[Any, tuple[bool, tuple[int, ...]]] = field(default_factory=dict)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

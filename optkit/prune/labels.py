@@ -51,12 +51,18 @@ class Resolved:
 
 
 class LabelSpace:
-    """Labels and what is known about them; label 0 stands for "never cut"."""
+    """Labels and what is known about them; label 0 stands for "never cut".
+
+    Attributes:
+        where, operator: what is being walked: the path of a module, and the operator that it calls.
+        whole_by: why dimensions without labels that reach the operator stay whole, or ``""``.
+    """
 
     def __init__(self) -> None:
         self.size = 1
         self.where = ""
         self.operator = ""
+        self.whole_by = ""
         self.products: list[Product] = []
         self.frozen: list[tuple[np.ndarray, str]] = []
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
@@ -73,8 +79,8 @@ class LabelSpace:
     def tie(self, a: Axis, b: Axis) -> Axis:
         """Make two dimensions of equal size be cut together; returns the one that stands for both."""
         if a is None or b is None:
-            self.freeze(a)
-            self.freeze(b)
+            for labels in (a, b):
+                self.freeze(labels, self.whole_by or self.operator)
             return None
         if a.size != b.size:
             raise ValueError(f"{a.size} labels meet {b.size}")

@@ -21,8 +21,9 @@ from optkit.engines import ENGINES
 from optkit.measure.latency import interleaved
 from optkit.prune.analysis import Analysis
 from optkit.prune.budget import Selector, TooSmallError, nearest
-from optkit.prune.graph import Inputs, call, tensors_of
+from optkit.prune.graph import Inputs, call
 from optkit.prune.latency_table import NOTHING, LatencyTable
+from optkit.prune.nested import outputs_of
 from optkit.prune.plan import CutPlan
 from optkit.prune.verify import evaluating
 
@@ -208,7 +209,7 @@ class Positional(nn.Module):
         """The tensors in the output of the model."""
         rest = iter(tensors)
         inputs = pytree.tree_unflatten([next(rest) if leaf is Tensor else leaf for leaf in self._fixed], self._spec)
-        return tensors_of(call(self.model, inputs))
+        return outputs_of(call(self.model, inputs))
 
 
 def width(found: Estimate) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -19,14 +20,16 @@ from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.code import code_digest, version_of
 from optkit.core.engine import Engine, Session
 from optkit.core.environment import cpu
-from optkit.core.errors import StageError
+from optkit.core.errors import StageError, first_line
 from optkit.core.progress import track
 from optkit.core.variant import Variant
 from optkit.measure.turns import timing_turn
 from optkit.prune.blocks import Block, find_blocks
-from optkit.prune.graph import Trace
+from optkit.prune.graph import ERRORS, Trace
 from optkit.prune.groups import Units
-from optkit.prune.verify import ERRORS
+from optkit.prune.rules import operator_name
+
+log = logging.getLogger(__name__)
 
 SHARES = (1.0, 0.5, 0.125)  # of the channels on either side; a product is bilinear in its sides, so few do
 PASSES = 3
@@ -118,19 +121,30 @@ class LatencyTable:
         ]
         kept = [[block.kept(self._units, cut)[side] for cut in ladder] for side, ladder in enumerate(ladders)]
         modelled = sum(timed is None for row in grid for timed in row)
-        names = [str(call.target).removeprefix("aten.").split(".")[0] for call in block.calls]
-        return {"block": names, "in": kept[0], "out": kept[1], "ms": np.round(ms, 6).tolist(), "modelled": modelled}
+        return {
+            "block": _names(block),
+            "in": kept[0],
+            "out": kept[1],
+            "ms": np.round(ms, 6).tolist(),
+            "modelled": modelled,
+        }
 
     def _session(self, block: Block, removed: np.ndarray) -> Timed | None:
         try:
             return self._compile(*block.build(self._units, removed, self._channels_last))
-        except (*ERRORS, StageError):
+        except (*ERRORS, StageError) as error:
+            text = "a block is estimated from its size, as it does not run (%s): %s: %s"
+            log.info(text, ", ".join(_names(block)), type(error).__name__, first_line(error))
             return None
 
     def _compile(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Timed:
         session = self._engine.compile(module, NOTHING, inputs)
         session(*inputs)
         return Timed(session, inputs)
+
+
+def _names(block: Block) -> list[str]:
+    return [operator_name(call.target) for call in block.calls]
 
 
 def where(engine: Engine, threads: int) -> dict[str, Any]:

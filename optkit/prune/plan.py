@@ -42,6 +42,9 @@ class CutPlan(Document):
         shapes: the dense shape of each of these tensors, checked before cutting.
         attributes: ``[module, attribute, dense value, cut value]``.
         scales: tensor name -> factor and offset: what stays of w becomes ``(w + offset) * factor - offset``.
+        norms: name of the g of a weight norm g * v / |v| -> name of its v and the dimension with norms of their own; g
+            is scaled by what the cut leaves of these norms.
+        spared: tensor name -> dimensions whose removed slices cannot be zero, as the dense model divides by them.
         facts: criterion, budget, and what was reached, for the record.
         layers: for each group of units how many there were and how many are kept.
         frozen: for each layer dimension that stays whole, the operators that froze it.
@@ -53,6 +56,8 @@ class CutPlan(Document):
     shapes: dict[str, list[int]]
     attributes: list[list[Any]]
     scales: dict[str, list[float]] = field(default_factory=dict)
+    norms: dict[str, list[Any]] = field(default_factory=dict)
+    spared: dict[str, list[int]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
     frozen: dict[str, list[str]] = field(default_factory=dict)
@@ -72,14 +77,18 @@ class CutPlan(Document):
             UserError: if the instance is not the dense model that the plan was made for.
         """
         tensors = dict([*model.named_parameters(), *model.named_buffers()])
-        sliced: dict[int, torch.Tensor] = {}
+        sliced: dict[str, torch.Tensor] = {}
         for name, dims in self.indices().items():
             tensor = tensors.get(name)
             if tensor is None or list(tensor.shape) != self.shapes[name]:
                 found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}, not {self.shapes[name]}"
                 raise UserError(f"{name} {found}", fix=f"apply the plan to a fresh dense {self.model}")
-            sliced[id(tensor)] = _sliced(tensor, dims, *self.scales.get(name, (1.0, 0.0)))
-        cut = duplicate(model, sliced)
+            sliced[name] = _sliced(tensor, dims, *self.scales.get(name, (1.0, 0.0)))
+        for name, (direction, dim) in self.norms.items():
+            whole = self.indices().get(name, {})
+            shrunk = index_all(norms(tensors[direction], dim), whole), norms(sliced[direction], dim)
+            sliced[name] = like(tensors[name], scaled(sliced.get(name, tensors[name]), *shrunk))
+        cut = duplicate(model, {id(tensors[name]): tensor for name, tensor in sliced.items()})
         self._resize(cut)
         return cut
 
@@ -112,12 +121,31 @@ class CutPlan(Document):
         return "\n".join(lines)
 
 
-def _sliced(tensor: torch.Tensor, kept: dict[int, torch.Tensor], factor: float, offset: float) -> torch.Tensor:
-    data = tensor.detach()
+def norms(v: torch.Tensor, dim: int) -> torch.Tensor:
+    """The Euclidean norms of the slices of ``v`` along ``dim``, or of all of it (-1), in double precision."""
+    squares = v.detach().double().square()
+    dims = [d for d in range(v.ndim) if d != dim]
+    return squares.sum(dims, keepdim=dim >= 0).sqrt() if dims else squares.sqrt()
+
+
+def scaled(g: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """The g of a weight norm g * v / |v| whose norms were ``before`` and are ``after``, so that it stays as it is."""
+    factor = torch.where(before > 0, after / before, 1.0)
+    return (g.detach() * factor.view_as(g)).to(g.dtype)
+
+
+def index_all(data: torch.Tensor, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Kept indices of several dimensions."""
     for dim, index in kept.items():
         data = data.index_select(dim, index.to(data.device))
-    if factor != 1.0:
-        data = (data + offset) * factor - offset
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data
+
+
+def _sliced(tensor: torch.Tensor, kept: dict[int, torch.Tensor], factor: float, offset: float) -> torch.Tensor:
+    data = index_all(tensor.detach(), kept)
+    return like(tensor, (data + offset) * factor - offset if factor != 1.0 else data)
+
+
+def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """A parameter or buffer in place of another."""
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

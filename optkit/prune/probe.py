@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
-from optkit.core.errors import StageError
+from optkit.core.errors import StageError, UserError
 from optkit.prune.graph import Inputs, Trace
 from optkit.prune.groups import Units, find_units
 from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan
 from optkit.prune.surgery import Guesses, Key, all_attributes, build_plan
-from optkit.prune.verify import TOLERANCE, Run, check_gradient, deviation, diverging_module, run
+from optkit.prune.verify import TOLERANCE, Run, check_gradient, deviation, diverging_module, repeats, run
 
 MAX_GUESSES = 24  # combinations of attribute meanings tried per class
+
+log = logging.getLogger(__name__)
 
 
 class Probe:
@@ -63,7 +67,9 @@ class Probe:
         cut = plan.apply(self.model)
         failed = False
         while found := self._trial(plan, cut, units, removed):
+            log.debug("a trial cut fails in %s: %s", found.where or "the model", found.problem)
             if not self._guess_again(found.where):
+                log.info("less can be cut: %s fails with %s", found.where or "the model", found.problem)
                 if not self._freeze_around(found.where, resolved, units, removed):
                     raise StageError(f"a trial cut fails in {found.where or 'the model'}: {found.problem}")
                 return True
@@ -83,8 +89,16 @@ class Probe:
         if deviation(self.model, plan, self.inputs, found.outputs) < TOLERANCE:
             check_gradient(cut, found.outputs)
             return None
+        if not self._repeats:
+            fix = "draw random numbers by torch, or none in evaluation mode"
+            message = f"two runs of {type(self.model).__name__} on the same inputs differ: no cut can be checked"
+            raise UserError(message, key="model", fix=fix)
         where = diverging_module(self.model, cut, plan, self.inputs, self.trace, units, removed)
         return Run([], where, "other outputs")
+
+    @functools.cached_property
+    def _repeats(self) -> bool:
+        return repeats(self.model, self.inputs)
 
     def _guess_again(self, where: str) -> bool:
         """Move on to the next reading of the attributes of the failing module or of the one that holds it."""

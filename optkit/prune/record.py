@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from optkit.core.attention import spelled_out
 from optkit.core.errors import UserError, first_line
 from optkit.prune.duplicate import sharing
-from optkit.prune.graph import Inputs, Shape, call, tensors_of
+from optkit.prune.graph import ERRORS, Inputs, Shape, call
+from optkit.prune.nested import outputs_of, tensors_of
 
-ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError, KeyError)
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Step:
 
     Attributes:
         where: path of the module that calls it.
+        called: the operator that the module calls; it may consist of several steps.
         target: the operator, as in the graphs of ``torch.export``.
         args: what it is called with; parameters are the model's own, buffers are copies, other tensors are fake.
         kwargs: by name.
@@ -38,6 +41,7 @@ class Step:
     """
 
     where: str
+    called: Any
     target: Any
     args: tuple
     kwargs: dict[str, Any]
@@ -72,7 +76,9 @@ def running(model: nn.Module) -> Iterator[list[str]]:
     def leave(*_: Any) -> None:
         stack.pop()
 
-    handles = [m.register_forward_pre_hook(enter) for m in names] + [m.register_forward_hook(leave) for m in names]
+    # before other hooks, which may compute weights of the module
+    handles = [m.register_forward_pre_hook(enter, prepend=True) for m in names]
+    handles += [m.register_forward_hook(leave) for m in names]
     try:
         yield stack
     finally:
@@ -89,20 +95,43 @@ class _Recorder(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, stack: list[str], fake: FakeTensorMode):
+    def __init__(self, stack: list[str], fake: FakeTensorMode, is_known: Callable[[Any], bool]):
         super().__init__()
         self.stack, self.fake, self.steps = stack, fake, list[Step]()
+        self._is_known = is_known
+        self._called: Any = None
         self._results: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        out = NotImplemented if self._is_known(func) else self._in_parts(func, args, kwargs)
+        if out is not NotImplemented:
+            return out
         out = self._plain_result(func, args, kwargs)
         if out is None:
             out = func(*args, **kwargs)
         if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(out)):
             where = self.stack[-1] if self.stack else ""
-            self.steps.append(Step(where, func, args, kwargs, out, pytree.tree_map(_shape, out)))
+            called = func if self._called is None else self._called
+            self.steps.append(Step(where, called, func, args, kwargs, out, pytree.tree_map(_shape, out)))
         return out
+
+    def _in_parts(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What the operator returns, the operators it consists of recorded in its place; NotImplemented if none are."""
+        parts = _decompositions().get(func)
+        if parts is None:
+            return NotImplemented
+        before, called = len(self.steps), self._called
+        self._called = called or func
+        try:
+            with self:
+                return parts(*args, **kwargs)
+        except ERRORS as error:
+            del self.steps[before:]
+            log.debug("%s is not taken apart: %s", func, first_line(error))
+            return NotImplemented
+        finally:
+            self._called = called
 
     def _plain_result(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What the operator returns, tensors without data; None if it takes fake tensors to tell."""
@@ -128,6 +157,12 @@ class _Recorder(TorchDispatchMode):
                 return tensors[found]
             found = _Layout.of(tensors[found])  # what is done to it must not be done to the model's parameter
         return FakeTensor(self.fake, found.meta(), tensors[0].device)
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """How torch writes operators by means of others."""
+    return dict(torch.export.default_decompositions().items())
 
 
 @dataclass(frozen=True)
@@ -189,12 +224,18 @@ def _shape(value: Any) -> Any:
     return Shape(tuple(value.shape)) if isinstance(value, torch.Tensor) else value
 
 
-def record(model: nn.Module, inputs: Inputs) -> Recording:
+def record(model: nn.Module, inputs: Inputs, is_known: Callable[[Any], bool] | None = None) -> Recording:
     """The operators of one run of a model as it stands (training or evaluation mode), with static shapes.
 
     These are the operators that a graph of ``torch.export`` holds (linear, layer norm, attention stay whole), in a
     fifth of its time. Control flow that depends on data is refused, as it is there. What runs is a copy that shares the
     parameters: a forward pass may keep tensors, fake ones here, and write to buffers.
+
+    Args:
+        model: any module.
+        inputs: a tuple of arguments or a dict of keyword arguments.
+        is_known: says of an operator whether it is recorded as it is; others are taken apart where torch knows how.
+            None records all as they are.
 
     Raises:
         UserError: if the inputs are neither a tuple nor a mapping, or the model cannot run on fake tensors.
@@ -216,12 +257,13 @@ def record(model: nn.Module, inputs: Inputs) -> Recording:
             running(model) as stack,
             torch.inference_mode(),
             fake,
-            _Recorder(stack, fake) as recorder,
+            _Recorder(stack, fake, is_known or (lambda _: True)) as recorder,
         ):
-            outputs = tensors_of(call(model, copies))
+            outputs = outputs_of(call(model, copies))
     except ERRORS as error:
+        where = f"{stack[-1]}: " if stack and stack[-1] else ""
         raise UserError(
-            f"{type(model).__name__} cannot be traced: {first_line(error)}",
+            f"{type(model).__name__} cannot be traced: {where}{first_line(error)}",
             fix="it must run on the example inputs, without control flow that depends on their values",
         ) from error
     if not outputs:

@@ -1,48 +1,56 @@
-"""Which rule carries labels through which operator, and the rules for elementwise operators and reductions."""
+"""Which rule carries labels through which operator, and the rules for copies and reductions."""
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils import _pytree as pytree
 
-from optkit.core.checks import is_number
+from optkit.core.errors import first_line
+from optkit.prune import rules_complex as complex_numbers
 from optkit.prune import rules_compute as compute
 from optkit.prune import rules_layout as layout
 from optkit.prune import rules_pick as pick
+from optkit.prune import rules_recurrent as recurrent
 from optkit.prune import rules_scale as scale
-from optkit.prune.graph import Shape, Trace, Value
-from optkit.prune.labels import Axis
-from optkit.prune.record import ERRORS
+from optkit.prune.graph import ERRORS, Shape, Trace, Value
+from optkit.prune.pointwise import broadcast, elementwise, is_pointwise
 
 Rule = Callable[..., Any]
+log = logging.getLogger(__name__)
 
-# f(0) = 0: a cut slice stays zero.
-_KEEPS_ZERO = """
-relu relu6 gelu silu mish tanh hardswish leaky_relu elu selu celu hardtanh clamp clamp_min clamp_max abs neg sqrt sign
-erf sin dropout feature_dropout alpha_dropout to _to_copy type_as contiguous clone alias detach float lift_fresh_copy
-hardshrink softshrink native_dropout round floor ceil trunc square pow rrelu expm1 log1p tan atan asinh sinh asin
-nan_to_num positive
+_COPIES = """
+to _to_copy type_as contiguous alias detach float lift_fresh_copy dropout feature_dropout alpha_dropout native_dropout
 """
-KEEPS_ZERO = frozenset(_KEEPS_ZERO.split())
-LINEAR = frozenset(("add", "sub", "rsub", "where", "maximum", "minimum", "lerp"))  # zero if all operands are
-ELEMENTWISE = KEEPS_ZERO | LINEAR | {"mul", "div", "masked_fill", "copy"}
+COPIES = frozenset(_COPIES.split())  # the same elements, which torch does not call pointwise
+_VIEWS = frozenset("view reshape unsqueeze squeeze expand permute transpose t flatten _unsafe_view".split())
+
+
+@functools.cache
+def has_rule(target: Any) -> bool:
+    """Whether labels can be carried through an operator as it is, or it has to be taken apart if that can be done."""
+    name = operator_name(target)
+    operands = [a for a in target._schema.arguments if "Tensor" in str(a.type)] if hasattr(target, "_schema") else []
+    # of three operands, the result is a sum of products, through which more can be followed one by one
+    return name in _RULES or name in COPIES or name == "copy" or (is_pointwise(target) and len(operands) < 3)
 
 
 def apply_rule(trace: Trace, target: Any, shapes: Any, args: tuple, kwargs: dict) -> Any:
-    """The labels of what an operator returns (tensors of these shapes), from those of its arguments."""
+    """The labels of what an operator returns (tensors of these shapes), from those of its arguments.
+
+    An operator without a rule freezes everything that reaches it, and so does one whose rule fails; the latter is an
+    error in the rule, and logged as such.
+    """
     held = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, Value)]
-    name = _name(target)
+    name = operator_name(target)
     if not any(v.labelled or v.debts for v in held):
         return pytree.tree_map_only(Shape, lambda s: Value(s.sizes, [None] * len(s.sizes)), shapes)
     debts = scale.settle(trace, name, args, held)
-    try:
-        result = _carried(trace, target, name, shapes, args, kwargs, held)
-    except ERRORS:  # a form of the operator that its rule does not know
-        result = None
-    if not _fits(result, shapes):
+    result = _carried(trace, target, name, shapes, args, kwargs, held)
+    if result is None:
         result = layout.freeze_all(trace, shapes, held)
     if debts:
         for value in pytree.tree_leaves(result):
@@ -51,13 +59,33 @@ def apply_rule(trace: Trace, target: Any, shapes: Any, args: tuple, kwargs: dict
 
 
 def _carried(trace: Trace, target: Any, name: str, shapes: Any, args: tuple, kwargs: dict, held: list[Value]) -> Any:
-    if name in _RULES:
-        return _RULES[name](trace, shapes, *args, **kwargs)
-    if name in ELEMENTWISE or torch.Tag.pointwise in getattr(target, "tags", ()):
-        result = elementwise(trace, shapes, name, args, held)
-        _keep_param(name, args, held[0], result)
-        return result
+    """What the operator's rule makes of it; None without one."""
+    try:
+        if name == "copy":
+            broadcast(trace, held)
+            return held[-1]
+        if name in COPIES:
+            result = _copy(shapes, held[0])
+        elif is_pointwise(target):
+            result = elementwise(trace, target, args, kwargs, held)
+        elif name in _RULES:
+            result = _RULES[name](trace, shapes, *args, **kwargs)
+        else:
+            return None
+    except ERRORS as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        if _fits(result, shapes):
+            _keep_param(name, args, held[0], result)
+            return result
+        problem = "its labels do not fit the result"
+    log.error("the rule for %s fails, and what reaches it stays whole: %s", trace.space.operator, problem)
     return None
+
+
+def _copy(out: Any, x: Value) -> Any:
+    value = Value(x.shape, list(x.axes), list(x.zero))
+    return value if isinstance(out, Shape) else [value] * len(out)
 
 
 def _fits(result: Any, shapes: Any) -> bool:
@@ -73,74 +101,22 @@ def _fits(result: Any, shapes: Any) -> bool:
     )
 
 
-def _keep_param(name: str, args: tuple, source: Value, result: Value) -> None:
-    """A parameter in another type, or plus a number, can still make up for a factor."""
-    if source.param and result.shape == source.shape:
-        numbers = [a for a in args if isinstance(a, (int, float))]
-        if name in ("to", "_to_copy", "float", "clone", "contiguous", "type_as", "alias"):
-            result.param, result.offset = source.param, source.offset
-        elif name == "add" and len(numbers) == 1:
-            result.param, result.offset = source.param, source.offset + numbers[0]
+def _keep_param(name: str, args: tuple, source: Value, result: Any) -> None:
+    """A parameter in another type or shape, plus or times a number, can still make up for a factor."""
+    if not source.param or not isinstance(result, Value):
+        return
+    numbers = [a for a in args if isinstance(a, (int, float))]
+    times = name in ("mul", "div") and args[0] is source and len(numbers) == 1
+    if name in COPIES or name in _VIEWS or name == "clone" or times:
+        result.param, result.offset = source.param, source.offset
+    elif name == "add" and len(numbers) == 1 and result.shape == source.shape:
+        result.param, result.offset = source.param, source.offset + numbers[0]
 
 
-def _name(target: Any) -> str:
+def operator_name(target: Any) -> str:
+    """The name without namespace, overload and the underscore of operators that write in place."""
     name = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
     return name.split(".")[0].rstrip("_") if not name.startswith("__") else name
-
-
-def elementwise(trace: Trace, out: Any, name: str, args: tuple, held: list[Value]) -> Value:
-    """Tie what meets elementwise, with broadcasting; work out where cut slices stay zero."""
-    if name == "copy":
-        broadcast(trace, held)
-        return held[-1]
-    value = broadcast(trace, held)
-    numbers = [a for a in args if is_number(a)]
-    parts = held[1:] if name == "where" else held
-    for k in range(len(value.shape)):
-        flags = [_zero_at(v, k - len(value.shape)) for v in parts]
-        if name in KEEPS_ZERO:
-            value.zero[k] = flags[0] and _fixes_zero(name, args)
-        elif name == "mul":
-            value.zero[k] = any(flags)
-        elif name == "div":
-            value.zero[k] = isinstance(args[0], Value) and flags[0]
-        elif name == "masked_fill":
-            value.zero[k] = flags[0] and args[2] == 0
-        elif name in LINEAR:
-            value.zero[k] = all(flags) and (len(parts) > 1 or not any(numbers))
-        else:
-            value.zero[k] = False
-    return value
-
-
-def _zero_at(value: Value, k: int) -> bool:
-    return -k <= len(value.axes) and value.axes[k] is not None and value.zero[k]
-
-
-def _fixes_zero(name: str, args: tuple) -> bool:
-    if name in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
-        low, high = (None, args[1]) if name == "clamp_max" else (*args[1:3], None, None)[:2]
-        return not any(isinstance(bound, Value) for bound in (low, high)) and (low or 0) <= 0 <= (high or 0)
-    return name != "pow" or (isinstance(args[1], (int, float)) and args[1] > 0)
-
-
-def broadcast(trace: Trace, held: list[Value]) -> Value:
-    """The value that operands of these shapes broadcast to, their labels tied."""
-    rank = max(len(v.shape) for v in held)
-    shape, axes = [], []
-    for k in range(rank):
-        size, axis, seen = 1, None, False
-        for v in held:
-            position = k - rank + len(v.shape)
-            if position < 0 or v.shape[position] == 1:
-                continue
-            mine: Axis = v.axes[position]
-            size = v.shape[position]
-            axis = trace.space.tie(axis, mine) if seen else mine
-            seen = True
-        shape.append(size)
-        axes.append(axis)
-    return Value(tuple(shape), axes)
 
 
 def _reduce(
@@ -191,11 +167,14 @@ _RULES: dict[str, Rule] = {
     **layout.RULES,
     **pick.RULES,
     **compute.RULES,
+    **recurrent.RULES,
+    **complex_numbers.RULES,
     "sum": reduce_sum,
     "linalg_vector_norm": vector_norm,
     "norm": vector_norm,
     "mean": scale.mean,
     "rms_norm": scale.rms_norm,
+    "_weight_norm": scale.weight_norm,
     **dict.fromkeys(_REDUCTIONS.split(), reduce_other),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "cumsum", "cumprod"), along),
 }

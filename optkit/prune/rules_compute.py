@@ -100,6 +100,20 @@ def addmm(trace: Trace, out: Any, bias: Value, a: Value, b: Value, **_: Any) -> 
     return freeze_all(trace, out, [bias, value])
 
 
+def vectors(trace: Trace, out: Any, a: Value, b: Value) -> Any:
+    """Products with a vector; of constants alone they are one number for all channels, such as the spectral norm."""
+    return matmul(trace, out, a, b) if a.data or b.data else freeze_all(trace, out, [a, b])
+
+
+def bilinear(trace: Trace, out: Any, a: Value, b: Value, weight: Value, bias: Value | None = None) -> Value:
+    """(..., I), (..., J) and weights (O, I, J) -> (..., O)."""
+    batch = "abcdefgh"[: len(a.shape) - 1]
+    inner = contract(trace, a, batch + "i", weight, "oij", batch + "oj")
+    value = contract(trace, inner, batch + "oj", b, batch + "j", batch + "o")
+    _attributes(trace, in1_features=a.axes[-1], in2_features=b.axes[-1], out_features=weight.axes[0])
+    return add_bias(trace, value, bias, -1)
+
+
 def einsum(trace: Trace, out: Any, equation: str, values: Sequence[Value], **_: Any) -> Any:
     """Two operands without ellipsis or repeated letters; others are frozen."""
     terms, _, result = equation.replace(" ", "").partition("->")
@@ -180,6 +194,27 @@ def _count_conv(trace: Trace, points: Any, weight: Value, spatial: int) -> None:
     note_macs(
         trace, [None, weight.axes[0], weight.axes[1], None], [fixed, *weight.shape[:2], math.prod(weight.shape[2:])]
     )
+
+
+def deform_conv(
+    trace: Trace, out: Any, x: Value, weight: Value, offset: Value, mask: Value, bias: Value | None, *sizes: Any
+) -> Any:
+    """A convolution that reads at offset places (torchvision); the offsets, and groups of channels, stay whole."""
+    groups, offset_groups = sizes[6:8]
+    if groups > 1 or offset_groups > 1:
+        freeze_all(trace, out, [x, weight])
+    freeze_all(trace, out, [Value(v.shape[1:], v.axes[1:]) for v in (offset, mask)])
+    return conv(trace, out, x, weight, bias, groups=groups)
+
+
+def grid_sample(trace: Trace, out: Any, x: Value, grid: Value, *_: Any) -> Value:
+    """Values at places of the last dimensions."""
+    freeze_all(trace, out, [Value(grid.shape[1:], grid.axes[1:])])
+    spatial = len(x.shape) - 2
+    for axis in x.axes[-spatial:]:
+        trace.space.freeze(axis)
+    axes = [trace.space.tie(x.axes[0], grid.axes[0]), x.axes[1], *[None] * spatial]
+    return Value(out.sizes, axes, [x.zero[0], x.zero[1], *[False] * spatial])
 
 
 def convolution(
@@ -322,13 +357,17 @@ upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d u
 RULES = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
-    **dict.fromkeys(("matmul", "bmm", "mm", "mv", "dot"), matmul),
+    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("mv", "dot", "vdot"), vectors),
     **dict.fromkeys(("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training"), batch_norm),
     **{name: partial(pool, spatial=int(re.findall(r"(\d)d", name)[0])) for name in _POOLS.split()},
     "convolution": convolution,
     "linear": linear,
     "addmm": addmm,
     "einsum": einsum,
+    "bilinear": bilinear,
+    "deform_conv2d": deform_conv,
+    "grid_sampler": grid_sample,
     "scaled_dot_product_attention": attention,
     "layer_norm": layer_norm,
     "group_norm": group_norm,

@@ -18,12 +18,12 @@ def freeze_all(trace: Trace, out: Any, held: Sequence[Value]) -> Any:
     for value in held:
         for axis in value.axes:
             trace.space.freeze(axis)
-    return pytree.tree_map(lambda s: blank(s.sizes) if hasattr(s, "sizes") else s, out)
+    return pytree.tree_map(lambda s: blank(s.sizes, trace.space.operator) if hasattr(s, "sizes") else s, out)
 
 
-def blank(shape: tuple[int, ...]) -> Value:
-    """A tensor that cannot be cut."""
-    return Value(shape, [None] * len(shape))
+def blank(shape: tuple[int, ...], whole_by: str) -> Value:
+    """A tensor that cannot be cut, and why."""
+    return Value(shape, [None] * len(shape), whole_by=[whole_by] * len(shape))
 
 
 def written(trace: Trace, value: Value) -> Value:

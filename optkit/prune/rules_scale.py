@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from optkit.prune.graph import Debts, Trace, Value
+from optkit.prune.rules_layout import freeze_all
 
 # f(s x) = s f(x) for s > 0; the debt is that of the first operand.
 _LINEAR = """
@@ -101,6 +102,22 @@ def rms_norm(
                 trace.space.freeze(value.axes[-1 - k])
         axes[-len(shape) :] = [None] * len(shape)
     return Value(x.shape, axes, list(x.zero))
+
+
+def weight_norm(trace: Trace, out: Any, v: Value, g: Value, dim: int = 0) -> Any:
+    """g * v / |v|, the norm taken over all dimensions of v but one (Salimans and Kingma, NeurIPS 2016), or over all.
+
+    Where columns of v go, its norms shrink; the plan scales g by as much, so that the columns that stay do not grow.
+    What goes along ``dim`` is zero with g alone: a row of v must not be, as its norm divides it.
+    """
+    if not (v.param and g.param) or v.offset or g.offset or trace.norms.get(g.param, (v.param, dim)) != (v.param, dim):
+        return freeze_all(trace, out, [v, g])
+    trace.norms[g.param] = (v.param, dim)
+    axes, zero = list(v.axes), list(v.zero)
+    if dim >= 0:
+        axes[dim], zero[dim] = trace.space.tie(axes[dim], g.axes[dim]), g.zero[dim]
+        trace.spared.add((v.param, dim))
+    return Value(out.sizes, axes, zero)
 
 
 def mean(trace: Trace, out: Any, x: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Value:

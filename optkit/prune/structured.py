@@ -22,7 +22,7 @@ from optkit.prune.curves import Sensitivity
 from optkit.prune.graph import Inputs
 from optkit.prune.latency import LatencyBudget
 from optkit.prune.plan import CutPlan
-from optkit.prune.surgery import why_frozen
+from optkit.prune.whole import why_frozen
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ def prune_structured(
     until their ratio is right within 3%, or as near as it comes, at most 10% off; ``plan.facts`` holds what was timed.
 
     Args:
-        model: any module; it is not touched, and the result is of the same class.
+        model: any module; it is not touched, and the result is of the same class. Of a compiled or data-parallel model
+            the module inside is cut.
         example_inputs: a tuple of arguments or a dict of keyword arguments, on the model's device.
         amount: share of the budget to remove, in (0, 1).
         budget: ``"params"``, ``"macs"`` (multiply-accumulates on ``example_inputs``) or ``"latency"`` (on them, too).
@@ -148,7 +149,7 @@ def _cut(
     analysis: Analysis, selector: Selector, amount: float, budget: str
 ) -> tuple[CutPlan, nn.Module, np.ndarray] | None:
     """The plan, the cut model and what is cut; None if trying it showed that less can be cut."""
-    removed = select(selector, analysis.meters[budget], amount, budget)
+    removed = select(selector, analysis.meters[budget], amount, budget, lambda: analysis.whole().summary())
     if not removed.any():
         raise TooSmallError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
     found = analysis.cut(removed)

@@ -13,7 +13,6 @@ from torch import nn
 
 from optkit.prune.graph import Debts, Trace
 from optkit.prune.groups import Units
-from optkit.prune.labels import Resolved
 from optkit.prune.plan import CutPlan, to_ranges
 
 # Integers that are never a number of channels or heads.
@@ -60,7 +59,14 @@ def build_plan(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray
     attributes = all_attributes(model, trace, units, removed, guesses)
     scales = {name: [_factor(debts, units, removed, -1.0), offset] for name, (offset, debts) in trace.scales.items()}
     scales = {name: pair for name, pair in scales.items() if pair[0] != 1.0}
-    return CutPlan(type(model).__name__, kept, cuts, shapes, attributes, scales, layers=layers)
+    norms = {name: [*pair] for name, pair in trace.norms.items() if pair[0] in cuts}
+    spared: dict[str, list[int]] = defaultdict(list)
+    for name, dim in sorted(trace.spared):
+        if str(dim) in cuts.get(name, {}):
+            spared[name].append(dim)
+    return CutPlan(
+        type(model).__name__, kept, cuts, shapes, attributes, scales, norms=norms, spared=dict(spared), layers=layers
+    )
 
 
 def all_attributes(model: nn.Module, trace: Trace, units: Units, removed: np.ndarray, guesses: Guesses) -> list[list]:
@@ -132,24 +138,3 @@ def _guess(key: Key, old: int, axes: list[np.ndarray], units: Units, removed: np
     likely = 0 if _COUNTS.search(key[1]) else len(news) - 1
     picked = guesses.picked.get(key, likely)
     return news[picked] if 0 <= picked < len(news) else old
-
-
-def why_frozen(trace: Trace, resolved: Resolved) -> dict[str, list[str]]:
-    """For each parameter dimension that stays whole, the reasons that reach it."""
-    sets: list[tuple[str, ...]] = [()]  # the different sets of reasons, and for each class the one that it has
-    held = np.zeros(int(resolved.loose.max()) + 1, np.int64)
-    for labels, reason in trace.space.frozen:
-        classes = np.unique(resolved.loose[labels])
-        before = held[classes]
-        for number in np.unique(before):
-            if reason and reason not in sets[number]:
-                held[classes[before == number]] = len(sets)
-                sets.append((*sets[number], reason))
-    report = {}
-    for name, axes in trace.params.items():
-        for dim, axis in enumerate(axes):
-            if axis is not None and not resolved.classes[axis].any():
-                found = dict.fromkeys(r for k in np.unique(held[resolved.loose[axis]]) for r in sets[k])
-                if found:
-                    report[f"{name}[{dim}]"] = list(found)[:4]
-    return report

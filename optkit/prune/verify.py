@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,12 @@ from torch.utils import _pytree as pytree
 
 from optkit.core.errors import StageError, UserError, first_line
 from optkit.prune.duplicate import duplicate, sharing
-from optkit.prune.graph import Inputs, Trace, call, tensors_of
+from optkit.prune.graph import ERRORS, Inputs, Trace, call
 from optkit.prune.groups import Units
-from optkit.prune.plan import CutPlan
-from optkit.prune.record import ERRORS, running
+from optkit.prune.nested import outputs_of
+from optkit.prune.plan import CutPlan, like, norms, scaled
+from optkit.prune.randomness import same_draws
+from optkit.prune.record import running
 
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
 
@@ -36,17 +38,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def zeroed(model: nn.Module, plan: CutPlan) -> dict[str, torch.Tensor]:
-    """The tensors that the plan cuts, dense, with everything it removes set to zero."""
+    """The tensors that the plan cuts, dense, with what it removes set to zero.
+
+    What the plan spares stays: the model divides by it, and something else makes these channels zero.
+    """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    result = {}
-    for name, dims in plan.indices().items():
-        tensor = tensors[name].detach().clone()
-        for dim, kept in dims.items():
-            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
-            gone[kept] = False
-            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
-        result[name] = tensor
+    result = {name: _emptied(tensors[name], dims, plan.spared.get(name, ())) for name, dims in plan.indices().items()}
+    for name, (direction, dim) in plan.norms.items():
+        g = scaled(tensors[name], norms(tensors[direction], dim), norms(result[direction], dim))
+        result[name] = _emptied(g, plan.indices().get(name, {}), ())
     return result
+
+
+def _emptied(tensor: torch.Tensor, kept: Mapping[int, torch.Tensor], spared: Sequence[int]) -> torch.Tensor:
+    tensor = tensor.detach().clone()
+    for dim, index in kept.items():
+        if dim not in spared:
+            gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            gone[index] = False
+            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+    return tensor
 
 
 @contextmanager
@@ -85,9 +96,9 @@ class Run:
 
 def run(model: nn.Module, inputs: Inputs) -> Run:
     """Call a model that may not work."""
-    with running(model) as stack, evaluating(model), torch.enable_grad():
+    with running(model) as stack, evaluating(model), torch.enable_grad(), same_draws(inputs):
         try:
-            return Run(tensors_of(call(model, inputs)))
+            return Run(outputs_of(call(model, inputs)))
         except ERRORS as error:
             return Run([], stack[-1] if stack else "", first_line(error))
 
@@ -104,22 +115,27 @@ def deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, outputs: list[tor
     found = _deviation(model, plan, inputs, outputs)
     if TOLERANCE <= found < 0.1:
         inputs = pytree.tree_map_only(torch.Tensor, _double, inputs)
-        model = duplicate(model, {}).double()
+        tensors = [*model.parameters(), *model.buffers()]
+        model = duplicate(model, {id(tensor): like(tensor, _double(tensor.detach())) for tensor in tensors})
         found = _deviation(model, plan, inputs, run(plan.apply(model), inputs).outputs)
     return found
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float64)) if _is_inexact(tensor) else tensor
+
+
+def _is_inexact(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 @torch.no_grad()
 def _deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, small: list[torch.Tensor]) -> float:
     with evaluating(model):
-        dense = tensors_of(_call_zeroed(model, plan, inputs))
+        dense = outputs_of(_call_zeroed(model, plan, inputs))
     if [t.shape for t in dense] != [t.shape for t in small]:
         return float("inf")
-    pairs = [(a, b) for a, b in zip(dense, small, strict=True) if a.is_floating_point() and a.numel()]
+    pairs = [(a, b) for a, b in zip(dense, small, strict=True) if _is_inexact(a) and a.numel()]
     if pairs and not any(a.isfinite().any() for a, _ in pairs):
         raise UserError(
             f"the outputs of {type(model).__name__} are not finite, so that no cut can be checked",
@@ -130,6 +146,7 @@ def _deviation(model: nn.Module, plan: CutPlan, inputs: Inputs, small: list[torc
 
 
 def _difference(dense: torch.Tensor, small: torch.Tensor) -> float:
+    dense, small = (torch.view_as_real(t) if t.is_complex() else t for t in (dense, small))
     known = dense.isfinite()
     if not torch.equal(dense[~known].nan_to_num(), small[~known].nan_to_num()):
         return math.inf
@@ -143,7 +160,19 @@ def _difference(dense: torch.Tensor, small: torch.Tensor) -> float:
 
 def _call_zeroed(model: nn.Module, plan: CutPlan, inputs: Inputs) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    return torch.func.functional_call(sharing(model), zeroed(model, plan), args, kwargs)
+    with same_draws(inputs):
+        return torch.func.functional_call(sharing(model), zeroed(model, plan), args, kwargs)
+
+
+@torch.no_grad()
+def repeats(model: nn.Module, inputs: Inputs, seeds: tuple[int, int] = (0, 0)) -> bool:
+    """Whether two runs of a model give the same outputs, with random numbers of these seeds."""
+    runs = []
+    with evaluating(model):
+        for seed in seeds:
+            with same_draws(inputs, seed):
+                runs.append(outputs_of(call(sharing(model), inputs)))
+    return all(_difference(a, b) < TOLERANCE for a, b in zip(*runs, strict=True) if _is_inexact(a) and a.numel())
 
 
 @torch.no_grad()
@@ -163,14 +192,15 @@ def diverging_module(
                         found = units.of(axis)
                         index = np.flatnonzero(~((found >= 0) & removed[found]))
                         output = output.index_select(dim, torch.from_numpy(index).to(output.device))
-                record.append((name, float(output.double().square().sum()), tuple(output.shape)))
+                record.append((name, float(output.abs().double().square().sum()), tuple(output.shape)))
 
         return [m.register_forward_hook(lambda _m, _i, o, n=n: hook(n, o)) for n, m in root.named_modules()]
 
     handles = watch(model, dense, True) + watch(cut, small, False)
     try:
         with evaluating(model), evaluating(cut):
-            call(cut, inputs)
+            with same_draws(inputs):
+                call(cut, inputs)
             _call_zeroed(model, plan, inputs)
     finally:
         for handle in handles:
@@ -203,7 +233,8 @@ def check_gradient(cut: nn.Module, outputs: list[torch.Tensor]) -> None:
     try:
         if outputs:
             with torch.enable_grad():
-                torch.autograd.backward([tensor.float().sum() for tensor in outputs])
+                reals = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in outputs]
+                torch.autograd.backward([tensor.float().sum() for tensor in reals])
     except ERRORS as error:
         raise StageError(f"the cut model fails in the backward pass: {first_line(error)}") from error
     reached = any(p.grad is not None for p in cut.parameters())

@@ -89,6 +89,16 @@ def test_what_returns_its_argument_gives_the_same_tensor_but_never_a_parameter()
     assert other.out is not layer.weight
 
 
+def test_operators_are_taken_apart_where_they_are_not_known():
+    x = torch.randn(2, 6)
+    call = Calls(lambda x: nn.functional.glu(x).relu())
+    steps = record(call, (x,), lambda func: func is not aten.glu.default).steps
+    assert {step.called for step in steps[:-1]} == {aten.glu.default}
+    assert aten.mul.Tensor in [step.target for step in steps]
+    assert steps[-1].called is steps[-1].target is aten.relu.default
+    assert [step.target for step in record(call, (x,)).steps] == [aten.glu.default, aten.relu.default]
+
+
 def test_constants_keep_their_values():
     class Constant(nn.Module):
         def forward(self, x):
