@@ -219,15 +219,18 @@ def test_lists_show_what_there_is(optkit_command):
     assert "amount = 0.5" in stages
 
 
-def test_doctor_says_which_engines_work(optkit_command):
-    text = optkit_command("doctor").stdout
+def test_doctor_says_which_engines_work_and_what_limits_threads(optkit_command, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = " ".join(optkit_command("doctor").stdout.split())
     assert "engine inductor" in text
+    assert f"threads {default_threads()}" in text
     assert torch.__version__.split("+")[0] in text
 
 
 def test_a_users_own_stage_needs_no_registration(optkit_command, recipe, tmp_path):
     Path(tmp_path / "mystage.py").write_text(
-        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\nfrom optkit.core.stage import Outcome\n"
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\nfrom optkit.core.cores import default_threads
+from optkit.core.stage import Outcome\n"
         "@dataclass\nclass Halve:\n    factor: float = 0.5\n    technique: ClassVar[str] = 'mine'\n"
         "    needs: ClassVar = frozenset({'float'})\n    adds: ClassVar = frozenset()\n    drops: ClassVar = frozenset()\n"
         "    def apply(self, module, ctx):\n        with torch.no_grad():\n            for p in module.parameters(): p.mul_(self.factor)\n"
