@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from optkit.core.checks import check_choice
+from optkit.core.compat import recurrence_by_shape
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import LINEAR, Scheme, weighted
@@ -80,7 +81,7 @@ def replay_dynamic(
     """The structure that `quantize_dynamic` gives; on a fresh model, the weights are loaded over it."""
     from optkit.quantize.targets.inductor import name_calls_apart
 
-    with quiet():
+    with quiet(), recurrence_by_shape():
         shapes = free_dims(example_inputs, model)
         graph = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes).module()
         name_calls_apart(graph)

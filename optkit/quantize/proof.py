@@ -14,6 +14,7 @@ from optkit.engines import ENGINES
 from optkit.quantize.annotate import CONVOLUTIONS, LINEAR, PRODUCTS, aten, calls, constants, is_float, tensor_at
 from optkit.quantize.norms import TRANSPOSED
 
+RECURRENT = {aten.gru.input, aten.lstm.input, aten.rnn_relu.input, aten.rnn_tanh.input}
 ADDED = {aten.addmm.default, aten.baddbmm.default}
 MATRICES = PRODUCTS | ADDED | {aten.mm.default}
 
@@ -49,7 +50,7 @@ def name_some(left: dict[str, str], most: int = 8) -> str:
 
 
 def float_layers(graph: GraphModule) -> list[str]:
-    """Convolutions and linears of activations that read float weights in a converted graph, by their path."""
+    """The layers of a converted graph that read float weights, by their path."""
     return list(left_in_float(graph))
 
 
@@ -61,6 +62,9 @@ def left_in_float(graph: GraphModule, protected: Iterable[str] = ()) -> dict[str
         protected: paths that were asked for.
     """
     found, constant, protected = {}, constants(graph), set(protected)
+    for node in calls(graph, RECURRENT):
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        found[stack[-1][0] if stack and stack[-1][0] else node.name] = "a recurrent layer"
     for node in calls(graph, CONVOLUTIONS | LINEAR | TRANSPOSED | MATRICES):
         x, weight = node.args[1:3] if node.target in ADDED else node.args[:2]
         if "dequantize" in str(weight.target) or x in constant or (node.target in MATRICES and weight not in constant):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.checks import check_choice
+from optkit.core.compat import recurrence_by_shape
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.task import free_dims
@@ -252,7 +253,7 @@ def export_graph(
     from optkit.quantize.targets import target as find_target
 
     check_choice("target", target, TARGETS)
-    with quiet():
+    with quiet(), recurrence_by_shape():
         shapes = free_dims(example_inputs, model)
         program = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes)
         graph = find_target(target).rewrite(program)
