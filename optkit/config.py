@@ -120,8 +120,9 @@ def launch(
         try:
             job(cfg)
         except OptkitError as error:
-            # other launchers run this elsewhere, and learn of a failure only when it is raised
+            # other launchers run this elsewhere, and name the first of the failures, which must be raised
             if not here:
+                log.error("%s", error)
                 raise
             failures.append(error)
 

@@ -22,7 +22,7 @@ from torch import nn
 from optkit.core.artifact import VARIANT, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
 from optkit.core.environment import available_cores, check_single_process, environment
-from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, first_line, is_disk_full
+from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full
 from optkit.core.ledger import LEDGER_NAME, Ledger
 from optkit.core.locks import exclusive
 from optkit.core.logs import RUN_LOG, log_file
@@ -123,8 +123,7 @@ class _Fold:
         self.folder = _open_folder(self.folder, self.recipe, self.recipe.fresh)
         self.store = _store(self.recipe, self.folder)
         with exclusive(self.folder / ".lock", f"running {self.recipe.name}"), log_file(self.folder / RUN_LOG):
-            log.info("run folder: %s", self.folder)
-            missing = self._missing()
+            missing = self._missing()  # another process may have finished the run meanwhile
             return self._advance_all(missing) if missing else Run(self.folder, worked=False)
 
     def _missing(self) -> list[PlannedStep]:
@@ -134,6 +133,7 @@ class _Fold:
 
     def _advance_all(self, missing: list[PlannedStep]) -> Run:
         """Makes and measures the steps in turn, as the only process that works on this run."""
+        log.info("run folder: %s", self.folder)
         bench = Bench(
             self.recipe.task,
             self.recipe.engines,
@@ -356,8 +356,8 @@ class _Noting:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, OptkitError) and is_disk_full(error):
-            raise StageError(f"the disk is full: {first_line(error)}", fix="free some space") from error
+        if isinstance(error, Exception):
+            raise_if_full(error, getattr(error, "filename", None) or "the disk")
         if error is not None:
             error.add_note(self.note)
 

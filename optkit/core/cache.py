@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from optkit.core.errors import cannot_write
+from optkit.core.errors import cannot_write, raise_if_full
 
 
 def cache_dir() -> Path:
@@ -61,6 +61,9 @@ def new_folder(final: Path, key: str) -> Iterator[Path]:
         except OSError:
             if not final.is_dir():
                 raise
+    except Exception as error:
+        raise_if_full(error, final.parent)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -109,6 +112,9 @@ def new_file(final: Path, key: str = "out") -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(final.parent, error, key) from error
+    except Exception as error:
+        raise_if_full(error, final.parent)
+        raise
 
 
 def clear_unfinished(final: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,6 +68,12 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def raise_if_full(error: Exception, place: Path | str) -> None:
+    """Raises a StageError that says so if an error, which is not optkit's own, is that a disk is full."""
+    if not isinstance(error, OptkitError) and is_disk_full(error):
+        raise StageError(f"cannot write to {place}: {os.strerror(errno.ENOSPC)}", fix="free some space") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optkit.core.artifact import Artifact, open_artifact, save_artifact
 from optkit.core.cache import clear_unfinished, new_folder
-from optkit.core.errors import OptkitError, cannot_write
+from optkit.core.errors import OptkitError, cannot_write, is_disk_full
 from optkit.core.locks import exclusive
 from optkit.core.variant import Variant
 
@@ -43,7 +43,7 @@ class StageStore:
             try:
                 yield
             except OptkitError as error:
-                if not isinstance(error.__cause__, OSError):  # a full disk, say
+                if not (is_disk_full(error) or isinstance(error.__cause__, OSError)):
                     shutil.rmtree(self._partial(variant_id), ignore_errors=True)
                 raise
             finally:
