@@ -3,9 +3,9 @@
     python -m scripts.simultaneous [--pairs 20] [--kills 20] [--seed 0]
 
 Pairs start together, in turn: two recipes that share their first stage, the same command twice, and a sweep (``-m``) of
-two values under hydra's joblib launcher with two workers, where that is installed. Kills (SIGKILL) hit one of two
-processes that share a store at a random moment; the same command is started again. All of it happens in a temporary
-folder. Checked are exit codes, how often each stage was made (in pairs), the keys of the ledgers, the accuracies against
+two values under Hydra's joblib launcher with two workers, where that is installed. Kills (SIGKILL) hit one of two
+processes that share a store, at a random moment; the same command is started again. All of it happens in a temporary
+folder. Checked are exit codes, how often each stage was made (in pairs), the keys of the ledgers, the answers against
 those of undisturbed runs, and what is left in the store. The last line is JSON; exit code 1 if anything is off.
 """
 
@@ -47,6 +47,7 @@ threads: 1
 measure: {batch_sizes: [8], seconds: 0.1, memory: false}
 """
 AMOUNTS = ("0.3", "0.6")
+UNFINISHED = re.compile(r"\.\w{16}\.")
 MADE = re.compile(r"stage (\w+): done in")
 TIMEOUT_S = 300
 Answers = dict[str, dict[str, object]]
@@ -155,18 +156,16 @@ class Trial:
     def _check(self, out: str, amounts: Sequence[str], what: str) -> None:
         answers: Answers = {}
         for folder in (self.home / out).glob("pair-*"):
-            keys = [(line["step"], line["variant"]) for line in map(json.loads, open(folder / "ledger.jsonl"))]
+            keys = [record.key for record in ledger.read(folder)]
             self.found.add("recorded_twice", len(keys) - len(set(keys)), f"{what}: {keys}")
         try:
             answers = self._answers(out)
-        except (StopIteration, ledger.UserError) as error:
+        except StopIteration as error:
             self.found.add("records_missing", 1, f"{what}: {error}")
         expected = {amount: self.expected[amount] for amount in amounts}
         self.found.add("other_accuracies", answers != expected, f"{what}: other answers than alone")
         store = self.home / out / "store"
-        left = [
-            path.name for path in store.iterdir() if path.suffix == ".partial" or re.match(r"\.\w{16}\.", path.name)
-        ]
+        left = [path.name for path in store.iterdir() if path.suffix == ".partial" or UNFINISHED.match(path.name)]
         self.found.add("left_over", len(left), f"{what}: {', '.join(left)}")
 
 
@@ -181,10 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = ["prefix", "same", *(["sweep"] if sweeps else [])]
     with tempfile.TemporaryDirectory(prefix="optkit-simultaneous-") as home:
         trial = Trial(Path(home), options.seed)
-        for what, times in (("pair", options.pairs), ("kill", options.kills)):
-            for number in range(times):
-                trial.pair(number, kinds) if what == "pair" else trial.kill(number)
-                print(f"{what} {number + 1} of {times}: {len(trial.found.details)} things off so far", flush=True)
+        for number in range(options.pairs):
+            trial.pair(number, kinds)
+            print(f"pair {number + 1} of {options.pairs}: {len(trial.found.details)} findings", flush=True)
+        for number in range(options.kills):
+            trial.kill(number)
+            print(f"kill {number + 1} of {options.kills}: {len(trial.found.details)} findings", flush=True)
     for detail in trial.found.details:
         print(detail)
     counts = {name: value for name, value in vars(trial.found).items() if name != "details"}
