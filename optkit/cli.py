@@ -13,7 +13,7 @@ import click
 
 from optkit import __version__
 from optkit.core.errors import OptkitError
-from optkit.core.logs import TEXT, Messages, complain
+from optkit.core.logs import RUN_LOG, TEXT, Messages, complain, log_file
 
 FORMATS = ("table", "md", "json", "html")
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
@@ -63,7 +63,8 @@ def _run_job(cfg: Any) -> None:
     if not finished.worked:
         log = logging.getLogger("optkit")
         log.info("%s is complete: nothing was run (fresh=true starts over)", finished.folder)
-    write_report(finished.folder)
+    with log_file(finished.folder / RUN_LOG):
+        write_report(finished.folder)
     _print_report([finished.folder], "table")
     click.echo(f"run folder: {finished.folder}")
     if tracker is not None:
