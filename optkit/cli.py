@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ import click
 
 from optkit import __version__
 from optkit.core.errors import OptkitError
+from optkit.core.logs import RUN_LOG, TEXT, Messages, complain, log_file
 
 FORMATS = ("table", "md", "json", "html")
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
@@ -34,17 +36,18 @@ def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> N
     \b
     ARGUMENTS are Hydra's: overrides such as stages.prune.amount=0.6,
     -m for a sweep, --cfg job to see the composed recipe.
-    --debug shows tracebacks.
+    --quiet shows warnings and the result only, log=json prints
+    messages as JSON lines, --debug shows tracebacks.
     """
     if recipe is None or recipe in ("-h", "--help"):
         click.echo(ctx.get_help())
         ctx.exit(0 if recipe else 2)
-    debug = "--debug" in arguments
-    _show_tracebacks(debug)
-    _log_to_stderr(debug)
+    flags = [a for a in arguments if a in ("--debug", "--quiet")]
+    overrides = [a for a in arguments if a not in flags]
+    messages, overrides = _messages(overrides, debug="--debug" in flags, quiet="--quiet" in flags)
     from optkit.config import launch
 
-    launch(recipe, [a for a in arguments if a != "--debug"], _run_job)
+    launch(recipe, overrides, _run_job, messages)
 
 
 def _run_job(cfg: Any) -> None:
@@ -60,7 +63,8 @@ def _run_job(cfg: Any) -> None:
     if not finished.worked:
         log = logging.getLogger("optkit")
         log.info("%s is complete: nothing was run (fresh=true starts over)", finished.folder)
-    write_report(finished.folder)
+    with log_file(finished.folder / RUN_LOG):
+        write_report(finished.folder)
     _print_report([finished.folder], "table")
     click.echo(f"run folder: {finished.folder}")
     if tracker is not None:
@@ -76,18 +80,26 @@ def _run_job(cfg: Any) -> None:
 @click.option("--seeds", type=int, default=1, show_default=True, help="Train and measure everything so many times.")
 @click.option("--engine", default="best", show_default=True, help="Whose figures count; best: each variant's fastest.")
 @click.option("--subsets", type=click.Choice(("auto", "all", "leave-one-out")), default="auto", show_default=True)
+@click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def ablate(
-    recipe: str, arguments: tuple[str, ...], orders: bool, seeds: int, engine: str, subsets: str, debug: bool
+    recipe: str,
+    arguments: tuple[str, ...],
+    orders: bool,
+    seeds: int,
+    engine: str,
+    subsets: str,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """Run every subset of RECIPE's stages, and say what each technique brings: Shapley values, interactions, order.
 
     \b
     ARGUMENTS are overrides, as for run. What chains begin with alike is
     made once; an interrupted study is continued by the same command.
+    log=json prints messages as JSON lines.
     """
-    _show_tracebacks(debug)
-    _log_to_stderr(debug)
+    messages, overrides = _messages(arguments, debug, quiet)
     from optkit.config import launch
 
     command = " ".join(["optkit", *sys.argv[1:]])
@@ -96,6 +108,7 @@ def ablate(
         from optkit.config import to_recipe
 
         built = to_recipe(cfg)
+        from optkit.core.cache import write_text
         from optkit.report import read_rows
         from optkit.report.ablation import ablation_markdown
         from optkit.study.ablation import ablate as ablate_recipe
@@ -103,11 +116,11 @@ def ablate(
         options = {"orders": orders, "seeds": seeds, "engine": engine, "subsets": subsets}
         done = ablate_recipe(built, command=command, **options)
         text = ablation_markdown(done.result, read_rows([done.folder]))
-        (done.folder / "ablation.md").write_text(text)
+        write_text(done.folder / "ablation.md", text)
         click.echo(text)
         click.echo(f"study folder: {done.folder}")
 
-    launch(recipe, arguments, job)
+    launch(recipe, overrides, job, messages)
 
 
 @cli.command(context_settings=ANYWHERE)
@@ -115,8 +128,9 @@ def ablate(
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--metric", type=click.Choice(("loss", "accuracy")), default="loss", show_default=True)
 @click.option("--technique", type=click.Choice(("prune", "quantize")), default="prune", show_default=True)
+@click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique: str, debug: bool) -> None:
+def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique: str, quiet: bool, debug: bool) -> None:
     """Show what the layers of RECIPE's baseline are worth: loss on validation against the share removed.
 
     \b
@@ -127,12 +141,12 @@ def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique:
     ARGUMENTS are overrides, as for run. Channels are ranked as the
     recipe's first structured pruning ranks them, on as many examples:
     stages.prune.sensitivity_examples=5000.
+    log=json prints messages as JSON lines.
     """
-    _show_tracebacks(debug)
-    _log_to_stderr(debug)
+    messages, overrides = _messages(arguments, debug, quiet)
     from optkit.config import launch
 
-    launch(recipe, arguments, lambda cfg: _measure_layers(cfg, technique, metric))
+    launch(recipe, overrides, lambda cfg: _measure_layers(cfg, technique, metric), messages)
 
 
 def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
@@ -251,25 +265,13 @@ def doctor(peaks: bool, remeasure: bool) -> None:
         print_peaks(remeasure)
 
 
-def _log_to_stderr(debug: bool) -> None:
-    logger = logging.getLogger("optkit")
-    logger.handlers.clear()
-    logger.propagate = False
-    if sys.stderr.isatty():
-        from rich.logging import RichHandler
-
-        from optkit.core.progress import stderr_console
-
-        handler: logging.Handler = RichHandler(console=stderr_console(), show_path=False, show_level=False)
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
-    if not debug:
-        # their warnings speak to torch's developers; torch resets the level of its parent logger when it is imported
-        for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+def _messages(arguments: Sequence[str], debug: bool, quiet: bool) -> tuple[Messages, list[str]]:
+    """Begins a working command's messages as ``log=`` says; gives how they go, and the other arguments."""
+    _show_tracebacks(debug)
+    formats = [argument.removeprefix("log=") for argument in arguments if argument.startswith("log=")]
+    messages = Messages(quiet, formats[-1] if formats else TEXT, debug)
+    messages.begin()
+    return messages, [argument for argument in arguments if not argument.startswith("log=")]
 
 
 def _show_tracebacks(debug: bool) -> None:
@@ -281,24 +283,26 @@ def _show_tracebacks(debug: bool) -> None:
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     first = (str(error).strip().splitlines() or ["no message"])[0]
     notes = "; ".join([*getattr(error, "__notes__", []), "--debug shows where"])
-    click.echo(f"error: {kind.__name__}: {first} ({notes})", err=True)
+    complain(f"{kind.__name__}: {first} ({notes})")
 
 
 def main() -> NoReturn:
     """The ``optkit`` command."""
+    from optkit.core.interruption import Ending, Interruption
+
+    ending = Ending()
     try:
         code = cli(prog_name="optkit", standalone_mode=False)
     except OptkitError as error:
         if "--debug" in sys.argv:
             raise
-        click.echo(f"error: {error}", err=True)
+        complain(str(error))
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; the same command continues from here", err=True)
-        sys.exit(130)
+    except Interruption as error:
+        sys.exit(ending.farewell(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -22,7 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optkit.core.checks import check_count
+from optkit.core.environment import check_single_process
 from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
+from optkit.core.logs import Messages
 from optkit.core.targets import TARGET, build
 from optkit.core.task import MODEL_DEFAULTS
 
@@ -86,7 +91,9 @@ class BundledConfig(SearchPathPlugin):
         search_path.append("optkit", f"file://{shipped('conf')}")
 
 
-def launch(recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> int:
+def launch(
+    recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], None], messages: Messages | None = None
+) -> int:
     """Composes a recipe as ``hydra.main`` does, all of Hydra's flags included, and runs the job for each composition.
 
     Args:
@@ -94,21 +101,28 @@ def launch(recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], No
         arguments: overrides and Hydra flags.
         job: called with the composed config; an `OptkitError` it raises is this run's failure, and in a multirun the
             others go on.
+        messages: how the terminal shows messages; a launcher that works in other processes needs it there.
 
     Returns:
         The exit code: 0, or the first failure's.
     """
+    check_single_process()
     path = find_recipe(recipe)
+    _check_run_dir(path, arguments)
     Plugins.instance().register(BundledConfig)
     OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
     failures: list[OptkitError] = []
 
     def guarded(cfg: DictConfig) -> None:
+        here = "BasicLauncher" in str(HydraConfig.get().launcher.get(TARGET))
+        if messages is not None and not here:
+            replace(messages, of=f"[{HydraConfig.get().job.num}] ").begin()
         try:
             job(cfg)
         except OptkitError as error:
-            # other launchers run this elsewhere, and learn of a failure only when it is raised
-            if "BasicLauncher" not in str(HydraConfig.get().launcher.get(TARGET)):
+            # other launchers run this elsewhere, and name the first of the failures, which must be raised
+            if not here:
+                log.error("%s", error)
                 raise
             failures.append(error)
 
@@ -127,7 +141,8 @@ def _arguments(arguments: Sequence[str]):
     own = [a for a in NO_FILES if not any(g.startswith(a.partition("=")[0]) for g in arguments)]
     multirun = any(a in ("-m", "--multirun") for a in arguments)
     if multirun and not any(a.startswith("hydra.sweep.dir") for a in arguments):
-        own.append('hydra.sweep.dir="${expanduser:${out}}/multirun/${now:%Y-%m-%d_%H-%M-%S}"')
+        # two sweeps may start within a second
+        own.append(f'hydra.sweep.dir="${{expanduser:${{out}}}}/multirun/${{now:%Y-%m-%d_%H-%M-%S}}-{os.getpid()}"')
     overrides, flags = _parted(arguments)
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["optkit run", *overrides, *own, *flags]
@@ -164,10 +179,37 @@ def _composition_errors(path: Path):
         raise UserError(f"not YAML: {' '.join(str(error).split())}", key=str(path)) from error
 
 
+def _check_run_dir(path: Path, arguments: Sequence[str]) -> None:
+    """Refuses a folder for Hydra's own files: optkit keeps none, and names its run folders itself."""
+    try:
+        of_file = OmegaConf.select(OmegaConf.load(path), "hydra.run") is not None
+    except (OSError, yaml.YAMLError, OmegaConfBaseException):
+        of_file = False  # composing it says what is wrong
+    given = [a for a in arguments if re.match(r"[+~]*hydra\.run\b", a)]
+    if given or of_file:
+        fix = "out=DIR puts run folders into DIR, named by what they hold; hydra.sweep.dir=DIR is that of a sweep"
+        raise UserError("optkit does not run in a folder of Hydra's", key="hydra.run.dir", fix=fix)
+
+
+def _quoted(override: str) -> str:
+    """What to type for an override that Hydra cannot read: quoted for Hydra and for the shell, if that helps."""
+    key, equals, value = override.partition("=")
+    escaped = value.replace("'", "\\'")
+    typed = f"{key}='{escaped}'"
+    try:
+        read = OverridesParser.create().parse_override(typed)
+    except (OverrideParseException, HydraException):
+        return "write key=value"
+    if not equals or read.value() != value:
+        return "write key=value"
+    in_shell = shlex.quote(typed) if re.search(r'["$`\\!]', typed) else f'"{typed}"'
+    return f"quote the value for Hydra, and all of it for the shell: {in_shell}"
+
+
 def _one_line(error: Exception, path: Path) -> UserError:
     text = " ".join(str(error).partition("See https")[0].split())
     if isinstance(error, OverrideParseException):
-        return UserError(f"not an override: {text}", key=error.override, fix="write key=value, quoted for the shell")
+        return UserError(f"not an override: {text}", key=error.override, fix=_quoted(str(error.override)))
     if match := re.search(r"Could not override '([^']+)'", text):
         key = getattr(error.__cause__, "full_key", None) or match.group(1)  # the cause knows the key within a mapping
         if (path.parent / key).is_dir():

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from safetensors import safe_open
 from torch import nn
 
 from optkit.core.artifact import VARIANT, WEIGHTS, Artifact
-from optkit.core.environment import available_cores, environment
-from optkit.core.errors import OptkitError, StageError, UserError
+from optkit.core.cache import new_file, write_text
+from optkit.core.environment import available_cores, check_single_process, environment
+from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full
 from optkit.core.ledger import LEDGER_NAME, Ledger
+from optkit.core.locks import exclusive
+from optkit.core.logs import RUN_LOG, log_file
 from optkit.core.records import Cost, Record
 from optkit.core.stage import Context, Outcome
 from optkit.core.store import StageStore
@@ -79,6 +83,7 @@ def run(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Run:
         UserError: a mistake found before any work; nothing is left behind.
         StageError: a stage failed; everything finished before it is kept.
     """
+    check_single_process()
     before = torch.get_num_threads()
     try:
         return _Fold(recipe, chains).run()
@@ -89,11 +94,12 @@ def run(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Run:
 def baseline(recipe: Recipe) -> tuple[Path, nn.Module]:
     """The folder of a recipe's run, made if need be, and its baseline: from the store, or else the model as built."""
     plan = make_plan(recipe)
-    folder = _run_folder(Path(recipe.out), plan.run, fresh=False)
+    folder = Path(recipe.out) / plan.run
     found = _store(recipe, folder).find(plan.baseline.id)
     if found is None and plan.baseline.number != plan.steps[0].number:
         log.warning("the baseline is not in the store yet: this is the model as built")
     _open_folder(folder, recipe)
+    log.info("run folder: %s", folder)
     return folder, found.module(plan.trusted) if found else plan.spec.build(recipe.seed).eval()
 
 
@@ -105,20 +111,29 @@ class _Fold:
         torch.set_num_threads(self.threads)
         self.recipe, self.plan = recipe, make_plan(recipe, chains)
         self.is_study = bool(chains)
-        self.folder = _run_folder(Path(recipe.out), self.plan.run, recipe.fresh)
-        self.store = _store(recipe, self.folder)
-        self.ledger = Ledger(self.folder / LEDGER_NAME)
+        self.folder = Path(recipe.out) / self.plan.run
         self.sealed = SealedTask(recipe.task)
         self.device = work_device()
         self.made: dict[str, Artifact] = {}
         self.num_made = 0
 
     def run(self) -> Run:
-        recorded = {record.variant for record in self.ledger.records()}
-        missing = [step for step in self.plan.measured if step.id not in recorded]
-        if not missing:
+        if not self.recipe.fresh and not self._missing():
             return Run(self.folder, worked=False)
-        _open_folder(self.folder, self.recipe)
+        self.folder = _open_folder(self.folder, self.recipe, self.recipe.fresh)
+        self.store = _store(self.recipe, self.folder)
+        with exclusive(self.folder / ".lock", f"running {self.recipe.name}"), log_file(self.folder / RUN_LOG):
+            missing = self._missing()  # another process may have finished the run meanwhile
+            return self._advance_all(missing) if missing else Run(self.folder, worked=False)
+
+    def _missing(self) -> list[PlannedStep]:
+        """The steps whose record is not in the ledger."""
+        recorded = {record.variant for record in Ledger(self.folder / LEDGER_NAME).records()}
+        return [step for step in self.plan.measured if step.id not in recorded]
+
+    def _advance_all(self, missing: list[PlannedStep]) -> Run:
+        """Makes and measures the steps in turn, as the only process that works on this run."""
+        log.info("run folder: %s", self.folder)
         bench = Bench(
             self.recipe.task,
             self.recipe.engines,
@@ -137,7 +152,7 @@ class _Fold:
                 with _naming(step.name):
                     self._advance(step, step in missing, bench)
             except OptkitError as error:
-                if step.of == OWN or (step.control and not self.is_study):
+                if step.of == OWN or (step.control and not self.is_study) or is_disk_full(error):
                     raise
                 failed[step.id] = str(error)
                 log.warning("%s", error)
@@ -155,16 +170,22 @@ class _Fold:
 
     def _advance(self, step: PlannedStep, missing: bool, bench: Bench) -> None:
         """Makes a step's variant, or finds it, and measures it if its record is missing."""
-        artifact = self.store.find(step.id)
-        if artifact is None:
-            artifact = self._make(step)
-            self.num_made += step.stage is not None
+        artifact = self.store.find(step.id) or self._made_here_or_elsewhere(step)
         self.made[step.id] = artifact
         if step.number >= 0:
             folder = self.folder / "variants" / step.folder
             _link(artifact.folder, folder)
             if missing:
                 self._measure(step, artifact, bench, self._export(artifact, folder))
+
+    def _made_here_or_elsewhere(self, step: PlannedStep) -> Artifact:
+        """Makes a step's variant, or waits for the process that does."""
+        with self.store.making(step.id, f"making {step.name} of {self.recipe.name}"):
+            artifact = self.store.find(step.id)
+            if artifact is None:
+                artifact = self._make(step)
+                self.num_made += step.stage is not None
+        return artifact
 
     def _export(self, artifact: Artifact, folder: Path) -> dict[str, Any]:
         """Puts what ``from_pretrained`` loads beside a Hugging Face model whose own config can express it; says so."""
@@ -175,7 +196,12 @@ class _Fold:
         module = artifact.module(self.plan.trusted)
         if "float" not in artifact.variant.traits or not is_huggingface(module):
             return {"from_pretrained": False, "from_pretrained_reason": "its weights are quantized"}
-        reason = save_pretrained(module, self.recipe.task.example(2), folder / "huggingface")
+        exported, final = folder / ".huggingface", folder / "huggingface"
+        shutil.rmtree(exported, ignore_errors=True)  # of a killed run
+        reason = save_pretrained(module, self.recipe.task.example(2), exported)
+        shutil.rmtree(final, ignore_errors=True)
+        if reason is None:
+            exported.rename(final)
         return {"from_pretrained": reason is None} | ({"from_pretrained_reason": reason} if reason else {})
 
     def _make(self, step: PlannedStep) -> Artifact:
@@ -190,13 +216,9 @@ class _Fold:
         outcome = step.stage.apply(parent.module(self.plan.trusted), self._context(step, parent))
         cost = Cost(round(time.perf_counter() - wall + outcome.resumed_s, 3), round(time.process_time() - device, 3))
         log.info("stage %s: done in %.1f s", step.name, cost.wall_s)
-        artifact = self.store.put(
-            _child(step, parent.variant, outcome, cost), outcome.module, self.recipe.task.example(2)
-        )
-        if _same(parent, artifact):
-            shutil.rmtree(artifact.folder)
-            raise StageError("changed nothing: the model is the same as before it")
-        return artifact
+        child = _child(step, parent.variant, outcome, cost)
+        differs = partial(_check_differs, parent)
+        return self.store.put(child, outcome.module, self.recipe.task.example(2), check=differs)
 
     def _context(self, step: PlannedStep, parent: Artifact) -> Context:
         return Context(
@@ -246,7 +268,7 @@ class _Fold:
             control=step.control,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        self.ledger.append(record)
+        Ledger(self.folder / LEDGER_NAME).append(record)
 
     def _preparation(self) -> Cost:
         """What all the stages took that made the baseline."""
@@ -274,6 +296,11 @@ def _child(step: PlannedStep, parent: Variant, outcome: Outcome, cost: Cost) -> 
     )
 
 
+def _check_differs(parent: Artifact, artifact: Artifact) -> None:
+    if _same(parent, artifact):
+        raise StageError("changed nothing: the model is the same as before it")
+
+
 def _same(a: Artifact, b: Artifact) -> bool:
     """Whether two variants have the same structure and the same weights, bit by bit."""
     if a.variant.surgeries != b.variant.surgeries:
@@ -284,24 +311,25 @@ def _same(a: Artifact, b: Artifact) -> bool:
         return all(torch.equal(left.get_tensor(name), right.get_tensor(name)) for name in left.keys())  # noqa: SIM118
 
 
-def _run_folder(out: Path, run_id: str, fresh: bool) -> Path:
-    """The folder of a run; with `fresh` the first of ``-2``, ``-3``, ... that is not there yet."""
-    folder = out / run_id
-    number = 2
-    while fresh and folder.exists():
-        folder = out / f"{run_id}-{number}"
-        number += 1
+def _open_folder(folder: Path, recipe: Recipe, fresh: bool = False) -> Path:
+    """Makes a run's folder, with its recipe in it; see :func:`make_folder`."""
+    folder = make_folder(folder, fresh)
+    write_text(folder / "recipe.yaml", recipe.text)
     return folder
 
 
-def _open_folder(folder: Path, recipe: Recipe) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe.text)
-    except OSError as error:
-        fix = "set out=DIR to a folder you can write to"
-        raise UserError(f"cannot write to {folder}: {error.strerror}", key="out", fix=fix) from error
-    log.info("run folder: %s", folder)
+def make_folder(folder: Path, fresh: bool) -> Path:
+    """Makes a folder of results; with `fresh` the first of it, ``-2``, ``-3``, ... that nobody has made yet."""
+    name, number = folder.name, 2
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=not fresh)
+            return folder
+        except FileExistsError:
+            folder, number = folder.with_name(f"{name}-{number}"), number + 1
+        except OSError as error:
+            fix = "set out=DIR to a folder you can write to"
+            raise cannot_write(folder, error, key="out", fix=fix) from error
 
 
 def _store(recipe: Recipe, folder: Path) -> StageStore:
@@ -312,17 +340,15 @@ def _link(source: Path, folder: Path) -> None:
     """A variant of the store in the run's folder: hard links, so it takes no room and outlives the store."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (VARIANT, WEIGHTS):
-        temporary = folder / f".{name}"
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source / name, temporary)
-        except OSError:
-            shutil.copyfile(source / name, temporary)
-        temporary.replace(folder / name)
+        with new_file(folder / name, key="out") as temporary:
+            try:
+                os.link(source / name, temporary)
+            except OSError:
+                shutil.copyfile(source / name, temporary)
 
 
 class _Noting:
-    """Adds to an error that optkit did not raise in which stage it happened, and lets it pass."""
+    """Adds to an error that optkit did not raise in which stage it happened; a full disk becomes optkit's own error."""
 
     def __init__(self, note: str):
         self.note = note
@@ -331,6 +357,8 @@ class _Noting:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
+            raise_if_full(error, getattr(error, "filename", None) or "the disk")
+        if error is not None:
             error.add_note(self.note)
 
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from optkit.cli import cli
+from optkit.core.cores import default_threads
 
 RECIPE = """
 # A test: train, mask
@@ -121,7 +122,7 @@ def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path)
     done = optkit_command("run", recipe, "-m", "stages.mask.amount=0.3,0.6", "~engines.inductor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").glob("test-*"))) == 2
-    trained = list((tmp_path / "runs" / "store").iterdir())
+    trained = list((tmp_path / "runs" / "store").glob("*/variant.json"))
     assert len(trained) == 4
 
 
@@ -178,6 +179,11 @@ BAD = {
     "unknown engine": (["run", "test.yaml", "+engine@engines.trt=tensorrt"], "no config 'engine/tensorrt'"),
     "no engine": (["run", "test.yaml", "~engines.eager", "~engines.inductor"], "engines: no engine"),
     "bad syntax": (["run", "test.yaml", "stages.mask.amount"], "stages.mask.amount"),
+    "not quoted for Hydra": (["run", "test.yaml", "task.path=/data/lr=0.1 run"], "for the shell: \"task.path='/data/lr=0.1 run'\""),
+    "a folder of Hydra's": (["run", "test.yaml", "hydra.run.dir=elsewhere"], "hydra.run.dir: optkit does not run in a folder of Hydra's (out=DIR"),
+    "a folder of Hydra's in a mapping": (["run", "test.yaml", "++hydra.run={dir: elsewhere}"], "hydra.run.dir: optkit does not run"),
+    "unknown format of messages": (["run", "test.yaml", "log=jsn"], "log: no format 'jsn' (did you mean 'json'?)"),
+    "torchrun": (["run", "test.yaml", "WORLD_SIZE"], "optkit trains in one process so far, and torchrun started 2"),
     "broken YAML": (["run", "broken.yaml"], "broken.yaml"),
     "unknown run": (["report", "nowhere"], "no ledger at nowhere"),
     "unknown command": (["rnu"], "No such command 'rnu'"),
@@ -199,6 +205,9 @@ def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(recipe, tmp_path
     if "PATH" in arguments:
         arguments = [a for a in arguments if a != "PATH"]
         environment["PATH"] = str(tmp_path)
+    if "WORLD_SIZE" in arguments:
+        arguments = [a for a in arguments if a != "WORLD_SIZE"]
+        environment |= {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     command = [sys.executable, "-m", "optkit", *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600, check=False
@@ -229,8 +238,7 @@ def test_doctor_says_which_engines_work_and_what_limits_threads(optkit_command, 
 
 def test_a_users_own_stage_needs_no_registration(optkit_command, recipe, tmp_path):
     Path(tmp_path / "mystage.py").write_text(
-        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\nfrom optkit.core.cores import default_threads
-from optkit.core.stage import Outcome\n"
+        "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\nfrom optkit.core.stage import Outcome\n"
         "@dataclass\nclass Halve:\n    factor: float = 0.5\n    technique: ClassVar[str] = 'mine'\n"
         "    needs: ClassVar = frozenset({'float'})\n    adds: ClassVar = frozenset()\n    drops: ClassVar = frozenset()\n"
         "    def apply(self, module, ctx):\n        with torch.no_grad():\n            for p in module.parameters(): p.mul_(self.factor)\n"

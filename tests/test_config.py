@@ -1,9 +1,11 @@
+import shlex
 import shutil
 
 import pytest
 import yaml
 
 from optkit.config import launch, to_recipe
+from optkit.core.errors import UserError
 
 RECIPE = """
 defaults:
@@ -59,6 +61,24 @@ def test_paths_do_not_depend_on_the_folder_a_run_is_started_in(folder):
     assert node["stages"]["teacher"]["teacher"] == str(folder / "variant")
     spec, baseline = node["stages"]["recover"]["teacher"]
     assert (spec["checkpoint"], baseline) == (str(folder / "first.pt"), "baseline")
+
+
+@pytest.mark.parametrize(
+    "path", ["/data/lr=0.1 run", "/it's/a=b", "/a$b=c d", "/a(b", "/x{", 'say "hi"=x', "a`b`=c", "/data/a=b\\c"]
+)
+def test_the_fix_for_an_override_works_when_typed(folder, path):
+    with pytest.raises(UserError, match="not an override") as caught:
+        launch("test.yaml", [f"name={path}"], lambda cfg: None)
+    typed = str(caught.value).partition("for the shell: ")[2].removesuffix(")")
+    found = []
+    launch("test.yaml", shlex.split(typed), lambda cfg: found.append(cfg.name))
+    assert found == [path]
+
+
+def test_a_recipes_own_folder_of_hydras_is_refused(folder):
+    (folder / "test.yaml").write_text(RECIPE + "hydra: {run: {dir: elsewhere}}\n")
+    with pytest.raises(UserError, match=r"hydra\.run\.dir: optkit does not run"):
+        launch("test.yaml", [], lambda cfg: None)
 
 
 def test_a_multirun_is_in_the_same_folder(folder):

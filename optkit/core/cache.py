@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from optkit.core.errors import UserError
+from optkit.core.errors import cannot_write, raise_if_full
 
 
 def cache_dir() -> Path:
@@ -22,11 +23,16 @@ def cache_dir() -> Path:
 
 
 def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder kept under ``kind`` and ``key``; what is not there yet is made by ``make(folder)``."""
+    """The folder kept under ``kind`` and ``key``; what is not there yet is made by ``make(folder)``, by one process."""
+    from optkit.core.locks import exclusive  # describes a lock's owner with this file's write_json
+
     folder = cache_dir() / kind / key
     if not folder.is_dir():
-        with new_folder(folder, key="OPTKIT_CACHE") as new:
-            make(new)
+        with exclusive(cache_dir() / ".locks" / f"{kind}-{key}", f"making {kind}"):
+            if not folder.is_dir():
+                clear_unfinished(folder)
+                with new_folder(folder, key="OPTKIT_CACHE") as new:
+                    make(new)
     return folder
 
 
@@ -39,13 +45,14 @@ def new_folder(final: Path, key: str) -> Iterator[Path]:
 
     Raises:
         UserError: the place cannot be written.
+        StageError: the disk is full.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(final)
         temporary.mkdir()
     except OSError as error:
-        raise UserError(f"cannot write to {final.parent}: {error.strerror}", key=key) from error
+        raise cannot_write(final.parent, error, key) from error
     try:
         yield temporary
         _apply_umask(temporary)
@@ -54,6 +61,9 @@ def new_folder(final: Path, key: str) -> Iterator[Path]:
         except OSError:
             if not final.is_dir():
                 raise
+    except Exception as error:
+        raise_if_full(error, final.parent)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -67,27 +77,55 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Any, key: str) -> None:
-    """Write a file in one step: a reader sees the old one or the new one, and a failure leaves the old one.
+    """Writes JSON in one step: see :func:`new_file`."""
+    write_text(path, json.dumps(data), key)
+
+
+def write_text(path: Path, text: str, key: str = "out") -> None:
+    """Writes a text in one step: see :func:`new_file`."""
+    with new_file(path, key) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_file(final: Path, key: str = "out") -> Iterator[Path]:
+    """A name of the same ending that becomes ``final`` when the block, which writes it, ends well.
+
+    A reader sees the old file or the new one, and a failure leaves the old one. What is no plain file, such as
+    ``/dev/stdout``, is written as it is.
 
     Raises:
         UserError: the place cannot be written.
+        StageError: the disk is full.
     """
+    if final.exists() and not final.is_file():
+        yield final
+        return
+    final = final.resolve()
+    temporary = _beside(final)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                json.dump(data, file)
-            temporary.replace(path)
+            yield temporary
+            temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {path.parent}: {error.strerror}", key=key) from error
+        raise cannot_write(final.parent, error, key) from error
+    except Exception as error:
+        raise_if_full(error, final.parent)
+        raise
+
+
+def clear_unfinished(final: Path) -> None:
+    """Removes what killed writers of a folder left beside it; only for who has its lock."""
+    for left in final.parent.glob(f".{escape(final.stem)}.{'?' * 32}{escape(final.suffix)}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _beside(path: Path) -> Path:
-    """A name that nothing has yet, in the same folder."""
-    return path.with_name(f".{path.name}.{uuid4().hex}")
+    """A name of the same ending that nothing has yet, in the same folder."""
+    return path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
 
 
 def _apply_umask(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from importlib import metadata
@@ -10,6 +11,7 @@ from typing import Any
 
 from optkit.core.allocator import keep_freed_memory
 from optkit.core.cores import default_threads, usable_cores
+from optkit.core.errors import UserError
 
 PACKAGES = (
     "optkit",
@@ -91,3 +93,15 @@ def environment(threads: int) -> dict[str, Any]:
         "gpu": gpu(),
         "packages": versions(),
     }
+
+
+def check_single_process() -> None:
+    """Refuses to work as one of several processes of ``torchrun``: each would do all of the work.
+
+    Raises:
+        UserError: this is such a process.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world not in ("", "1") and ("RANK" in os.environ or "LOCAL_RANK" in os.environ):
+        fix = "start optkit without torchrun, or unset WORLD_SIZE"
+        raise UserError(f"optkit trains in one process so far, and torchrun started {world}", fix=fix)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class OptkitError(Exception):
@@ -44,6 +49,31 @@ class StageError(OptkitError):
 
 class SealedSplitError(StageError):
     """A stage asked for the test split, which only the pipeline's measurement may see."""
+
+
+def cannot_write(folder: Path, error: OSError, key: str, fix: str | None = None) -> OptkitError:
+    """The error for a failed write: a full disk is a failure while working, all else is the user's mistake."""
+    message = f"cannot write to {folder}: {error.strerror}"
+    if error.errno in FULL:
+        return StageError(message, fix="free some space")
+    return UserError(message, key=key, fix=fix)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that a disk is full; libraries in Rust and C++ say so in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def raise_if_full(error: Exception, place: Path | str) -> None:
+    """Raises a StageError that says so if an error, which is not optkit's own, is that a disk is full."""
+    if not isinstance(error, OptkitError) and is_disk_full(error):
+        raise StageError(f"cannot write to {place}: {os.strerror(errno.ENOSPC)}", fix="free some space") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from optkit.core.errors import UserError
+from optkit.core.locks import exclusive
 from optkit.core.records import READABLE, SCHEMA, Record
 
 log = logging.getLogger(__name__)
@@ -26,14 +28,29 @@ class Ledger:
     def __init__(self, path: Path):
         self.path = path
 
-    def append(self, record: Record) -> None:
-        """Writes one record and waits until it is on disk. A torn last line, left by a kill, is cut off first."""
+    def append(self, record: Record) -> bool:
+        """Writes one record and waits until it is on disk; a record whose key is there already is not written again.
+
+        One process writes at a time. A torn last line, left by a kill, is cut off first; a write that fails (the disk
+        is full) is undone.
+
+        Returns:
+            Whether it was written.
+        """
         line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        with open(self.path, "ab+") as file:
-            file.truncate(_whole_lines(file))
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        lock = exclusive(self.path.with_name(f".{self.path.name}.lock"), f"writing {self.path}")
+        with lock, open(self.path, "ab+", buffering=0) as file:
+            whole = _whole_lines(file)
+            file.truncate(whole)
+            if record.key in {known.key for known in self.records()}:
+                return False
+            try:
+                _write_all(file, line)
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)
+                raise
+        return True
 
     def records(self) -> list[Record]:
         """All whole records, in the order written; none when there is no file yet."""
@@ -95,7 +112,14 @@ def _parse(line: bytes, where: str, older: set[int]) -> Record:
         raise UserError(f"not a ledger record: {error}", key=where, fix="remove the line or restore the file") from None
 
 
-def _whole_lines(file: BinaryIO) -> int:
+def _write_all(file: FileIO, line: bytes) -> None:
+    """Writes every byte: a raw file may take a part of them before it fails."""
+    left = memoryview(line)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _whole_lines(file: BinaryIO | FileIO) -> int:
     """Bytes up to and with the last newline of an open binary file."""
     size = file.seek(0, os.SEEK_END)
     block = 1 << 16

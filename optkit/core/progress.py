@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
+
+from optkit.core.logs import shows_bars
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,7 @@ def stderr_console() -> Console:
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yields ``items``, showing how many of ``total`` are done."""
-    if sys.stderr.isatty():
+    if shows_bars():
         yield from _bar(items, description, total)
     else:
         yield from _lines(items, description, total)

@@ -10,6 +10,7 @@ import torch
 
 from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.environment import cpu
+from optkit.core.locks import exclusive
 from optkit.core.variant import variant_id
 from optkit.measure.turns import timing_turn
 
@@ -29,8 +30,11 @@ def peaks(threads: int, again: bool = False) -> dict[str, float]:
     path = peaks_file(threads)
     found = None if again else read_json(path)
     if found is None:
-        found = measure_peaks(threads)
-        write_json(path, found, key="OPTKIT_CACHE")
+        with exclusive(path.with_suffix(".lock"), "measuring this machine's peaks"):
+            found = None if again else read_json(path)
+            if found is None:
+                found = measure_peaks(threads)
+                write_json(path, found, key="OPTKIT_CACHE")
     return found
 
 

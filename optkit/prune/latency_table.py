@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from optkit.core.code import code_digest, version_of
 from optkit.core.engine import Engine, Session
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, first_line
+from optkit.core.locks import exclusive
 from optkit.core.progress import track
 from optkit.core.variant import Variant
 from optkit.measure.turns import timing_turn
@@ -65,12 +66,18 @@ class LatencyTable:
         self.blocks = find_blocks(trace, units)
         signatures = [block.signature(units, channels_last) for block in self.blocks]
         different = dict(zip(signatures, self.blocks, strict=True))
-        tables = {s: table for s in different if whole(table := read_json(self._path(s)))}
-        new = self._measure({s: block for s, block in different.items() if s not in tables})
-        for signature, table in new.items():
-            write_json(self._path(signature), table | {"where": self._where, "signature": signature}, "OPTKIT_CACHE")
-        tables |= new
-        self.measured = len(new)
+        tables = self._kept(different)
+        self.measured = 0
+        if len(tables) < len(different):
+            lock = self._path("").with_suffix(".lock")  # one for all tables of an engine here
+            with exclusive(lock, f"timing blocks on {self._engine.name}"):
+                tables = self._kept(different)
+                new = self._measure({s: block for s, block in different.items() if s not in tables})
+                for signature, table in new.items():
+                    kept = table | {"where": self._where, "signature": signature}
+                    write_json(self._path(signature), kept, "OPTKIT_CACHE")
+            tables |= new
+            self.measured = len(new)
         self._tables = [tables[signature] for signature in signatures]
         self.modelled = sum(table["modelled"] > 0 for table in self._tables)
         sides = [(number, u) for number, block in enumerate(self.blocks) for side in block.sides for u in side]
@@ -87,6 +94,10 @@ class LatencyTable:
         gone = np.bincount(self._owner, removed[self._unit], minlength=self._size.size)
         kept = (1 - gone / np.maximum(self._size, 1)).reshape(-1, 2)
         return float(sum(read(table, *shares) for table, shares in zip(self._tables, kept, strict=True)))
+
+    def _kept(self, signatures: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The tables that are in the cache."""
+        return {s: table for s in signatures if whole(table := read_json(self._path(s)))}
 
     def _path(self, signature: str) -> Path:
         key = json.dumps(self._where, sort_keys=True) + signature

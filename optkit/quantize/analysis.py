@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from optkit.core.cache import write_text
 from optkit.core.errors import StageError
 from optkit.quantize.layerwise import int8_layers, layer_errors, simulated
 from optkit.quantize.mixed import Evaluate, losses_in_float
@@ -53,7 +54,7 @@ class LayerCosts:
         data: dict[str, Any] = asdict(self)
         for layer in data["layers"]:
             layer["sqnr_db"] = layer["sqnr_db"] if math.isfinite(layer["sqnr_db"]) else None
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(data, indent=1) + "\n")
 
     def summary(self) -> str:
         """A line for each layer."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optkit.core import ledger
+from optkit.core.cache import write_text
 from optkit.core.errors import UserError
 from optkit.report.comparable import cautions
 from optkit.report.controls import against_controls
@@ -75,11 +76,11 @@ def save_report(runs: Sequence[Path], format_: str, output: Path | None = None, 
     text = render(runs, format_, p99_limit)
     first = runs[0] if runs[0].is_dir() else runs[0].parent
     file = output or first / f"report.{format_}"
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        message = f"cannot write {file}: {error.strerror}"
-        raise UserError(message, key="--output", fix="give a file in a folder that exists") from error
+    if not file.parent.is_dir():
+        raise UserError(
+            f"cannot write {file}: no such folder", key="--output", fix="give a file in a folder that exists"
+        )
+    write_text(file, text, key="--output")
     return file
 
 
@@ -96,8 +97,8 @@ def write_report(folder: Path) -> None:
     from optkit.report.tables import markdown
 
     found = read_rows([folder])
-    (folder / "report.md").write_text(markdown(found))
-    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_text(folder / "report.md", markdown(found))
+    write_text(folder / "report.json", json.dumps(found, indent=1) + "\n")
     for name in ("tradeoff.svg", "tradeoff.png"):
         save_tradeoff(found, folder / name)
     write_cards(folder)

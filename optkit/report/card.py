@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core import ledger
+from optkit.core.cache import new_file
 from optkit.core.records import Record
 from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row, rows
@@ -26,7 +27,8 @@ def write_cards(folder: Path) -> list[Path]:
         home = variant_folder(folder, record)
         if home.is_dir():
             own = [row for row in found if (row["variant"], row["step"]) == (record.variant, record.step)]
-            card(record, own, recipe, home).save(home / CARD)
+            with new_file(home / CARD) as file:
+                card(record, own, recipe, home).save(file)
             written.append(home / CARD)
     return written
 

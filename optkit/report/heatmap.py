@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optkit.core.cache import new_file
+
 if TYPE_CHECKING:
     import altair
 
@@ -57,4 +59,5 @@ def heatmap(table: Sensitivity) -> altair.TopLevelMixin:
 def save_heatmap(table: Sensitivity, path: Path) -> None:
     """Writes the chart as an SVG or PNG file, by its ending."""
     options = {"scale_factor": 2} if path.suffix == ".png" else {}
-    heatmap(table).save(str(path), **options)
+    with new_file(path) as file:
+        heatmap(table).save(str(file), **options)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optkit.core.cache import new_file
 from optkit.core.setting import Setting
 from optkit.report.rows import REFERENCE, Row
 
@@ -103,4 +104,5 @@ def _panel(alt: Any, rows: Sequence[Row]) -> Any:
 def save_tradeoff(rows: Sequence[Row], path: Path) -> None:
     """Writes the chart as an SVG or PNG file, by its ending."""
     options = {"scale_factor": 2} if path.suffix == ".png" else {}
-    tradeoff(rows).save(str(path), **options)
+    with new_file(path) as file:
+        tradeoff(rows).save(str(file), **options)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core import ledger
-from optkit.core.cache import write_json
+from optkit.core.cache import write_json, write_text
 from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.variant import variant_id
-from optkit.pipeline import Run, run
+from optkit.pipeline import Run, make_folder, run
 from optkit.plan import MODEL, Recipe, baseline_place, check_chain, make_plan, traits_after
 from optkit.study.game import Subset
 from optkit.study.result import BEST, Measured, summarize
@@ -112,7 +112,7 @@ def ablate(
         "environment": records[0][0].environment,
         "batches": summarize(measured, shapley=not leaves_one_out),
     }
-    (folder / "recipe.yaml").write_text(recipe.text)
+    write_text(folder / "recipe.yaml", recipe.text)
     write_json(folder / RESULT, result, key="out")
     return Ablation(folder, result)
 
@@ -171,11 +171,4 @@ def _folder(recipe: Recipe, by_seed: Sequence[Recipe], chains: Sequence[Subset |
     """The study's folder: the same recipe, seeds and chains find it again; with ``fresh`` one that is not there yet."""
     plans = [make_plan(one).run for one in by_seed]
     name = f"ablate-{recipe.name}-{variant_id(plans, [list(c) for c in chains])[:8]}"
-    folder, number = Path(recipe.out) / name, 2
-    while recipe.fresh and folder.exists():
-        folder, number = Path(recipe.out) / f"{name}-{number}", number + 1
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", key="out", fix="set out=DIR") from error
-    return folder
+    return make_folder(Path(recipe.out) / name, recipe.fresh)

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
+from optkit.core.cache import new_file
+
 NAME = "training.pt"
 
 
 def save_state(folder: Path, state: dict[str, Any], name: str = NAME) -> None:
     """Writes tensors and plain values; a kill while writing leaves the previous state."""
-    temporary = folder / f"{name}.tmp"
-    with open(temporary, "wb") as file:
+    with new_file(folder / name, key="store") as temporary, open(temporary, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(folder / name)
 
 
 def load_state(folder: Path, name: str = NAME) -> dict[str, Any] | None:

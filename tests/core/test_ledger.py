@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 
 import pytest
 
@@ -42,6 +43,32 @@ def test_a_torn_first_line_leaves_an_empty_ledger(tmp_path):
 def test_the_same_record_written_twice_counts_once():
     one, two = make_record(variant="a"), make_record(variant="b", step=1)
     assert ledger.unique([one, two, one]) == [one, two]
+
+
+def test_a_record_is_not_appended_twice(tmp_path):
+    book = Ledger(tmp_path / "ledger.jsonl")
+    assert book.append(make_record(variant="a"))
+    assert not book.append(make_record(variant="a"))
+    assert book.append(make_record(variant="b", step=1))
+    assert [r.variant for r in book.records()] == ["a", "b"]
+
+
+def _append(path, names):
+    for name in names:
+        Ledger(path).append(make_record(variant=name))
+
+
+def test_processes_that_append_at_once_lose_nothing(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    path = tmp_path / "ledger.jsonl"
+    names = [[f"{who}{n % 8}" for n in range(16)] for who in "ab"]
+    processes = [spawn.Process(target=_append, args=(path, [*own, "shared"])) for own in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    found = [r.variant for r in ledger.read(path)]
+    assert sorted(found) == sorted({*names[0], *names[1], "shared"})
 
 
 def test_no_ledger_is_a_clear_error(tmp_path):

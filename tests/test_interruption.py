@@ -1,0 +1,83 @@
+"""Signals end a run in one line, with the right exit code, and with its child processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+RECIPE = """
+defaults:
+  - optkit
+  - stage@stages.train: train
+  - _self_
+  - override model: mlp
+  - override engine@engines.inductor: eager
+name: long
+chain: [train]
+model: {widths: [16]}
+task: {image_size: 8, limit: 64}
+stages: {train: {trainer: {epochs: 100000}}}
+threads: 1
+"""
+
+SLOW = """
+import os, subprocess, sys, time
+from optkit.core import interruption
+from optkit.core.interruption import Ending, Interruption
+interruption.GRACE_S = 1.0
+ending = Ending()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except Interruption as error:
+        if "swallow" not in sys.argv:
+            sys.exit(ending.farewell(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated (SIGTERM)"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_run_ends_in_one_line_that_names_the_stage(tmp_path, number, code, word):
+    (tmp_path / "long.yaml").write_text(RECIPE)
+    more = ["-m", "seed=0,1"] if number == signal.SIGTERM else []
+    command = [sys.executable, "-m", "optkit", "run", "long.yaml", "--quiet", *more]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob("runs/store/*.partial/training.pt")):
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (out, err) == ("", f"{word} in stage 'train'; the same command continues from here\n")
+    (folder,) = tmp_path.glob("runs/long-*")
+    assert re.search(r"WARNING ended by Interruption: SIG(TERM|INT)\n$", (folder / "run.log").read_text())
+    assert not (folder / ".lock.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["swallow"]])
+def test_child_processes_end_too_and_a_main_thread_that_does_not_is_ended(arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    child = int(process.stdout.readline())
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err == "terminated (SIGTERM); the same command continues from here\n"
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    code = "import signal; from optkit.core.interruption import Ending; Ending(); print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    done = subprocess.run(
+        ["nohup", sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout == "True\n"
