@@ -172,9 +172,9 @@ def compare(args: argparse.Namespace) -> None:
         "student": args.student, "teacher": args.teacher, "batch": BATCH, "threads": args.threads,
         "precision": precision, "steps_per_arm": int(times["optkit"].size),
         "step_ms": {name: round(1000 * float(np.median(series)), 2) for name, series in times.items()},
-        "cost": [cost.value, cost.low, cost.high], "gain": [gain.value, gain.low, gain.high],
-        "compiled": [faster_by.value, faster_by.low, faster_by.high],
-        "by_hand_fp32": [plain.value, plain.low, plain.high] if plain else None, "compiling_s": round(compiling, 1),
+        "cost": [cost.value, cost.ci], "gain": [gain.value, gain.ci],
+        "compiled": [faster_by.value, faster_by.ci],
+        "by_hand_fp32": [plain.value, plain.ci] if plain else None, "compiling_s": round(compiling, 1),
         "recording_s": round(recording, 2), "recorded_mb": task.size("train") * 10 * 4 / 1e6,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }  # fmt: skip

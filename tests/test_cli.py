@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from optkit.cli import cli
+from optkit.core.cores import default_threads
 
 RECIPE = """
 # A test: train, mask
@@ -219,9 +220,11 @@ def test_lists_show_what_there_is(optkit_command):
     assert "amount = 0.5" in stages
 
 
-def test_doctor_says_which_engines_work(optkit_command):
-    text = optkit_command("doctor").stdout
+def test_doctor_says_which_engines_work_and_what_limits_threads(optkit_command, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = " ".join(optkit_command("doctor").stdout.split())
     assert "engine inductor" in text
+    assert f"threads {default_threads()}" in text
     assert torch.__version__.split("+")[0] in text
 
 

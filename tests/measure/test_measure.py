@@ -72,7 +72,7 @@ def test_warming_up_goes_on_until_calls_are_no_longer_faster():
     settling = Settling()
     found = interleaved({"settling": settling}, (torch.zeros(1),), seconds=0.01, seed=0)
     assert np.median(found["settling"].samples[0]) < 2
-    assert settling.calls > len(found["settling"].samples) * (CALLS + 1) + 4 * (CALLS + 1)
+    assert settling.calls >= len(found["settling"].samples) * (CALLS + 1) + 4 * (CALLS + 1)
 
 
 def test_latency_is_in_milliseconds():
@@ -174,7 +174,16 @@ def test_without_eager_the_baseline_still_answers_on_it(digits, mlp, variant, tm
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_sizes": []}, {"batch_sizes": [0]}, {"seconds": 0}, {"seconds": "5"}, {"split": "train"}]
+    "options",
+    [
+        {"batch_sizes": []},
+        {"batch_sizes": [0]},
+        {"seconds": 0},
+        {"seconds": "5"},
+        {"split": "train"},
+        {"precision": 0},
+        {"precision": 2},
+    ],
 )
 def test_what_cannot_be_measured_is_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
