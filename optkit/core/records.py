@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 2
-READABLE = (1, SCHEMA)
+SCHEMA = 3
+READABLE = (1, 2, SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Record:
         data: the task's account of its data: fingerprint, examples in each split, share of texts cut short, ...
         chain: names of the stages that made it from the baseline; empty for the baseline. Since schema 2.
         control: the control that this variant belongs to; None for the recipe's own chain. Since schema 2.
+        measured_again: how often the variant had been measured before (``optkit measure``). A later measurement takes
+            the place of an earlier one under the same conditions; both stay in the ledger. Since schema 3.
     """
 
     run: str
@@ -71,12 +73,22 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
     chain: list[str] = field(default_factory=list)
     control: str | None = None
+    measured_again: int = 0
     schema: int = SCHEMA
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What makes a record the same record: a ledger holds each key once."""
+        """The variant's place in its run: a ledger holds each key once for each time that it was measured."""
         return (self.run, self.step, self.variant)
+
+    @property
+    def reference(self) -> str:
+        """The name of the reference engine, on which the baseline is timed beside every variant.
+
+        Its measurements say so, since the recipe may use any name. Ledgers before schema 3 do not: it is ``eager``.
+        """
+        marked = (m.conditions["engine"] for m in self.measurements if m.conditions.get("reference"))
+        return next(marked, "eager")
 
     def find(self, name: str, **conditions: Any) -> Measurement | None:
         """The first measurement of this name under these conditions."""

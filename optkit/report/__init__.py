@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
 
 log = logging.getLogger(__name__)
-__all__ = ["Row", "read_rows", "render", "rows", "save_report", "write_report"]
+__all__ = ["Row", "read_rows", "render", "rows", "save_report", "summarize", "write_report"]
 
 
 def read_rows(runs: Sequence[str | Path]) -> list[Row]:
@@ -26,13 +28,14 @@ def read_rows(runs: Sequence[str | Path]) -> list[Row]:
     return rows(records)
 
 
-def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -> str:
-    """A report of run folders as ``table``, ``md``, ``json`` or ``html``.
+def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None, wide: bool = False) -> str:
+    """A report of run folders as ``table``, ``md``, ``csv``, ``json`` or ``html``.
 
     Args:
         runs: run folders, or ledger files.
-        format_: one of the four.
+        format_: one of the five.
         p99_limit: of the 99th percentile of latency, ms; None takes the one that each run was made with.
+        wide: show every column of the table, however narrow the terminal is.
     """
     if format_ == "html":
         from optkit.report.page import render_page
@@ -43,19 +46,41 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
         add_limits(found, p99_limit)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
-    from optkit.report.tables import limit_table, markdown, points, table, terminal_width
+    if format_ == "csv":
+        from optkit.report.csv_table import csv_table
 
-    if format_ == "md":
-        return markdown(found)
+        return csv_table(found)
+    from optkit.report.tables import WIDE, markdown, terminal_width
+
+    return markdown(found) if format_ == "md" else _terminal(found, WIDE if wide else terminal_width())
+
+
+def summarize(folder: Path) -> str:
+    """What a run says in the end: the figures that decide what to serve, and the verdict on them.
+
+    It fits 100 columns, and a narrower terminal.
+    """
+    from optkit.report.page.verdict import verdict
+    from optkit.report.tables import BRIEF_WIDTH, terminal_width
+
+    found = read_rows([folder])
+    width = min(terminal_width(), BRIEF_WIDTH)
+    head = f"run folder: {folder}\nevery column: optkit report {shlex.quote(str(folder))} --wide\n"
+    said = [textwrap.fill(line, width, break_on_hyphens=False) for line in verdict(found, folder).lines]
+    return "\n".join([_terminal(found, width, brief=True), head, *said, ""])
+
+
+def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
     import io
     import sys
 
     from rich.console import Console
 
-    width = terminal_width()
+    from optkit.report.tables import limit_table, points, table
+
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
-    console.print(table(found, width))
+    console.print(table(found, width, brief))
     if (limits := limit_table(found, width)) is not None:
         console.print()
         console.print(limits)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optkit.core.environment import ENGINES
 from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.core.setting import Setting
 
 MACHINE = ("processor", "GPU")
-ENGINES = ("torch", "onnxruntime", "openvino")
 
 
 def cautions(records: Sequence[Record]) -> list[str]:
