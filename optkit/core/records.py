@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,20 @@ class Record:
         fields["measurements"] = [Measurement(**m) for m in fields["measurements"]]
         fields["cost"] = Cost(**fields["cost"])
         return cls(**fields)
+
+
+def variant_folder(folder: Path, of: Record) -> Path:
+    """Where a record's variant lies in its run's folder: of the recipe's own chain, another chain or a control."""
+    return folder_of(folder, of.step, of.stage, of.chain, of.control)
+
+
+def folder_of(folder: Path, step: int, stage: str, chain: Sequence[str], control: str | None) -> Path:
+    """`variant_folder` of a variant whose place in the run is known."""
+    variants = folder / "variants"
+    if control:
+        return variants / f"{control}-{step}-{stage}"
+    branch = variants / f"{step}-{'+'.join(chain)}"
+    return branch if branch.is_dir() else variants / f"{step}-{stage}"
 
 
 def pack_bits(correct: NDArray[np.bool_]) -> dict[str, Any]:

@@ -66,8 +66,10 @@ def summarize(folder: Path) -> str:
     found = read_rows([folder])
     width = min(terminal_width(), BRIEF_WIDTH)
     head = f"run folder: {folder}\nevery column: optkit report {shlex.quote(str(folder))} --wide\n"
-    said = [textwrap.fill(line, width, break_on_hyphens=False) for line in verdict(found, folder).lines]
-    return "\n".join([_terminal(found, width, brief=True), head, *said, ""])
+    judged = verdict(found, folder)
+    said = [textwrap.fill(line, width, break_on_hyphens=False, break_long_words=False) for line in judged.lines]
+    again = [f"Time them again: {judged.command}"] if judged.command else []
+    return "\n".join([_terminal(found, width, brief=True), head, *said, *again, ""])
 
 
 def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
@@ -115,7 +117,8 @@ def write_report(folder: Path) -> None:
     ``sensitivity-VARIANT.svg``; a control's would rank at random.
     """
     from optkit.prune import Sensitivity
-    from optkit.report.card import variant_folder, write_cards
+    from optkit.core.records import variant_folder
+    from optkit.report.card import write_cards
     from optkit.report.heatmap import save_heatmap
     from optkit.report.plot import save_tradeoff
     from optkit.report.tables import markdown

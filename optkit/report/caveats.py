@@ -23,7 +23,7 @@ def doubtful(rows: Sequence[Row]) -> str:
     """The rows that are marked, with the reasons, in one line; empty where all timings can be trusted."""
     found: dict[tuple[str, str], list[Setting]] = {}
     several = len({row["run"] for row in rows}) > 1
-    for row in rows:
+    for row in sorted(rows, key=lambda r: r["step"]):
         if row.get("caveat"):
             key = (f"{row['run']}: " if several else "") + variant_name(row), row["caveat"]
             found.setdefault(key, []).append(Setting.of(row))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optkit.core.setting import Setting
-from optkit.report.caveats import footnote, mark, variant_name
+from optkit.report.caveats import MARK, footnote, mark, variant_name
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row
 from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
@@ -89,7 +89,7 @@ BRIEF: tuple[Column, ...] = (
     ("accuracy %", lambda r: _percent(r["accuracy"]), 50),
     ("change, points", _delta, 90),
     ("p50 ms", _p50, 60),
-    ("speedup", _times("speedup"), 0),
+    ("speedup", lambda r: f"{r['speedup']:.2f}{MARK}" if r["caveat"] and r["speedup"] else _times("speedup")(r), 0),
     ("size MB", _number("size_mb", 2), 70),
 )
 BRIEF_WIDTH = 100
@@ -121,12 +121,10 @@ def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
     settings = list(map(Setting.of, rows))
     ends = [place for place in range(1, len(rows)) if settings[place] != settings[place - 1]]
     columns = [c for c in BRIEF if c[0] != "tokens" or len({s.sequence_length for s in settings}) > 1]
-    return fitted(columns if brief else _columns(rows), rows, width, note(rows), ends)
-
-
-def note(rows: Sequence[Row]) -> str:
-    """What stands beneath a table: what its figures are against, and what its marks mean."""
-    return "\n".join(filter(None, (NOTE, footnote(rows))))
+    if brief:
+        marked = f"\n{MARK} This timing cannot be trusted." if footnote(rows) else ""
+        return fitted(columns, rows, width, NOTE + marked, ends)
+    return fitted(_columns(rows), rows, width, "\n".join(filter(None, (NOTE, footnote(rows)))), ends)
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Any], width: int, note: str, ends: Sequence[int] = ()) -> Table:

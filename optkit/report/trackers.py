@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from optkit.core import ledger
 from optkit.core.cache import read_json, write_json
 from optkit.core.errors import UserError
-from optkit.core.records import Record
-from optkit.report.card import CARD, variant_folder
+from optkit.core.records import Record, variant_folder
+from optkit.report.card import CARD
 from optkit.report.recipes import flat, flat_recipe
 from optkit.report.rows import Row, rows
 

@@ -350,7 +350,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 
 def _shown(values: Values) -> tuple[float, float]:
     """The axis of accuracy: around the front, with what is far below it left at the lower edge."""
-    front = [v for v in values if v["front"]]
+    front = [v for v in values if v["front"]] or values
     high = max(v["accuracy_high"] for v in values)
     least, least_on_front = (min(v["accuracy_low"] for v in vs) for vs in (values, front))
     room = max(high - least_on_front, 1.0)

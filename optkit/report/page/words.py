@@ -22,6 +22,25 @@ def times(row: Row, name: str) -> str:
     return f"{row[name]:.2f} times {interval(row[f'{name}_ci'])}".rstrip()
 
 
+def called(row: Row) -> str:
+    """A row's stage alone where that is clear, else its name."""
+    plain = f"{row['step']} {row['stage']}"
+    return row["stage"] if name(row) == plain else name(row)
+
+
+def headline_ratio(row: Row) -> str:
+    """The key of the speedup that compares with the baseline on the same device.
+
+    The reference runs on the processor, so a GPU compares with the baseline on its own engine there.
+    """
+    return "speedup" if row["device"] == "cpu" else "speedup_same_engine"
+
+
+def against(row: Row) -> str:
+    """What `headline_ratio` is taken against, in words."""
+    return f"the baseline on {row['reference'] if row['device'] == 'cpu' else row['engine']}"
+
+
 def points(row: Row, name: str) -> str:
     """A difference of accuracies with its interval, in words."""
     low, high = row[f"{name}_ci"]
