@@ -61,6 +61,18 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(found) or [folder]
 
 
+def one_run(path: Path) -> Path:
+    """The run folder that a path stands for.
+
+    Raises:
+        UserError: it holds several runs.
+    """
+    inside = runs_of(path)
+    if len(inside) > 1:
+        raise UserError(f"{path} holds {len(inside)} runs", fix=f"give one of them, such as {inside[0]}")
+    return inside[0]
+
+
 def _ledger_file(path: Path) -> Path:
     file = path / LEDGER_NAME if path.is_dir() else path
     if not file.is_file():

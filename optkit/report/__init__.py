@@ -116,8 +116,8 @@ def write_report(folder: Path) -> None:
     Every variant gets a model card. A stage of the recipe that measured sensitivities has them drawn, as
     ``sensitivity-VARIANT.svg``; a control's would rank at random.
     """
-    from optkit.prune import Sensitivity
     from optkit.core.records import variant_folder
+    from optkit.prune import Sensitivity
     from optkit.report.card import write_cards
     from optkit.report.heatmap import save_heatmap
     from optkit.report.plot import save_tradeoff

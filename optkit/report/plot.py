@@ -116,7 +116,9 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
             "timing:N",
             title="hollow",
             scale=alt.Scale(domain=[DOUBTED], range=[2]),
-            legend=alt.Legend(symbolType="circle", symbolSize=90, symbolFillColor="transparent", symbolStrokeColor="#555"),
+            legend=alt.Legend(
+                symbolType="circle", symbolSize=90, symbolFillColor="transparent", symbolStrokeColor="#555"
+            ),
         )
         doubted = base.transform_filter("datum.caveat").transform_calculate(timing=f"'{DOUBTED}'")
         points.append(doubted.mark_point(filled=False, size=90, opacity=1).encode(**at, strokeWidth=hollow))

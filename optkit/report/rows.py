@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.caveat import is_disturbed, timing_caveat
 from optkit.core.environment import has_int8_dot_product
 from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
@@ -24,11 +25,12 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 def rows(records: Iterable[Record]) -> list[Row]:
     """One row for each variant, engine, batch size and length of texts, ordered by run, length, size, step and engine.
 
-    ``speedup`` and ``accuracy_delta`` are against the run's baseline on the engine named in ``reference`` (PyTorch eager
-    in fp32, on the processor) at the same batch size and threads, ``speedup_same_engine`` against the baseline on the same engine, ``accuracy_delta_parent`` against the variant that
-    the stage was given, on the same engine. ``latency_p99_ms`` is of ``latency_calls`` calls. What was not measured is
-    None, and so is a p99 of fewer than 300 calls. ``caveat`` says why the timing of a row cannot be trusted; such a row
-    is shown, marked, and left out of every conclusion.
+    ``speedup`` and ``accuracy_delta`` are against the run's baseline on the engine named in ``reference`` (PyTorch
+    eager in fp32, on the processor) at the same batch size and threads, ``speedup_same_engine`` against the baseline on
+    the same engine, ``accuracy_delta_parent`` against the variant that the stage was given, on the same engine.
+    ``latency_p99_ms`` is of ``latency_calls`` calls. What was not measured is None, and so is a p99 of fewer than 300
+    calls. ``caveat`` says why the timing of a row cannot be trusted; such a row is shown, marked, and left out of every
+    conclusion.
     """
     kept = unique(records)
     by_variant = {(r.run, r.variant): r for r in kept}
@@ -233,15 +235,9 @@ def _trust(record: Record, latency: Measurement | None, row: Row) -> Row:
     if latency is None or latency.value is None:
         return {"disturbed": None, "caveat": None}
     beside = (_beside(record, latency, engine) for engine in (record.reference, row["engine"]))
-    conditions = [m.conditions for m in (latency, *beside) if m is not None]
-    marks = [c["disturbed"] for c in conditions if c.get("disturbed") is not None]
-    caveat = None
-    if any(marks):
-        loads = [c["other_load"] for c in conditions if c.get("other_load") is not None]
-        caveat = f"other work kept {max(loads):.1f} cores busy" if loads else "other work was running"
-    elif any(row[n] is not None and row[f"{n}_ci"] is None for n in TIMED):
-        caveat = f"{len(latency.raw)} rounds give no interval"
-    return {"disturbed": any(marks) if marks else None, "caveat": caveat}
+    series = [latency, *(m for m in beside if m is not None)]
+    intervals = [row[f"{name}_ci"] for name in TIMED if row[name] is not None]
+    return {"disturbed": is_disturbed(series), "caveat": timing_caveat(series, intervals)}
 
 
 def _device(record: Record, here: dict[str, Any]) -> str:

@@ -126,8 +126,8 @@ def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> alt
     """Speedups as shades around 1: a row for each variant, a column for each engine and batch size.
 
     Args:
-        values: ``row, column, speedup, text``, ``change`` of accuracy, ``ci`` and ``caveat``; a cell with a caveat has no
-            shade.
+        values: ``row, column, speedup, text``, ``change`` of accuracy, ``ci`` and ``caveat``; a cell with a caveat has
+            no shade.
         rows, columns: in order.
     """
     import altair as alt

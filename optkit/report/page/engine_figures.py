@@ -41,8 +41,7 @@ def engine_figures(run: ShownRun) -> list[Figure]:
             "Speedup by engine and batch size",
             Table(["variant", *columns], [[n, *(cell.get((n, c), DASH) for c in columns)] for n in names]),
             charts.heat_map(values, names, columns).to_dict(),
-            f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and setting; "
-            f"{largest}.",
+            f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and setting; {largest}.",
             f"Blue is faster than the baseline, orange slower. Columns: engine · batch size{' · tokens' * of_texts}."
             + " ".join(["", *filter(None, [footnote(timed)])]),
             wide=True,

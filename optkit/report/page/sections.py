@@ -40,8 +40,8 @@ LEADS = {
     "stage costs as much as a second of serving, on this machine; against the baseline on the same engine, whose own "
     "training is not charged.",
     "figures": "Speedup and change are against the baseline (step 0) on PyTorch eager in fp32 at the same batch "
-    "size, timed in "
-    f"the same rounds; brackets are 95% intervals; a dash was not measured; {MARK} marks timings that cannot be trusted.",
+    "size, timed in the same rounds; brackets are 95% intervals; a dash was not measured; "
+    f"{MARK} marks timings that cannot be trusted.",
 }
 
 

@@ -95,7 +95,8 @@ def _stage(called: str, row: Row, parent: Row) -> Change:
 def _step(
     name: str, technique: str, row: Row, parent: Row, delta: float | None, delta_ci: list[float] | None
 ) -> Change:
-    known = is_trusted(row) and (is_trusted(parent) or parent["engine"] == parent["reference"] and parent["step"] == 0)
-    ratio = relative_speedup(row, parent) if known else None
+    # the reference itself is 1 by definition, however its own timing went
+    is_start = parent["step"] == 0 and parent["engine"] == parent["reference"]
+    ratio = relative_speedup(row, parent) if is_trusted(row) and (is_start or is_trusted(parent)) else None
     before = parent["latency_p50_ms"], parent["accuracy"]
     return Change(name, technique, row, *before, ratio and ratio.value, ratio and ratio.ci, delta, delta_ci)

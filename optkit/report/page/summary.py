@@ -155,7 +155,8 @@ def _within(run: ShownRun) -> list[str]:
         found.append(f"{untimed} of {len(run.rows)} rows have no latency beside the baseline and stand in tables only.")
     if in_doubt := doubtful(run.rows):
         again = remedy(run.folder if run.folder.is_dir() else run.folder.parent)
-        found.append(f"{MARK} These timings cannot be trusted, and nothing is concluded from them: {in_doubt}. {again}")
+        text = f"{MARK} These timings cannot be trusted, and nothing is concluded from them: {in_doubt}."
+        found.append(f"{text} To time them again: {again}")
     later = [row for row in run.rows if row["step"] > 0]
     if later and not any(row["engine"] == row["reference"] for row in later):
         reference = later[0]["reference"]

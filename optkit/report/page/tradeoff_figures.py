@@ -17,7 +17,6 @@ from optkit.report.page.words import change, name, percent_interval, ratio
 from optkit.report.plot import on_front, steady_latency
 from optkit.report.rows import Row
 
-
 HOLLOW = f"Hollow ({MARK} in the table): a timing that cannot be trusted; it is not on the front."
 
 
