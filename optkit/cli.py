@@ -86,7 +86,10 @@ def measure(run_folder: Path, arguments: tuple[str, ...], rows: str, debug: bool
     _log_to_stderr(debug)
     from optkit.config import launch
     from optkit.core import ledger
+    from optkit.core.errors import UserError
 
+    if found := {"-m", "--multirun"}.intersection(arguments):
+        raise UserError("optkit measure measures one run", key=found.pop(), fix="leave it out")
     folder = ledger.one_run(run_folder)
     ledger.read(folder)
     launch(str(folder / "recipe.yaml"), arguments, lambda cfg: _measure_run(cfg, folder, rows))

@@ -58,15 +58,16 @@ def configured(recipe: Recipe) -> set[Setting]:
 
 def _measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[Setting] | None] | None) -> None:
     records = unique(read(folder))
-    artifacts = {(record.step, record.variant): _artifact(folder, record) for record in records}
     baseline = next((r for r in records if r.variant == r.baseline), None)
     if baseline is None:
         raise UserError(f"the ledger at {folder} has no baseline", fix="continue the run first")
     threads = recipe.threads or available_cores()
     here = environment(threads)
     _check(baseline, recipe, here, partly=wanted is not None)
-    chosen = dict(wanted) if wanted is not None else dict.fromkeys(artifacts)
-    todo = _settings(records, baseline, recipe, chosen)
+    chosen = dict(wanted) if wanted is not None else dict.fromkeys((r.step, r.variant) for r in records)
+    todo = _settings(baseline, recipe, chosen)
+    needed = [r for r in records if r is baseline or (r.step, r.variant) in todo]
+    artifacts = {(record.step, record.variant): _artifact(folder, record) for record in needed}
     torch.set_num_threads(threads)
     here |= {"peaks": peaks(threads)}
     trusted = tuple(sorted({str(recipe.model[TARGET]), *map(target_of, recipe.stages.values())}))
@@ -74,7 +75,7 @@ def _measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection
     bench = Bench(recipe.task, recipe.engines, config, recipe.reference, threads, trusted, recipe.seed)
     book = Ledger(folder / LEDGER_NAME)
     base = artifacts[baseline.step, baseline.variant]
-    for record in records:
+    for record in needed:
         settings = todo.get((record.step, record.variant))
         if not settings:
             continue
@@ -135,7 +136,7 @@ def _check(baseline: Record, recipe: Recipe, here: Mapping[str, Any], partly: bo
 
 
 def _settings(
-    records: Sequence[Record], baseline: Record, recipe: Recipe, wanted: Mapping[Key, Collection[Setting] | None]
+    baseline: Record, recipe: Recipe, wanted: Mapping[Key, Collection[Setting] | None]
 ) -> dict[Key, set[Setting]]:
     """The settings of each variant to measure; the baseline is measured wherever it was not yet."""
     usual = configured(recipe)

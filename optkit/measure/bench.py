@@ -212,15 +212,15 @@ class Bench:
 
 
 def reference_name(engines: Mapping[str, Engine], reference: Engine) -> str:
-    """What the reference is called in records: as in the recipe, or by a name that no other engine of the recipe has.
+    """What the reference is called in records: its own name, unless the recipe gives that to another engine.
 
     Args:
         engines: by name in the recipe.
         reference: against which speedups are taken.
     """
-    same = (name for name, engine in engines.items() if type(engine) is type(reference) and engine == reference)
-    free = reference.name if reference.name not in engines else f"{reference.name} (reference)"
-    return next(same, free)
+    named = engines.get(reference.name, reference)
+    same = type(named) is type(reference) and named == reference
+    return reference.name if same else f"{reference.name} (reference)"
 
 
 def tasks_to_measure(task: Task, config: Measure) -> list[Task]:

@@ -22,7 +22,7 @@ __all__ = ["Row", "read_rows", "render", "rows", "save_report", "summarize", "wr
 
 def read_rows(runs: Sequence[str | Path]) -> list[Row]:
     """The rows of one or more run folders; what does not compare among them is warned of."""
-    records = ledger.read(*runs)
+    records = ledger.unique(ledger.read(*runs))
     for caution in cautions(records):
         log.warning("%s", caution)
     return rows(records)
