@@ -15,6 +15,7 @@ from optkit.core.artifact import Artifact, open_artifact
 from optkit.core.environment import available_cores, environment, same_timing
 from optkit.core.errors import StageError, UserError
 from optkit.core.ledger import LEDGER_NAME, Ledger, read, unique
+from optkit.core.locks import exclusive
 from optkit.core.records import Record, variant_folder
 from optkit.core.setting import Setting
 from optkit.core.targets import TARGET
@@ -45,7 +46,8 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
     """
     before = torch.get_num_threads()
     try:
-        _measure_again(folder, recipe, wanted)
+        with exclusive(folder / ".lock", f"measuring {folder.name} again"):
+            _measure_again(folder, recipe, wanted)
     finally:
         torch.set_num_threads(before)
 

@@ -134,7 +134,7 @@ def unique(records: Iterable[Record]) -> list[Record]:
     """
     found: dict[tuple[str, int, str], dict[int, Record]] = {}
     for record in records:
-        found.setdefault(record.key, {}).setdefault(record.measured_again, record)
+        found.setdefault(record.place, {}).setdefault(record.measured_again, record)
     return [_latest([times[n] for n in sorted(times, reverse=True)]) for times in found.values()]
 
 

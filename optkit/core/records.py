@@ -79,8 +79,13 @@ class Record:
     schema: int = SCHEMA
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        """The variant's place in its run: a ledger holds each key once for each time that it was measured."""
+    def key(self) -> tuple[str, int, str, int]:
+        """What makes a record the same record: a ledger holds each key once."""
+        return (*self.place, self.measured_again)
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """The variant and where it stands in its run, however often it was measured."""
         return (self.run, self.step, self.variant)
 
     @property
