@@ -142,7 +142,7 @@ def ablate(
         from optkit.config import to_recipe
 
         built = to_recipe(cfg)
-        from optkit.report import read_rows
+        from optkit.report import read_rows, remedies
         from optkit.report.ablation import ablation_markdown
         from optkit.study.ablation import ablate as ablate_recipe
 
@@ -152,6 +152,8 @@ def ablate(
         (done.folder / "ablation.md").write_text(text)
         click.echo(text)
         click.echo(f"study folder: {done.folder}")
+        for command in remedies([done.folder / run for run in done.result["runs"]]):
+            click.echo(f"Time the doubtful rows again, and then run the same command: {command}")
 
     launch(recipe, arguments, job)
 
@@ -239,7 +241,7 @@ def report(
         return
     from optkit.report import save_report
 
-    click.echo(save_report(folders, format_, output, p99_limit))
+    click.echo(save_report(folders, format_, output, p99_limit, wide))
 
 
 @cli.command()

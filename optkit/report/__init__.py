@@ -17,7 +17,7 @@ from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
 
 log = logging.getLogger(__name__)
-__all__ = ["Row", "read_rows", "render", "rows", "save_report", "summarize", "write_report"]
+__all__ = ["Row", "read_rows", "remedies", "render", "rows", "save_report", "summarize", "write_report"]
 
 
 def read_rows(runs: Sequence[str | Path]) -> list[Row]:
@@ -53,6 +53,13 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None, w
     from optkit.report.tables import WIDE, markdown, terminal_width
 
     return markdown(found) if format_ == "md" else _terminal(found, WIDE if wide else terminal_width())
+
+
+def remedies(runs: Sequence[Path]) -> list[str]:
+    """The commands that time marked rows again, one for each run that has some."""
+    from optkit.report.caveats import doubtful, remedy
+
+    return [remedy(run) for run in runs if doubtful(rows(ledger.read(run)))]
 
 
 def summarize(folder: Path) -> str:
@@ -93,13 +100,15 @@ def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
     return text.getvalue()
 
 
-def save_report(runs: Sequence[Path], format_: str, output: Path | None = None, p99_limit: float | None = None) -> Path:
+def save_report(
+    runs: Sequence[Path], format_: str, output: Path | None = None, p99_limit: float | None = None, wide: bool = False
+) -> Path:
     """Writes a report to a file, by default ``report.FORMAT`` in the first run's folder; returns the file.
 
     Raises:
         UserError: a run without a ledger, or a file that cannot be written.
     """
-    text = render(runs, format_, p99_limit)
+    text = render(runs, format_, p99_limit, wide)
     first = runs[0] if runs[0].is_dir() else runs[0].parent
     file = output or first / f"report.{format_}"
     try:

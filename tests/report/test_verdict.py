@@ -62,7 +62,7 @@ def test_int8_that_pays_is_not_blamed():
     judged = verdict(rows(_steps([1.1, 1.6, 1.62, 4.0], VNNI)))
     assert judged.row["stage"] == "quantize"
     assert "int8" not in judged.chain
-    assert judged.chain.startswith("On the same engine the techniques alone make it 3.6")
+    assert judged.chain.startswith("The whole chain (prune, recover, quantize) is 3.6")
 
 
 def test_int8_that_pays_at_one_batch_size_only():

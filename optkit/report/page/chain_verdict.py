@@ -36,16 +36,18 @@ def judge_chain(rows: Sequence[Row], best: Row | None) -> str:
 
 
 def _whole(line: Sequence[Row], end: Row, best: Row | None) -> list[str]:
-    """How fast the end of the chain is, where the verdict does not say so."""
-    if best is not None and best["variant"] == end["variant"]:
-        if best["engine"] == best["reference"] or headline_ratio(best) != "speedup" or best["step"] == 0:
-            return []
-        share = times(best, "speedup_same_engine")
-        return [f"On the same engine the techniques alone make it {share} as fast; the engine does the rest."]
+    """How fast the end of the chain is, as far as the verdict does not say so."""
     stages = ", ".join(dict.fromkeys(r["stage"] for r in sorted(line, key=lambda r: r["step"]) if r["step"] > 0))
-    cost = "" if end["accuracy_delta"] is None else f", for an accuracy change of {points(end, 'accuracy_delta')}"
-    ratio = times(end, headline_ratio(end))
-    return [f"The whole chain ({stages}) on {place(end)} is {ratio} as fast as {against(end)}{cost}."]
+    if best is None or best["variant"] != end["variant"]:
+        cost = "" if end["accuracy_delta"] is None else f", for an accuracy change of {points(end, 'accuracy_delta')}"
+        ratio = times(end, headline_ratio(end))
+        return [f"The whole chain ({stages}) on {place(end)} is {ratio} as fast as {against(end)}{cost}."]
+    if best["engine"] == best["reference"] or headline_ratio(best) != "speedup":
+        return []
+    ratio = times(best, "speedup_same_engine")
+    return [
+        f"The whole chain ({stages}) is {ratio} as fast as the baseline on the same engine; the engine does the rest."
+    ]
 
 
 def _int8(line: Sequence[Row]) -> list[str]:
