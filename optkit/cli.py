@@ -152,8 +152,8 @@ def ablate(
         (done.folder / "ablation.md").write_text(text)
         click.echo(text)
         click.echo(f"study folder: {done.folder}")
-        for command in remedies([done.folder / run for run in done.result["runs"]]):
-            click.echo(f"Time the doubtful rows again, and then run the same command: {command}")
+        for again in remedies([done.folder / run for run in done.result["runs"]]):
+            click.echo(f"To time the marked rows again: {again} (then run the same ablation)")
 
     launch(recipe, arguments, job)
 
