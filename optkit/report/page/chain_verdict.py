@@ -42,7 +42,7 @@ def _whole(line: Sequence[Row], end: Row, best: Row | None) -> list[str]:
         cost = "" if end["accuracy_delta"] is None else f", for an accuracy change of {points(end, 'accuracy_delta')}"
         ratio = times(end, headline_ratio(end))
         return [f"The whole chain ({stages}) on {place(end)} is {ratio} as fast as {against(end)}{cost}."]
-    if best["engine"] == best["reference"] or headline_ratio(best) != "speedup":
+    if best["engine"] == best["reference"] or headline_ratio(best) != "speedup" or not best["speedup_same_engine"]:
         return []
     ratio = times(best, "speedup_same_engine")
     return [

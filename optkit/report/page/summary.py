@@ -104,7 +104,7 @@ def _served(row: Row) -> list[str]:
     return [
         name(row),
         place(row),
-        ratio(row, headline_ratio(row)) + ("" if row["device"] == "cpu" else f" of {against(row)}"),
+        ratio(row, headline_ratio(row)) + ("" if headline_ratio(row) == "speedup" else f" of {against(row)}"),
         change(row),
         size,
     ]

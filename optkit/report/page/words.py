@@ -33,12 +33,12 @@ def headline_ratio(row: Row) -> str:
 
     The reference runs on the processor, so a GPU compares with the baseline on its own engine there.
     """
-    return "speedup" if row["device"] == "cpu" else "speedup_same_engine"
+    return "speedup" if row["device"] == "cpu" or row["speedup_same_engine"] is None else "speedup_same_engine"
 
 
 def against(row: Row) -> str:
     """What `headline_ratio` is taken against, in words."""
-    return f"the baseline on {row['reference'] if row['device'] == 'cpu' else row['engine']}"
+    return f"the baseline on {row['reference'] if headline_ratio(row) == 'speedup' else row['engine']}"
 
 
 def points(row: Row, name: str) -> str:
