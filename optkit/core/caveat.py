@@ -22,8 +22,14 @@ def timing_caveat(series: Sequence[Measurement], intervals: Sequence[Any]) -> st
         intervals: of the figures that were made from them; None for one that could not be given.
     """
     if is_disturbed(series):
-        loads = [m.conditions["other_load"] for m in series if m.conditions.get("other_load") is not None]
-        return f"other work kept {max(loads):.1f} cores busy" if loads else "other work was running"
+        mean, peak = (_largest(series, name) for name in ("other_load", "other_load_peak"))
+        if peak is not None and peak > 2 * (mean or 0.0):
+            return f"other work kept {peak:.1f} cores busy for a moment"
+        return "other work was running" if mean is None else f"other work kept {mean:.1f} cores busy"
     if any(interval is None for interval in intervals):
         return f"{len(series[0].raw)} rounds give no interval"
     return None
+
+
+def _largest(series: Sequence[Measurement], condition: str) -> float | None:
+    return max((m.conditions[condition] for m in series if m.conditions.get(condition) is not None), default=None)

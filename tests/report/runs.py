@@ -16,7 +16,7 @@ def answers(right, total=1000):
     return np.arange(total) < right
 
 
-def series(engines, baseline_ms=4.0, seed=0, rounds=12):
+def series(engines, baseline_ms=4.0, seed=0, rounds=40):
     """Latency series of a variant on engines (ms), and of the baseline beside it: eager 4 ms, inductor 2 ms."""
     random = np.random.default_rng(seed)
 
@@ -121,7 +121,7 @@ def many(count=200):
     rest = []
     for step in range(1, count):
         share = random.uniform(0.2, 1)
-        times = series({"eager": 4 * share, "inductor": 2 * share}, 4.0, step, 4)
+        times = series({"eager": 4 * share, "inductor": 2 * share}, 4.0, step)
         record = make_record(
             variant=f"v{step}", parent="v0", step=step, stage=f"cut{step}", batch_size=8, series=times,
             correct=answers(950 - int(300 * (1 - share) ** 2)),

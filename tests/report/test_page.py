@@ -196,7 +196,7 @@ def test_a_sweep_has_a_curve_with_a_name_a_summary_and_its_table(tmp_path):
     assert "latency-0-0" in specs
     summary = re.search(r'id="latency-0-0" role="img" aria-label="([^"]+)"', text).group(1)
     assert summary.startswith("Throughput against p50 latency of 7 pairs of variant and engine")
-    assert "nothing can be said; p99 not known at batch 1 (60 calls), 8 (60 calls), 32 (60 calls)" in text
+    assert "nothing can be said; p99 not known at batch 1 (200 calls), 8 (200 calls), 32 (200 calls)" in text
 
 
 def test_lengths_of_texts_are_kept_apart(tmp_path):
