@@ -15,7 +15,7 @@ from optkit import __version__
 from optkit.core.errors import OptkitError
 from optkit.core.logs import RUN_LOG, TEXT, Messages, complain, log_file
 
-FORMATS = ("table", "md", "json", "html")
+FORMATS = ("table", "md", "csv", "json", "html")
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
 ANYWHERE = PASS_THROUGH | {"allow_interspersed_args": True, "help_option_names": ["-h", "--help"]}
 
@@ -51,26 +51,74 @@ def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> N
 
 
 def _run_job(cfg: Any) -> None:
-    """One composed recipe: run it, then print its table."""
+    """One composed recipe: run it, then print its table and the verdict on it."""
     from optkit.config import to_recipe, to_tracker
 
     recipe, tracker = to_recipe(cfg), to_tracker(cfg)
     from optkit.pipeline import run as run_recipe
 
     finished = run_recipe(recipe)
-    from optkit.report import write_report
+    from optkit.report import summarize, write_report
 
     if not finished.worked:
         log = logging.getLogger("optkit")
         log.info("%s is complete: nothing was run (fresh=true starts over)", finished.folder)
     with log_file(finished.folder / RUN_LOG):
         write_report(finished.folder)
-    _print_report([finished.folder], "table")
-    click.echo(f"run folder: {finished.folder}")
+    click.echo(summarize(finished.folder), nl=False)
     if tracker is not None:
         from optkit.report.trackers import send
 
         send(finished.folder, tracker)
+
+
+@cli.command(context_settings=ANYWHERE)
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--rows", default="all", show_default=True, help="marked, or variants such as 2-recover,3-quantize.")
+@click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def measure(run_folder: Path, arguments: tuple[str, ...], rows: str, quiet: bool, debug: bool) -> None:
+    """Evaluate and time the variants of the RUN folder again, without making them.
+
+    \b
+    After a busy night: --rows marked times the rows that could not be trusted.
+    ARGUMENTS are overrides of measure, engines, task and threads, such as
+    measure.seconds=20 'measure.batch_sizes=[64]' +engine@engines.openvino=openvino.
+    Reports show each figure as it was last measured; the ledger keeps all.
+    log=json prints messages as JSON lines.
+    """
+    messages, overrides = _messages(arguments, debug, quiet)
+    from optkit.config import launch
+    from optkit.core import ledger
+    from optkit.core.errors import UserError
+
+    if found := {"-m", "--multirun"}.intersection(overrides):
+        raise UserError("optkit measure measures one run", key=found.pop(), fix="leave it out")
+    folder = ledger.one_run(run_folder)
+    ledger.read(folder)
+    launch(str(folder / "recipe.yaml"), overrides, lambda cfg: _measure_run(cfg, folder, rows), messages)
+
+
+def _measure_run(cfg: Any, folder: Path, names: str) -> None:
+    """One composed recipe: measure its variants in a run's folder again, then say what the run shows now."""
+    from optkit.config import to_recipe, to_tracker
+    from optkit.report import summarize, write_report
+    from optkit.report.selection import SIZES, changed_keys, select
+
+    recipe, tracker = to_recipe(cfg), to_tracker(cfg)
+    changed = changed_keys(folder, recipe.text)
+    from optkit.remeasure import configured, measure_again
+
+    within = configured(recipe) if changed.intersection(SIZES) else None
+    with log_file(folder / RUN_LOG):
+        measure_again(folder, recipe, select(folder, names, within))
+        write_report(folder)
+    click.echo(summarize(folder), nl=False)
+    if tracker is not None:
+        from optkit.report.trackers import send
+
+        send(folder, tracker)
 
 
 @cli.command(context_settings=ANYWHERE)
@@ -109,7 +157,7 @@ def ablate(
 
         built = to_recipe(cfg)
         from optkit.core.cache import write_text
-        from optkit.report import read_rows
+        from optkit.report import read_rows, remedies
         from optkit.report.ablation import ablation_markdown
         from optkit.study.ablation import ablate as ablate_recipe
 
@@ -119,6 +167,8 @@ def ablate(
         write_text(done.folder / "ablation.md", text)
         click.echo(text)
         click.echo(f"study folder: {done.folder}")
+        for again in remedies([done.folder / run for run in done.result["runs"]]):
+            click.echo(f"To time the marked rows again: {again} (then run the same ablation)")
 
     launch(recipe, overrides, job, messages)
 
@@ -189,9 +239,12 @@ def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
     metavar="MS",
     help="Name the largest batch size within it, instead of within measure.p99_limit_ms.",
 )
+@click.option("--wide", is_flag=True, help="Every column of the table, however narrow the terminal is.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def report(runs: tuple[str, ...], format_: str, output: Path | None, p99_limit: float | None, debug: bool) -> None:
-    """Show what RUN folders hold: as a table, Markdown, JSON rows, or a page for a browser.
+def report(
+    runs: tuple[str, ...], format_: str, output: Path | None, p99_limit: float | None, wide: bool, debug: bool
+) -> None:
+    """Show what RUN folders hold: as a table, Markdown, CSV or JSON rows, or a page for a browser.
 
     \b
     The page (html) is one file that opens offline; without --output
@@ -200,11 +253,11 @@ def report(runs: tuple[str, ...], format_: str, output: Path | None, p99_limit: 
     _show_tracebacks(debug)
     folders = [Path(r) for r in runs]
     if output is None and format_ != "html":
-        _print_report(folders, format_, p99_limit)
+        _print_report(folders, format_, p99_limit, wide)
         return
     from optkit.report import save_report
 
-    click.echo(save_report(folders, format_, output, p99_limit))
+    click.echo(save_report(folders, format_, output, p99_limit, wide))
 
 
 @cli.command()
@@ -226,10 +279,10 @@ def diff(first: Path, second: Path, format_: str, debug: bool) -> None:
         print_diff(found)
 
 
-def _print_report(runs: list[Path], format_: str, p99_limit: float | None = None) -> None:
+def _print_report(runs: list[Path], format_: str, p99_limit: float | None, wide: bool) -> None:
     from optkit.report import render
 
-    click.echo(render(runs, format_, p99_limit), nl=False)
+    click.echo(render(runs, format_, p99_limit, wide), nl=False)
 
 
 @cli.command()

@@ -41,6 +41,7 @@ from optkit.plan import (
     Recipe,
     build_other,
     make_plan,
+    not_run_on,
     params_of,
     target_of,
     work_device,
@@ -244,11 +245,7 @@ class _Fold:
         is_baseline = step.id == self.plan.baseline.id
         measurements = bench.measure(artifact, baseline, is_baseline, lambda text: log.info("%s: %s", step.name, text))
         variant = artifact.variant
-        skipped = {
-            name: reason
-            for name, engine in self.recipe.engines.items()
-            if (reason := engine.unsupported(variant.traits)) is not None
-        }
+        skipped = not_run_on(self.recipe.engines, variant.traits)
         record = Record(
             run=self.plan.run,
             recipe=self.recipe.name,

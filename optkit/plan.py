@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -162,15 +162,26 @@ def check_chain(recipe: Recipe) -> None:
     if recipe.baseline not in (AUTO, MODEL, *recipe.chain):
         fix = did_you_mean(recipe.baseline, [AUTO, MODEL, *recipe.chain])
         raise PlanError(f"'{recipe.baseline}' is not in the chain", key="baseline", value=recipe.baseline, fix=fix)
-    for name, engine in recipe.engines.items():
-        if reason := engine.unavailable():
-            raise UserError(
-                f"does not work here: {reason}", key=f"engines.{name}", fix=f"or leave it out: ~engines.{name}"
-            )
+    check_engines(recipe.engines)
     reasons = {name: engine.unsupported(traits) for name, engine in recipe.engines.items()}
     if all(reasons.values()):
         message = "no engine runs the last variant: " + "; ".join(f"{n}: {r}" for n, r in reasons.items())
         raise PlanError(message, key="engines", fix="add one, such as +engine@engines.inductor=inductor")
+
+
+def check_engines(engines: Mapping[str, Engine]) -> None:
+    """Raises UserError for an engine that does not work on this machine."""
+    for name, engine in engines.items():
+        if reason := engine.unavailable():
+            raise UserError(
+                f"does not work here: {reason}", key=f"engines.{name}", fix=f"or leave it out: ~engines.{name}"
+            )
+
+
+def not_run_on(engines: Mapping[str, Engine], traits: frozenset[str]) -> dict[str, str]:
+    """Why engines do not run a variant with these traits, by engine; those that do are left out."""
+    reasons = {name: engine.unsupported(traits) for name, engine in engines.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def traits_after(recipe: Recipe, chain: Sequence[str]) -> frozenset[str]:

@@ -46,11 +46,13 @@ def test_help_starts_without_torch():
 
 def test_help_names_every_command(optkit_command):
     text = optkit_command("--help").stdout
-    for command in ("run", "report", "diff", "sensitivity", "recipes", "stages", "doctor"):
+    for command in ("run", "measure", "report", "diff", "sensitivity", "recipes", "stages", "doctor"):
         assert f"\n  {command} " in text
 
 
-@pytest.mark.parametrize("command", ["run", "report", "diff", "ablate", "sensitivity", "recipes", "stages", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["run", "measure", "report", "diff", "ablate", "sensitivity", "recipes", "stages", "doctor"]
+)
 @pytest.mark.parametrize("asked", ["-h", "--help"])
 def test_every_command_has_help(command, asked):
     found = CliRunner().invoke(cli, [command, asked], prog_name="optkit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,8 @@ PACKAGES = (
     "onnxruntime",
     "openvino",
 )
+ENGINES = ("torch", "onnxruntime", "openvino")  # the packages whose versions latencies depend on
+INT8_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 def versions() -> dict[str, str | None]:
@@ -80,6 +83,22 @@ def gpu() -> dict[str, Any] | None:
 def available_cores() -> int:
     """As many threads as optkit takes by itself: cores this process may use, and no more than ``OMP_NUM_THREADS``."""
     return default_threads().count
+
+
+def has_int8_dot_product(recorded: Mapping[str, Any]) -> bool | None:
+    """Whether the processor of a recorded environment multiplies int8 faster than floats; None if it is not known."""
+    isa = recorded.get("cpu", {}).get("isa")
+    return None if isa is None else not INT8_DOT_PRODUCTS.isdisjoint(isa)
+
+
+def same_timing(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether latencies of two recorded environments compare: processor, cores, GPU, threads, engines' versions."""
+
+    def described(recorded: Mapping[str, Any]) -> list[Any]:
+        packages = recorded.get("packages", {})
+        return [*(recorded.get(key) for key in ("cpu", "gpu", "threads")), *(packages.get(name) for name in ENGINES)]
+
+    return described(one) == described(other)
 
 
 def environment(threads: int) -> dict[str, Any]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from optkit.core.environment import same_timing
 from optkit.core.errors import UserError
 from optkit.core.locks import exclusive
-from optkit.core.records import READABLE, SCHEMA, Record
+from optkit.core.records import READABLE, SCHEMA, Measurement, Record
 
 log = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.jsonl"
+# the conditions that tell where a figure was taken; the others say how it was taken
+PLACE = ("engine", "batch_size", "sequence_length", "per")
 
 
 class Ledger:
@@ -72,6 +76,18 @@ def runs_of(folder: Path) -> list[Path]:
         return [folder]
     found = [file.parent for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{LEDGER_NAME}")]
     return sorted(found) or [folder]
+
+
+def one_run(path: Path) -> Path:
+    """The run folder that a path stands for.
+
+    Raises:
+        UserError: it holds several runs.
+    """
+    inside = runs_of(path)
+    if len(inside) > 1:
+        raise UserError(f"{path} holds {len(inside)} runs", fix=f"give one of them, such as {inside[0]}")
+    return inside[0]
 
 
 def _ledger_file(path: Path) -> Path:
@@ -135,8 +151,30 @@ def _whole_lines(file: BinaryIO | FileIO) -> int:
 
 
 def unique(records: Iterable[Record]) -> list[Record]:
-    """The records with later ones of the same key left out (two processes may have finished the same step)."""
-    first: dict[tuple[str, int, str], Record] = {}
+    """Each variant of a run once, every figure as it was last measured.
+
+    Of records that were written twice the first counts. A variant that was measured again keeps what was not measured
+    again, unless it is of another machine or other versions of the engines: such figures do not stand in one report.
+    """
+    found: dict[tuple[str, int, str], dict[int, Record]] = {}
     for record in records:
-        first.setdefault(record.key, record)
-    return list(first.values())
+        found.setdefault(record.place, {}).setdefault(record.measured_again, record)
+    return [_latest([times[n] for n in sorted(times, reverse=True)]) for times in found.values()]
+
+
+def _latest(newest_first: Sequence[Record]) -> Record:
+    latest = newest_first[0]
+    for earlier in newest_first[1:]:
+        if same_timing(latest.environment, earlier.environment):
+            latest = replace(latest, measurements=[*latest.measurements, *_left(earlier, latest)])
+    return latest
+
+
+def _left(earlier: Record, latest: Record) -> list[Measurement]:
+    """What was not measured again, and all latencies: the series of one round are of use together only."""
+    again = {_what(m) for m in latest.measurements}
+    return [m for m in earlier.measurements if m.name == "latency" or _what(m) not in again]
+
+
+def _what(measurement: Measurement) -> tuple[Any, ...]:
+    return (measurement.name, *(measurement.conditions.get(key) for key in PLACE))

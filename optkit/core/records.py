@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 2
-READABLE = (1, SCHEMA)
+SCHEMA = 3
+READABLE = (1, 2, SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Record:
         data: the task's account of its data: fingerprint, examples in each split, share of texts cut short, ...
         chain: names of the stages that made it from the baseline; empty for the baseline. Since schema 2.
         control: the control that this variant belongs to; None for the recipe's own chain. Since schema 2.
+        measured_again: how often the variant had been measured before (``optkit measure``). A later measurement takes
+            the place of an earlier one under the same conditions; both stay in the ledger. Since schema 3.
     """
 
     run: str
@@ -71,12 +75,27 @@ class Record:
     data: dict[str, Any] = field(default_factory=dict)
     chain: list[str] = field(default_factory=list)
     control: str | None = None
+    measured_again: int = 0
     schema: int = SCHEMA
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> tuple[str, int, str, int]:
         """What makes a record the same record: a ledger holds each key once."""
+        return (*self.place, self.measured_again)
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """The variant and where it stands in its run, however often it was measured."""
         return (self.run, self.step, self.variant)
+
+    @property
+    def reference(self) -> str:
+        """The name of the reference engine, on which the baseline is timed beside every variant.
+
+        Its measurements say so, since the recipe may use any name. Ledgers before schema 3 do not: it is ``eager``.
+        """
+        marked = (m.conditions["engine"] for m in self.measurements if m.conditions.get("reference"))
+        return next(marked, "eager")
 
     def find(self, name: str, **conditions: Any) -> Measurement | None:
         """The first measurement of this name under these conditions."""
@@ -96,6 +115,20 @@ class Record:
         fields["measurements"] = [Measurement(**m) for m in fields["measurements"]]
         fields["cost"] = Cost(**fields["cost"])
         return cls(**fields)
+
+
+def variant_folder(folder: Path, of: Record) -> Path:
+    """Where a record's variant lies in its run's folder: of the recipe's own chain, another chain or a control."""
+    return folder_of(folder, of.step, of.stage, of.chain, of.control)
+
+
+def folder_of(folder: Path, step: int, stage: str, chain: Sequence[str], control: str | None) -> Path:
+    """`variant_folder` of a variant whose place in the run is known."""
+    variants = folder / "variants"
+    if control:
+        return variants / f"{control}-{step}-{stage}"
+    branch = variants / f"{step}-{'+'.join(chain)}"
+    return branch if branch.is_dir() else variants / f"{step}-{stage}"
 
 
 def pack_bits(correct: NDArray[np.bool_]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """What a variant costs and how well it does, each figure with its conditions."""
 
-from optkit.measure.bench import Bench, Measure, tasks_to_measure
+from optkit.measure.bench import Bench, Measure, reference_name, tasks_to_measure
 
-__all__ = ["Bench", "Measure", "tasks_to_measure"]
+__all__ = ["Bench", "Measure", "reference_name", "tasks_to_measure"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
@@ -18,6 +18,7 @@ from optkit.core.checks import check_count, is_number
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.records import Measurement
+from optkit.core.setting import Setting
 from optkit.core.statistics import median
 from optkit.core.task import OfAnyLength, Task
 from optkit.measure.accuracy import measure_accuracy
@@ -105,24 +106,32 @@ class Bench:
     ):
         self.tasks = tasks_to_measure(task, config)
         self.engines, self.config, self.reference = engines, config, reference
+        self.reference_name = reference_name(engines, reference)
         self.threads, self.trusted, self.seed = threads, trusted, seed
         self._baseline: dict[tuple[str, int, str], Session] = {}
         self._tokenization: list[Measurement] | None = None
         self.counters = energy_counters()
 
     def measure(
-        self, artifact: Artifact, baseline: Artifact, is_baseline: bool, say: Callable[[str], None]
+        self,
+        artifact: Artifact,
+        baseline: Artifact,
+        is_baseline: bool,
+        say: Callable[[str], None],
+        settings: Collection[Setting] | None = None,
     ) -> list[Measurement]:
-        """All measurements of one variant."""
+        """All measurements of one variant; where ``settings`` are given, in those of the configured ones only."""
         module = artifact.module(self.trusted)
         found = measure_static(artifact, module, self.tasks[-1].example(2))
         found += [measure_macs(module, t.example(2), t.conditions()) for t in self.tasks]
         found += [m for t in self.tasks for m in measure_traffic(module, t.example(2), t.conditions())]
         found += self._of_tokenization()
         # what accuracies are compared with, too, is the baseline on the reference
-        asked = {self.reference.name: self.reference} | self.engines if is_baseline else self.engines
+        asked = {self.reference_name: self.reference} | self.engines if is_baseline else self.engines
         running = {n: e for n, e in asked.items() if e.unsupported(artifact.variant.traits) is None}
         for task, batch_size in product(self.tasks, self.config.batch_sizes):
+            if settings is not None and Setting.of({"batch_size": batch_size} | task.conditions()) not in settings:
+                continue
             length = "".join(f", {n} tokens" for n in task.conditions().values())
             say(f"measuring at batch size {batch_size}{length} on {', '.join(running)}")
             sessions = {
@@ -140,7 +149,8 @@ class Bench:
         return found
 
     def _conditions(self, engine: str, task: Task, batch_size: int) -> dict:
-        return {"engine": engine, "batch_size": batch_size, "threads": self.threads} | task.conditions()
+        marked = {"reference": True} if engine == self.reference_name else {}
+        return {"engine": engine, "batch_size": batch_size, "threads": self.threads} | task.conditions() | marked
 
     def _of_tokenization(self) -> list[Measurement]:
         """It is a matter of the task: measured once, and in every record."""
@@ -180,7 +190,7 @@ class Bench:
     ) -> list[Measurement]:
         """One interleaved series for each session, and for the baseline eager and on the same engines."""
         timed: dict[tuple[str, str], Session] = {("variant", name): s for name, s in sessions.items()}
-        compared = [self.reference.name] if is_baseline else [self.reference.name, *sessions]
+        compared = [self.reference_name] if is_baseline else [self.reference_name, *sessions]
         for name in compared:
             if not (is_baseline and name in sessions):
                 timed[("baseline", name)] = self._baseline_session(baseline, name, task, batch_size)
@@ -219,6 +229,18 @@ class Bench:
 
         with ThreadPoolExecutor(max_workers=min(len(sessions), 2)) as pool:
             return list(pool.map(one, sessions))
+
+
+def reference_name(engines: Mapping[str, Engine], reference: Engine) -> str:
+    """What the reference is called in records: its own name, unless the recipe gives that to another engine.
+
+    Args:
+        engines: by name in the recipe.
+        reference: against which speedups are taken.
+    """
+    named = engines.get(reference.name, reference)
+    same = type(named) is type(reference) and named == reference
+    return reference.name if same else f"{reference.name} (reference)"
 
 
 def tasks_to_measure(task: Task, config: Measure) -> list[Task]:

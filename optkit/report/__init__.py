@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,24 +18,25 @@ from optkit.report.rows import Row, rows
 from optkit.report.sweep import add_limits
 
 log = logging.getLogger(__name__)
-__all__ = ["Row", "read_rows", "render", "rows", "save_report", "write_report"]
+__all__ = ["Row", "read_rows", "remedies", "render", "rows", "save_report", "summarize", "write_report"]
 
 
 def read_rows(runs: Sequence[str | Path]) -> list[Row]:
     """The rows of one or more run folders; what does not compare among them is warned of."""
-    records = ledger.read(*runs)
+    records = ledger.unique(ledger.read(*runs))
     for caution in cautions(records):
         log.warning("%s", caution)
     return rows(records)
 
 
-def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -> str:
-    """A report of run folders as ``table``, ``md``, ``json`` or ``html``.
+def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None, wide: bool = False) -> str:
+    """A report of run folders as ``table``, ``md``, ``csv``, ``json`` or ``html``.
 
     Args:
         runs: run folders, or ledger files.
-        format_: one of the four.
+        format_: one of the five.
         p99_limit: of the 99th percentile of latency, ms; None takes the one that each run was made with.
+        wide: show every column of the table, however narrow the terminal is.
     """
     if format_ == "html":
         from optkit.report.page import render_page
@@ -44,19 +47,50 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
         add_limits(found, p99_limit)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
-    from optkit.report.tables import limit_table, markdown, points, table, terminal_width
+    if format_ == "csv":
+        from optkit.report.csv_table import csv_table
 
-    if format_ == "md":
-        return markdown(found)
+        return csv_table(found)
+    from optkit.report.tables import WIDE, markdown, terminal_width
+
+    return markdown(found) if format_ == "md" else _terminal(found, WIDE if wide else terminal_width())
+
+
+def remedies(runs: Sequence[Path]) -> list[str]:
+    """The commands that time marked rows again, one for each run that has some."""
+    from optkit.report.caveats import doubtful, remedy
+
+    return [remedy(run) for run in runs if doubtful(rows(ledger.read(run)))]
+
+
+def summarize(folder: Path) -> str:
+    """What a run says in the end: the figures that decide what to serve, and the verdict on them.
+
+    It fits 100 columns, and a narrower terminal.
+    """
+    from optkit.report.page.verdict import verdict
+    from optkit.report.tables import BRIEF_WIDTH, terminal_width
+
+    found = read_rows([folder])
+    width = min(terminal_width(), BRIEF_WIDTH)
+    head = f"run folder: {folder}\nevery column: optkit report {shlex.quote(str(folder))} --wide\n"
+    judged = verdict(found, folder)
+    said = [textwrap.fill(line, width, break_on_hyphens=False, break_long_words=False) for line in judged.lines]
+    again = [f"Time them again: {judged.command}"] if judged.command else []
+    return "\n".join([_terminal(found, width, brief=True), head, *said, *again, ""])
+
+
+def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
     import io
     import sys
 
     from rich.console import Console
 
-    width = terminal_width()
+    from optkit.report.tables import limit_table, points, table
+
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
-    console.print(table(found, width))
+    console.print(table(found, width, brief))
     if (limits := limit_table(found, width)) is not None:
         console.print()
         console.print(limits)
@@ -67,13 +101,15 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None) -
     return text.getvalue()
 
 
-def save_report(runs: Sequence[Path], format_: str, output: Path | None = None, p99_limit: float | None = None) -> Path:
+def save_report(
+    runs: Sequence[Path], format_: str, output: Path | None = None, p99_limit: float | None = None, wide: bool = False
+) -> Path:
     """Writes a report to a file, by default ``report.FORMAT`` in the first run's folder; returns the file.
 
     Raises:
         UserError: a run without a ledger, or a file that cannot be written.
     """
-    text = render(runs, format_, p99_limit)
+    text = render(runs, format_, p99_limit, wide)
     first = runs[0] if runs[0].is_dir() else runs[0].parent
     file = output or first / f"report.{format_}"
     if not file.parent.is_dir():
@@ -90,8 +126,9 @@ def write_report(folder: Path) -> None:
     Every variant gets a model card. A stage of the recipe that measured sensitivities has them drawn, as
     ``sensitivity-VARIANT.svg``; a control's would rank at random.
     """
+    from optkit.core.records import variant_folder
     from optkit.prune import Sensitivity
-    from optkit.report.card import variant_folder, write_cards
+    from optkit.report.card import write_cards
     from optkit.report.heatmap import save_heatmap
     from optkit.report.plot import save_tradeoff
     from optkit.report.tables import markdown

@@ -33,6 +33,7 @@ def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
     ]
     for batch in result["batches"]:
         lines += ["", f"## {str(Setting.of(batch)).capitalize()}", "", *_variants(batch), "", *_attribution(batch)]
+        lines += ["", text] if (text := in_doubt(batch)) else []
         if pairs := [(" + ".join(e["techniques"]), e) for e in batch["interactions"]]:
             lines += ["", "Together, beyond what each brings:", "", *_table("techniques", pairs)]
         if orders := [(" > ".join(e["chain"]), e) for e in batch.get("orders", [])]:
@@ -57,6 +58,14 @@ def _variants(batch: Result) -> list[str]:
         name = " > ".join(v["chain"]) or "baseline"
         lines.append((f"{name} ({v['engine']}, {100 * v['accuracy']['value']:.1f}%)", v["against_baseline"] or {}))
     return _table("subset", lines)
+
+
+def in_doubt(batch: Result) -> str:
+    """The chains whose timing cannot be trusted, in a sentence; empty where all can."""
+    if not batch.get("in_doubt"):
+        return ""
+    chains = (f"{' > '.join(e['chain']) or 'baseline'} on {e['engine']} ({e['caveat']})" for e in batch["in_doubt"])
+    return f"No latency is given where it needs one of these, whose timing cannot be trusted: {'; '.join(chains)}."
 
 
 def _attribution(batch: Result) -> list[str]:

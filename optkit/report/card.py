@@ -9,7 +9,7 @@ from typing import Any
 
 from optkit.core import ledger
 from optkit.core.cache import new_file
-from optkit.core.records import Record
+from optkit.core.records import Record, variant_folder
 from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row, rows
 from optkit.report.tables import markdown
@@ -31,15 +31,6 @@ def write_cards(folder: Path) -> list[Path]:
                 card(record, own, recipe, home).save(file)
             written.append(home / CARD)
     return written
-
-
-def variant_folder(folder: Path, record: Record) -> Path:
-    """Where a record's variant lies in its run's folder: of the recipe's own chain, another chain or a control."""
-    variants = folder / "variants"
-    if record.control:
-        return variants / f"{record.control}-{record.step}-{record.stage}"
-    branch = variants / f"{record.step}-{'+'.join(record.chain)}"
-    return branch if branch.is_dir() else variants / f"{record.step}-{record.stage}"
 
 
 def card(record: Record, own: Sequence[Row], recipe: dict[str, Any], home: Path) -> Any:
@@ -78,7 +69,8 @@ def _results(own: Sequence[Row], recipe: dict[str, Any]) -> list[Any]:
         length = f"{row['sequence_length']} tokens, " if several else ""
         where = f"{row['engine']}, batch {row['batch_size']}, {length}{row['threads']} threads"
         for metric, key in (("accuracy", "accuracy"), ("speedup", "speedup"), ("latency_ms", "latency_p50_ms")):
-            if row[key] is not None:
+            # who reads the metadata sees no mark: a timing that cannot be trusted stays in the table alone
+            if row[key] is not None and (metric == "accuracy" or row["caveat"] is None):
                 found.append(
                     EvalResult(
                         task_type=kind,

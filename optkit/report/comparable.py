@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optkit.core.environment import ENGINES
 from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.core.setting import Setting
 
 MACHINE = ("processor", "GPU")
-ENGINES = ("torch", "onnxruntime", "openvino")
 
 
 def cautions(records: Sequence[Record]) -> list[str]:
@@ -22,12 +22,14 @@ def cautions(records: Sequence[Record]) -> list[str]:
     Raises:
         UserError: one run's records are of different data, so that its differences would not be paired.
     """
-    for run in dict.fromkeys(r.run for r in records):
+    runs = dict.fromkeys(record.run for record in records)
+    for run in runs:
         fingerprints = {str(r.data.get("fingerprint")) for r in records if r.run == run}
         if len(fingerprints) > 1:
             message = f"run {run} holds records of different data"
             raise UserError(message, key="ledger", fix="report its ledgers one by one")
     found = differences([surroundings(record) | _conditions(record) for record in records])
+    found |= differences([_settings([r for r in records if r.run == run]) for run in runs])
     return [
         f"these records differ in {what} ({'; '.join(sorted(values))}): only ratios within a run compare"
         for what, values in found.items()
@@ -69,10 +71,11 @@ def differences(described: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 
 
 def _conditions(record: Record) -> dict[str, str]:
-    settings = sorted({Setting.of(m.conditions) for m in record.measurements if m.name == "accuracy"})
-    found = {
-        "threads": record.environment.get("threads"),
-        "data": record.data.get("fingerprint"),
-        "settings": " and ".join(map(str, settings)),
-    }
+    found = {"threads": record.environment.get("threads"), "data": record.data.get("fingerprint")}
     return {what: str(value) for what, value in found.items() if value}
+
+
+def _settings(records: Sequence[Record]) -> dict[str, str]:
+    """Those of one run: not every variant need be measured in all of them."""
+    settings = sorted({Setting.of(m.conditions) for r in records for m in r.measurements if m.name == "accuracy"})
+    return {"settings": " and ".join(map(str, settings))} if settings else {}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.core import ledger
-from optkit.core.errors import UserError
 from optkit.core.records import Measurement, Record, unpack_bits
 from optkit.core.statistics import paired_difference
+from optkit.report.caveats import MARK, doubtful
 from optkit.report.comparable import MACHINE, differences, surroundings
 from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row, relative_speedup, rows
@@ -36,6 +36,7 @@ class Pair:
         latency_ratio: the first's median latency over the second's; None on different machines.
         speedup_ratio: the second's speedup over the first's, each against its own baseline; its interval takes the two
             as independent.
+        caveat: why a timing of one of the two cannot be trusted, so that neither ratio is given; None where both can.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class Pair:
     speedup_ratio: float | None
     speedup_ratio_ci: list[float] | None
     size_mb: tuple[float | None, float | None]
+    caveat: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def diff_runs(first: Path, second: Path) -> Difference:
     Raises:
         UserError: a path that holds no ledger, or several.
     """
-    first, second = _run(first), _run(second)
+    first, second = ledger.one_run(first), ledger.one_run(second)
     records = [ledger.unique(ledger.read(path)) for path in (first, second)]
     recipes = [flat_recipe(path) for path in (first, second)]
     names = [_names(each) for each in records]
@@ -93,6 +95,9 @@ def diff_runs(first: Path, second: Path) -> Difference:
     warnings = [f"{what} differs: {a}; {b}" for what, (a, b) in differing.items()]
     if not comparable:
         warnings.append("latencies of different machines are not compared")
+    both = [row for each in found for place, row in each.items() if place in found[0] and place in found[1]]
+    if in_doubt := doubtful(both):
+        warnings.append(f"timings that cannot be trusted ({MARK}) are not compared: {in_doubt}")
     if not pairs:
         warnings.append("no variant of one has a namesake in the other on the same engine, batch size and threads")
     keys = sorted(set(recipes[0]) | set(recipes[1]))
@@ -102,13 +107,6 @@ def diff_runs(first: Path, second: Path) -> Difference:
         if recipes[0].get(key) != recipes[1].get(key)
     ]
     return Difference((str(first), str(second)), overrides, warnings, pairs, *only)
-
-
-def _run(path: Path) -> Path:
-    inside = ledger.runs_of(path)
-    if len(inside) > 1:
-        raise UserError(f"{path} holds {len(inside)} runs", fix=f"give one of them, such as {inside[0]}")
-    return inside[0]
 
 
 def _names(records: Sequence[Record]) -> dict[tuple[str, int], str]:
@@ -146,6 +144,8 @@ def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paire
     if paired and a["split"] == b["split"] and answers[0].n == answers[1].n:
         test = paired_difference(unpack_bits(answers[1].raw), unpack_bits(answers[0].raw))
         delta, ci, p_value = test.delta.value, test.delta.ci, test.p_value
+    caveat = a["caveat"] or b["caveat"]
+    comparable = comparable and caveat is None
     both = comparable and a["latency_p50_ms"] is not None and b["latency_p50_ms"] is not None
     timed = comparable and a["speedup"] is not None and b["speedup"] is not None
     ratio = relative_speedup(b, a) if timed else None
@@ -155,6 +155,7 @@ def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paire
         accuracy_delta_ci=ci, accuracy_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
         latency_ratio=a["latency_p50_ms"] / b["latency_p50_ms"] if both else None, speedup=(a["speedup"], b["speedup"]),
         speedup_ratio=ratio and ratio.value, speedup_ratio_ci=ratio and ratio.ci, size_mb=(a["size_mb"], b["size_mb"]),
+        caveat=caveat,
     )  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def table(difference: Difference, width: int) -> Table:
         ("tokens", lambda p: str(p.sequence_length or "-"), 60),
         ("accuracy %", lambda p: " > ".join(f"{100 * a:.1f}" for a in p.accuracy), 90),
         ("change, points", lambda p: f"{100 * p.accuracy_delta:+.1f}" + _bounds(p.accuracy_delta_ci, 100, "+.1f"), 60),
-        ("latency ratio", lambda p: "-" if p.latency_ratio is None else f"{p.latency_ratio:.2f}", 80),
+        ("latency ratio", lambda p: _untimed(p) if p.latency_ratio is None else f"{p.latency_ratio:.2f}", 80),
         ("ratio of speedups", _ratio_of_speedups, 0),
     ]
     if not any(pair.sequence_length for pair in difference.pairs):
@@ -190,8 +191,12 @@ def table(difference: Difference, width: int) -> Table:
 
 def _ratio_of_speedups(pair: Pair) -> str:
     if pair.speedup_ratio is None:
-        return "-"
+        return _untimed(pair)
     return f"{pair.speedup_ratio:.2f}" + _bounds(pair.speedup_ratio_ci, 1, ".2f")
+
+
+def _untimed(pair: Pair) -> str:
+    return f"-{MARK}" if pair.caveat else "-"
 
 
 def _bounds(ci: Sequence[float] | None, scale: float, spec: str) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optkit.core.cores import default_threads
-from optkit.core.environment import cpu, versions
+from optkit.core.environment import cpu, has_int8_dot_product, versions
 from optkit.engines import ENGINES
 
 
@@ -27,7 +27,7 @@ def print_doctor() -> None:
     for name, engine in ENGINES.items():
         reason = engine().unavailable()
         facts.add_row(f"engine {name}", "works" if reason is None else f"does not work: {reason}")
-    if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(machine["isa"]):
+    if not has_int8_dot_product({"cpu": machine}):
         facts.add_row("int8", "this processor has no int8 dot product: expect little from int8")
     console.print(facts)
 

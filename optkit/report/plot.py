@@ -8,60 +8,77 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.core.cache import new_file
 from optkit.core.setting import Setting
-from optkit.report.rows import REFERENCE, Row
+from optkit.report.caveats import MARK
+from optkit.report.rows import Row, is_trusted
 
 if TYPE_CHECKING:
     import altair
+
+DOUBTED = f"{MARK} timing cannot be trusted"
 
 
 def steady_latency(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Latencies that can stand in one picture: the baseline's (eager, step 0) over each row's speedup.
 
-    Variants are timed minutes apart, and the machine drifts meanwhile; speedups, taken within rounds, do not.
+    Variants are timed minutes apart, and the machine drifts meanwhile; speedups, taken within rounds, do not. Where the
+    baseline's own timing cannot be trusted, its latency is the one beside the first variant that can be.
     Rows without a speedup are left out.
 
     Args:
         rows: of one run in one setting.
     """
-    at_start = [r for r in rows if r["step"] == 0 and r["speedup"] is not None]
-    if not at_start:
+    timed = [r for r in rows if r["speedup"] is not None]
+    if not any(r["step"] == 0 for r in timed):
         return []
-    first = next((r for r in at_start if r["engine"] == REFERENCE), at_start[0])
+    # every row was timed beside the baseline: one that can be trusted knows its latency
+    first = min(timed, key=lambda r: (not is_trusted(r), r["step"], r["engine"] != r["reference"]))
     reference = first["latency_p50_ms"] * first["speedup"]
     return [
         row
         | {
             "latency_p50_ms": reference / row["speedup"],
-            "latency_p50_ms_ci": [reference / bound for bound in reversed(row["speedup_ci"])],
+            "latency_p50_ms_ci": [reference / bound for bound in reversed(_interval(row))],
         }
-        for row in rows
-        if row["speedup"] is not None
+        for row in timed
     ]
 
 
+def _interval(row: Row) -> list[float]:
+    """That of the speedup; of no width where the timing cannot be trusted."""
+    return row["speedup_ci"] if is_trusted(row) else [row["speedup"]] * 2
+
+
 def on_front(rows: Sequence[Row]) -> list[bool]:
-    """Whether each row is on the Pareto front: no other is at least as fast and as accurate and better in one."""
+    """Whether each row is on the Pareto front: no other is at least as fast and as accurate and better in one.
+
+    Rows whose timing cannot be trusted are not on it, and keep no other from it.
+    """
 
     def beats(a: Row, b: Row) -> bool:
         faster, better = a["latency_p50_ms"], a["accuracy"]
         no_worse = faster <= b["latency_p50_ms"] and better >= b["accuracy"]
         return no_worse and (faster < b["latency_p50_ms"] or better > b["accuracy"])
 
-    return [not any(beats(other, row) for other in rows) for row in rows]
+    trusted = [row for row in rows if not row.get("caveat")]
+    return [not row.get("caveat") and not any(beats(other, row) for other in trusted) for row in rows]
 
 
 def tradeoff(rows: Sequence[Row]) -> altair.TopLevelMixin:
     """An Altair chart of accuracy (%) against median latency (ms, log scale), one panel for each setting."""
     import altair as alt
 
-    panels = []
-    for setting in sorted(set(map(Setting.of, rows))):
-        panel = steady_latency([r for r in rows if Setting.of(r) == setting])
-        panels.append(_panel(alt, panel).properties(title=str(setting), width=340, height=280))
-    return alt.hconcat(*panels).resolve_scale(color="shared", shape="shared").configure_view(stroke="#ccc")
+    steady = [
+        (str(setting), steady_latency([r for r in rows if Setting.of(r) == setting]))
+        for setting in sorted(set(map(Setting.of, rows)))
+    ]
+    marked = any(row["caveat"] for _, panel in steady for row in panel)
+    panels = [_panel(alt, panel, marked).properties(title=title, width=340, height=280) for title, panel in steady]
+    shared = {"color": "shared", "shape": "shared"} | ({"strokeWidth": "shared"} if marked else {})
+    return alt.hconcat(*panels).resolve_scale(**shared).configure_view(stroke="#ccc")
 
 
-def _panel(alt: Any, rows: Sequence[Row]) -> Any:
+def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
+    """One setting; ``marked`` where some point of the picture is hollow, so that every panel says what that means."""
     data = alt.Data(
         values=[
             {
@@ -74,6 +91,7 @@ def _panel(alt: Any, rows: Sequence[Row]) -> Any:
                 "accuracy_low": 100 * row["accuracy_ci"][0],
                 "accuracy_high": 100 * row["accuracy_ci"][1],
                 "front": front,
+                "caveat": row["caveat"] or "",
             }
             for row, front in zip(rows, on_front(rows), strict=True)
         ]
@@ -84,21 +102,30 @@ def _panel(alt: Any, rows: Sequence[Row]) -> Any:
         scale=alt.Scale(type="log", nice=False, padding=24),
     )
     y = alt.Y("accuracy:Q", title="accuracy, %", scale=alt.Scale(zero=False, padding=12, domainMax=100))
-    color = alt.Color("variant:N", title="variant", sort=None, scale=alt.Scale(scheme="tableau10"))
+    scheme = alt.Scale(scheme="tableau10")
+    color = alt.Color("variant:N", title="variant", sort=None, scale=scheme)
     base = alt.Chart(data)
     front = base.transform_filter("datum.front").mark_line(
         interpolate="step-after", strokeDash=[4, 3], color="#888", strokeWidth=1.5
     )
-    points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        x=x,
-        y=y,
-        color=color,
-        shape=alt.Shape("engine:N", title="engine"),
-        tooltip=["variant:N", "engine:N", "latency:Q", "accuracy:Q"],
-    )
+    shape = alt.Shape("engine:N", title="engine")
+    tooltip = ["variant:N", "engine:N", "latency:Q", "accuracy:Q", *(["caveat:N"] if marked else [])]
+    at = {"x": x, "y": y, "color": color, "shape": shape, "tooltip": tooltip}
+    points = [base.transform_filter("!datum.caveat").mark_point(filled=True, size=90, opacity=1).encode(**at)]
+    if marked:
+        hollow = alt.StrokeWidth(
+            "timing:N",
+            title="hollow",
+            scale=alt.Scale(domain=[DOUBTED], range=[2]),
+            legend=alt.Legend(
+                symbolType="circle", symbolSize=90, symbolFillColor="transparent", symbolStrokeColor="#555"
+            ),
+        )
+        doubted = base.transform_filter("datum.caveat").transform_calculate(timing=f"'{DOUBTED}'")
+        points.append(doubted.mark_point(filled=False, size=90, opacity=1).encode(**at, strokeWidth=hollow))
     across = base.mark_rule().encode(x="latency_low:Q", x2="latency_high:Q", y=y, color=color)
     up = base.mark_rule(opacity=0.5).encode(x=x, y="accuracy_low:Q", y2="accuracy_high:Q", color=color)
-    return alt.layer(front.encode(x=x, y=y, order="latency:Q"), up, across, points)
+    return alt.layer(front.encode(x=x, y=y, order="latency:Q"), up, across, *points)
 
 
 def save_tradeoff(rows: Sequence[Row], path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.caveat import is_disturbed, timing_caveat
+from optkit.core.environment import has_int8_dot_product
 from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
 from optkit.core.setting import Setting
@@ -16,17 +18,19 @@ from optkit.report.many import correct_for_many
 from optkit.report.sweep import MIN_CALLS, add_limits
 
 Row = dict[str, Any]
-REFERENCE = "eager"
+TIMED = ("latency_p50_ms", "speedup", "speedup_same_engine")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
     """One row for each variant, engine, batch size and length of texts, ordered by run, length, size, step and engine.
 
-    ``speedup`` and ``accuracy_delta`` are against the run's baseline on eager fp32 at the same batch size and threads,
-    ``speedup_same_engine`` against the baseline on the same engine, ``accuracy_delta_parent`` against the variant that
-    the stage was given, on the same engine. ``latency_p99_ms`` is of ``latency_calls`` calls. What was not measured is
-    None, and so is a p99 of fewer than 300 calls.
+    ``speedup`` and ``accuracy_delta`` are against the run's baseline on the engine named in ``reference`` (PyTorch
+    eager in fp32, on the processor) at the same batch size and threads, ``speedup_same_engine`` against the baseline on
+    the same engine, ``accuracy_delta_parent`` against the variant that the stage was given, on the same engine.
+    ``latency_p99_ms`` is of ``latency_calls`` calls. What was not measured is None, and so is a p99 of fewer than 300
+    calls. ``caveat`` says why the timing of a row cannot be trusted; such a row is shown, marked, and left out of every
+    conclusion.
     """
     kept = unique(records)
     by_variant = {(r.run, r.variant): r for r in kept}
@@ -57,8 +61,17 @@ def place(row: Row) -> str:
 
 
 def relative_speedup(row: Row, other: Row) -> Estimate:
-    """How many times as fast a row is as another that was timed apart: its speedup over the other's."""
+    """How many times as fast a row is as another that was timed apart: its speedup over the other's.
+
+    Args:
+        row, other: both trusted.
+    """
     return quotient(*(Estimate(r["speedup"], *r["speedup_ci"]) for r in (row, other)))
+
+
+def is_trusted(row: Row) -> bool:
+    """Whether a row was timed beside the baseline, and nothing speaks against its timing."""
+    return row["speedup"] is not None and row["caveat"] is None
 
 
 def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
@@ -78,6 +91,9 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "chain": record.chain,
         "control": record.control,
         "engine": engine,
+        "reference": record.reference,
+        "device": _device(record, here),
+        "int8_dot_product": has_int8_dot_product(record.environment),
         "batch_size": setting.batch_size,
         "threads": accuracy.conditions["threads"],
         "sequence_length": setting.sequence_length,
@@ -86,12 +102,13 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "accuracy": accuracy.value,
         "accuracy_ci": accuracy.ci,
     }
-    row |= _delta("accuracy_delta", accuracy, baseline, here | {"engine": REFERENCE})
+    row |= _delta("accuracy_delta", accuracy, baseline, here | {"engine": (baseline or record).reference})
     row |= _delta("accuracy_delta_parent", accuracy, parent, here)
     row |= _margin(record, by_variant, accuracy, here)
     row |= _latency(record, latency, setting.batch_size)
-    row |= _speedup("speedup", record, latency, REFERENCE)
-    row |= _speedup("speedup_same_engine", record, latency, engine)
+    row |= _speedup("speedup", latency, _beside(record, latency, record.reference))
+    row |= _speedup("speedup_same_engine", latency, _beside(record, latency, engine))
+    row |= _trust(record, latency, row)
     return row | {
         "peak_memory_mb": _value(record.find("peak_memory", **here)),
         "size_mb": _value(record.find("size")),
@@ -189,7 +206,7 @@ def _margin(
 def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Row:
     if latency is None or latency.value is None:
         names = ("p50_ms", "p50_ms_ci", "p99_ms", "calls")
-        empty: Row = dict.fromkeys((*(f"latency_{name}" for name in names), "throughput", "disturbed", "p99_limit_ms"))
+        empty: Row = dict.fromkeys((*(f"latency_{name}" for name in names), "throughput", "p99_limit_ms"))
         return empty
     samples = _samples(latency)
     # made anew: older ledgers hold limits outside the rounds
@@ -200,20 +217,40 @@ def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Ro
         "latency_p99_ms": float(np.quantile(samples, 0.99)) if samples.size >= MIN_CALLS else None,
         "latency_calls": samples.size,
         "throughput": batch_size / found.value * 1e3,
-        "disturbed": latency.conditions.get("disturbed"),
         "p99_limit_ms": latency.conditions.get("p99_limit_ms"),
     }
 
 
-def _speedup(name: str, record: Record, latency: Measurement | None, engine: str) -> Row:
-    """How many times faster than the baseline on an engine, from the series timed in the same rounds."""
-    if latency is None or latency.value is None:
-        return {name: None, f"{name}_ci": None}
+def _beside(record: Record, latency: Measurement | None, engine: str) -> Measurement | None:
+    """The baseline on an engine, timed in the same rounds."""
+    if latency is None:
+        return None
     together = {"interleaved": latency.conditions["interleaved"], "engine": engine}
     reference = record.find("latency", of="baseline", **together)
     if reference is None and record.variant == record.baseline:
         reference = record.find("latency", of="variant", **together)
-    if reference is None or reference.value is None:
+    return reference
+
+
+def _trust(record: Record, latency: Measurement | None, row: Row) -> Row:
+    """Whether other work ran while a row or what it is compared with was timed, and why its timing is in doubt."""
+    if latency is None or latency.value is None:
+        return {"disturbed": None, "caveat": None}
+    beside = (_beside(record, latency, engine) for engine in (record.reference, row["engine"]))
+    series = [latency, *(m for m in beside if m is not None)]
+    intervals = [row[f"{name}_ci"] for name in TIMED if row[name] is not None]
+    return {"disturbed": is_disturbed(series), "caveat": timing_caveat(series, intervals)}
+
+
+def _device(record: Record, here: dict[str, Any]) -> str:
+    """``cpu``, or the name of a GPU."""
+    precision = record.find("precision", **here)
+    return "cpu" if precision is None else precision.conditions.get("device", "cpu")
+
+
+def _speedup(name: str, latency: Measurement | None, reference: Measurement | None) -> Row:
+    """How many times faster than the baseline on an engine, from the series timed in the same rounds."""
+    if latency is None or latency.value is None or reference is None or reference.value is None:
         return {name: None, f"{name}_ci": None}
     if reference is latency:
         return {name: 1.0, f"{name}_ci": [1.0, 1.0]}

@@ -58,6 +58,8 @@ def sweeps(rows: Sequence[Row]) -> list[Sweep]:
 def add_limits(rows: Sequence[Row], limit: float | None = None) -> None:
     """Says in every row whether its p99 stays within the limit, and which is the largest measured batch that does.
 
+    A timing that cannot be trusted says neither.
+
     Args:
         rows: of any runs; each has ``latency_p99_ms`` and ``p99_limit_ms``.
         limit: of p99, ms, instead of the one that a run was made with.
@@ -66,7 +68,8 @@ def add_limits(rows: Sequence[Row], limit: float | None = None) -> None:
         if limit is not None:
             row["p99_limit_ms"] = limit
         p99, stated = row["latency_p99_ms"], row["p99_limit_ms"]
-        row["within_p99_limit"] = None if p99 is None or stated is None else p99 <= stated
+        unknown = p99 is None or stated is None or row["caveat"] is not None
+        row["within_p99_limit"] = None if unknown else p99 <= stated
     for sweep in sweeps(rows):
         best = sweep.largest
         for row in sweep.rows:
@@ -108,4 +111,4 @@ def limit_cells(rows: Sequence[Row]) -> list[list[str]]:
 
 def _why_unknown(row: Row) -> str:
     calls = row["latency_calls"]
-    return f"{row['batch_size']} ({'not timed' if not calls else f'{calls} calls'})"
+    return f"{row['batch_size']} ({'not timed' if not calls else row['caveat'] or f'{calls} calls'})"

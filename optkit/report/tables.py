@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optkit.core.setting import Setting
+from optkit.report.caveats import MARK, footnote, mark, variant_name
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row
 from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
@@ -35,10 +36,6 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def _stage(row: Row) -> str:
-    return f"{row['step']} {row['stage']}" + (f" ({row['control']})" if row.get("control") else "")
-
-
 def _accuracy(row: Row) -> str:
     return _percent(row["accuracy"]) + _interval(row, "accuracy", lambda v: f"{100 * v:.1f}")
 
@@ -50,9 +47,15 @@ def _delta(row: Row) -> str:
 
 def _times(name: str) -> Callable[[Row], str]:
     def show(row: Row) -> str:
-        return "-" if row[name] is None else f"{row[name]:.2f}" + _interval(row, name, lambda v: f"{v:.2f}")
+        if row[name] is None:
+            return "-"
+        return f"{row[name]:.2f}{mark(row)}" + _interval(row, name, lambda v: f"{v:.2f}")
 
     return show
+
+
+def _p50(row: Row) -> str:
+    return "-" if row["latency_p50_ms"] is None else f"{row['latency_p50_ms']:,.2f}{mark(row)}"
 
 
 def _number(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
@@ -60,13 +63,13 @@ def _number(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
 
 
 COLUMNS: tuple[Column, ...] = (
-    ("stage", _stage, 0),
+    ("stage", variant_name, 0),
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
     ("tokens", lambda r: str(r.get("sequence_length") or "-"), 100),
     ("accuracy %", _accuracy, 0),
     ("change, points", _delta, 100),
-    ("p50 ms", _number("latency_p50_ms", 2), 0),
+    ("p50 ms", _p50, 0),
     ("speedup", _times("speedup"), 0),
     ("same engine", _times("speedup_same_engine"), 148),
     ("size MB", _number("size_mb", 2), 118),
@@ -77,9 +80,22 @@ COLUMNS: tuple[Column, ...] = (
     ("tokenize ms", _number("tokenize_ms", 3), 165),
     ("stage s", _number("stage_cost_s", 1), 128),
 )
+# what a run shows in the end: the columns that decide what to serve
+BRIEF: tuple[Column, ...] = (
+    ("stage", variant_name, 0),
+    ("engine", lambda r: str(r["engine"]), 0),
+    ("batch", lambda r: str(r["batch_size"]), 0),
+    ("tokens", lambda r: str(r.get("sequence_length") or "-"), 50),
+    ("accuracy %", lambda r: _percent(r["accuracy"]), 50),
+    ("change, points", _delta, 90),
+    ("p50 ms", _p50, 60),
+    ("speedup", lambda r: f"{r['speedup']:.2f}{MARK}" if r["caveat"] and r["speedup"] else _times("speedup")(r), 0),
+    ("size MB", _number("size_mb", 2), 70),
+)
+BRIEF_WIDTH = 100
 NOTE = (
-    "Speedup and change are against the baseline (step 0) on eager fp32 at the same batch size, timed in the same "
-    "rounds; brackets are 95% intervals."
+    "Speedup and change are against the baseline (step 0) on PyTorch eager in fp32 at the same batch size, timed in "
+    "the same rounds; brackets are 95% intervals."
 )
 
 
@@ -100,12 +116,15 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((WIDE, 24)).columns
 
 
-def table(rows: Sequence[Row], width: int) -> Table:
-    """A rich table of rows."""
-
+def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
+    """A rich table of rows; ``brief`` shows the columns that decide what to serve."""
     settings = list(map(Setting.of, rows))
     ends = [place for place in range(1, len(rows)) if settings[place] != settings[place - 1]]
-    return fitted(_columns(rows), rows, width, NOTE, ends)
+    columns = [c for c in BRIEF if c[0] != "tokens" or len({s.sequence_length for s in settings}) > 1]
+    if brief:
+        marked = f"\n{MARK} This timing cannot be trusted." if footnote(rows) else ""
+        return fitted(columns, rows, width, NOTE + marked, ends)
+    return fitted(_columns(rows), rows, width, "\n".join(filter(None, (NOTE, footnote(rows)))), ends)
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Any], width: int, note: str, ends: Sequence[int] = ()) -> Table:
@@ -152,7 +171,8 @@ def markdown(rows: Sequence[Row]) -> str:
     lines += [_line([cell(row) for _, cell, _ in columns]) for row in rows]
     compared = "".join(f"\n- {line}" for line in against_controls(rows, points))
     controls = f"\nAgainst the controls:\n{compared}\n" if compared else ""
-    return "\n".join(lines) + f"\n\n{NOTE}\n" + _limit_markdown(rows) + controls
+    marked = f"\n{found}\n" if (found := footnote(rows)) else ""
+    return "\n".join(lines) + f"\n\n{NOTE}\n" + marked + _limit_markdown(rows) + controls
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from optkit.core import ledger
 from optkit.core.cache import read_json, write_json
 from optkit.core.errors import UserError
-from optkit.core.records import Record
-from optkit.report.card import CARD, variant_folder
+from optkit.core.records import Record, variant_folder
+from optkit.report.card import CARD
 from optkit.report.recipes import flat, flat_recipe
 from optkit.report.rows import Row, rows
 
@@ -143,9 +143,12 @@ def send(folder: Path, tracker: Tracker) -> bool:
     Raises:
         UserError: a folder without a ledger.
     """
-    records = ledger.unique(ledger.read(folder))
+    written = ledger.read(folder)
+    records = ledger.unique(written)
+    # a variant that was measured again is new, too
+    known = len({record.key for record in written})
     sent, name = _sent(folder), without_credentials(repr(tracker))
-    if sent.get(name) == len(records):
+    if sent.get(name) == known:
         return False
     found = rows(records)
     with _opened(tracker, folder.name, None) as run:
@@ -159,7 +162,7 @@ def send(folder: Path, tracker: Tracker) -> bool:
             _send_variants(folder, tracker, records, found)
     if not tracker.nested:
         _send_variants(folder, tracker, records, found)
-    write_json(folder / SENT, sent | {name: len(records)}, key="out")
+    write_json(folder / SENT, sent | {name: known}, key="out")
     return True
 
 
@@ -198,7 +201,10 @@ def _send_variants(folder: Path, tracker: Tracker, records: Sequence[Record], fo
 
 
 def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
-    """Everything measured of a variant, by engine, batch size, length of texts if there are several, and name."""
+    """Everything measured of a variant, by engine, batch size, length of texts if there are several, and name.
+
+    ``timing_trusted`` is 1 where the figures of time can be trusted, else 0.
+    """
     own = [row for row in found if (row["variant"], row["step"]) == (record.variant, record.step)]
     several = len({row["sequence_length"] for row in found}) > 1
     metrics = {}
@@ -206,6 +212,8 @@ def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
         length = f"{row['sequence_length']} tokens/" if several else ""
         where = f"{row['engine']}/batch {row['batch_size']}/{length}"
         metrics |= {_safe(f"{where}{key}"): row[key] for key in OF_ROW} | {f"{length}macs": row["macs"]}
+        if row["latency_p50_ms"] is not None:
+            metrics[_safe(f"{where}timing_trusted")] = float(row["caveat"] is None)
         metrics |= {key: row[key] for key in OF_VARIANT}
     return {key: value for key, value in metrics.items() if value is not None}
 

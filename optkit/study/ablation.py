@@ -84,7 +84,7 @@ def ablate(
         runs.append(run(inner, [[*opening, *chain] for chain in chains]))
     for done in runs:
         skipped |= {chain: reason for chain, reason in done.failed.items() if chain not in skipped}
-    records = [ledger.read(done.folder) for done in runs]
+    records = [ledger.unique(ledger.read(done.folder)) for done in runs]
     measured = Measured(records, techniques, engine, [one.seed for one in by_seed], list(recipe.engines))
     planned = [step for one in by_seed for step in make_plan(one, [[*opening, *c] for c in chains]).steps if step.stage]
     of_controls = sum(step.control is not None for step in planned)

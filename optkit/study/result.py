@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.caveat import timing_caveat
 from optkit.core.records import Record, unpack_bits
 from optkit.core.setting import Setting
 from optkit.core.statistics import (
@@ -26,7 +27,6 @@ from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
 from optkit.study.game import interaction_weights, leave_one_out_weights, num_orders, shapley_weights
 
 BEST = "best"
-REFERENCE = "eager"
 COUNTED = ("size", "params", "nonzeros", "macs")
 NOT_REPEATED = ("peak_memory", "energy")
 Chain = tuple[str, ...]
@@ -45,7 +45,7 @@ class Measured:
         techniques: in the recipe's order.
         engine: whose figures count; `BEST` takes the fastest of the recipe's for each variant.
         seeds: the seeds themselves.
-        engines: the recipe's; the baseline is measured on eager whether that is one of them or not.
+        engines: the recipe's; the baseline is measured on the reference whether that is one of them or not.
     """
 
     records: Sequence[Sequence[Record]]
@@ -77,6 +77,15 @@ class Measured:
         return sorted(found)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """The logarithm of a ratio of latencies, its standard error, and why it cannot be trusted; None where it can."""
+
+    log: float
+    error: float
+    caveat: str | None = None
+
+
 class Batch:
     """The figures of every chain in one setting, each on its engine."""
 
@@ -88,41 +97,61 @@ class Batch:
             if chosen is not None:
                 self.engine[chain], self.records[chain] = chosen, records
         self.correct = {chain: self._correct(chain) for chain in self.records}
-        self.costs = {"latency": {chain: self._latency(chain) for chain in self.records}}
+        # chains whose timing cannot be trusted, and why: no effect on latency is made of them
+        self.in_doubt: dict[Chain, str] = {}
+        self.costs = {"latency": self._latencies()}
         for name in (*COUNTED, *NOT_REPEATED):
             found = {chain: self._figure(chain, name) for chain in self.records}
             if all(costs is not None for costs in found.values()):
                 self.costs[name] = {chain: costs for chain, costs in found.items() if costs is not None}
 
     def effect(self, contrast: Contrast) -> dict[str, Any]:
-        """A contrast of chains in accuracy (a difference) and in each cost (a factor), as JSON."""
+        """A contrast of chains in accuracy (a difference) and in each cost (a factor), as JSON.
+
+        Latency is None where the timing of one of the chains cannot be trusted.
+        """
         found = {"accuracy": _json(accuracy_effect(contrast, self.correct))}
-        return found | {name: _json(cost_effect(contrast, costs)) for name, costs in self.costs.items()}
+        known = {name: contrast.keys() <= costs.keys() for name, costs in self.costs.items()}
+        return found | {
+            name: _json(cost_effect(contrast, costs)) if known[name] else None for name, costs in self.costs.items()
+        }
 
     def _correct(self, chain: Chain) -> NDArray[np.bool_]:
         here = self.setting.conditions
         found = [record.find("accuracy", engine=self.engine[chain], **here) for record in self.records[chain]]
         return np.stack([unpack_bits(m.raw) for m in found if m is not None])
 
-    def _latency(self, chain: Chain) -> LogCosts:
-        """Latency over that of the baseline on its engine, from rounds that both were timed in."""
+    def _latencies(self) -> dict[Chain, LogCosts]:
+        """Of the chains whose timing can be trusted; the others go into `in_doubt`."""
+        found = {}
+        for chain in self.records:
+            timed = self._latency(chain)
+            caveat = next((t.caveat for t in timed if t.caveat), None)
+            if caveat is None:
+                found[chain] = LogCosts(np.array([t.log for t in timed]), np.array([t.error for t in timed]))
+            else:
+                self.in_doubt[chain] = caveat
+        return found
+
+    def _latency(self, chain: Chain) -> list[Timing]:
+        """Latency over that of the baseline on its engine, from rounds that both were timed in; one a seed."""
         found = []
         for record, base in zip(self.records[chain], self.records[()], strict=True):
             if record is base:
-                found.append((0.0, 0.0))
+                found.append(Timing(0.0, 0.0))
                 continue
             direct = _ratio(record, self.engine[chain], self.engine[()], self.setting)
             if direct is not None:
                 found.append(direct)
                 continue
-            # the baseline's engine was not in these rounds; eager was, here and beside the baseline
-            ours = _ratio(record, self.engine[chain], REFERENCE, self.setting)
-            theirs = _ratio(base, self.engine[()], REFERENCE, self.setting)
+            # the baseline's engine was not in these rounds; the reference was, here and beside the baseline
+            ours = _ratio(record, self.engine[chain], record.reference, self.setting)
+            theirs = _ratio(base, self.engine[()], base.reference, self.setting)
             assert ours is not None
             assert theirs is not None
-            found.append((ours[0] - theirs[0], math.hypot(ours[1], theirs[1])))
-        values, errors = np.array(found).T
-        return LogCosts(values, errors)
+            caveat = ours.caveat or theirs.caveat
+            found.append(Timing(ours.log - theirs.log, math.hypot(ours.error, theirs.error), caveat))
+        return found
 
     def _figure(self, chain: Chain, name: str) -> LogCosts | None:
         values = []
@@ -158,6 +187,7 @@ def _summary(measured: Measured, batch: Batch, shapley: bool) -> dict[str, Any]:
         "sequence_length": batch.setting.sequence_length,
         "variants": [_variant(batch, chain) for chain in sorted(batch.records, key=lambda c: (len(c), c))],
         "controls": _margins(measured, batch),
+        "in_doubt": [{"chain": list(c), "engine": batch.engine[c], "caveat": why} for c, why in batch.in_doubt.items()],
     }
     if whole not in batch.records:
         return found | {"total": None, "attribution": _refused("the whole chain has no figures"), "interactions": []}
@@ -283,7 +313,10 @@ def _judged_alike(own: Record, other: Record, **here: Any) -> tuple[NDArray[np.b
 
 
 def _engine(records: Sequence[Record], setting: Setting, measured: Measured) -> str | None:
-    """The engine whose figures count for a chain, the same for all seeds; None if it runs on none that counts."""
+    """The engine whose figures count for a chain, the same for all seeds; None if it runs on none that counts.
+
+    The fastest is that of the timings that can be trusted, where there are any.
+    """
     shared = [
         m.conditions["engine"]
         for m in records[0].measurements
@@ -293,14 +326,14 @@ def _engine(records: Sequence[Record], setting: Setting, measured: Measured) -> 
         return measured.engine if measured.engine in shared else None
     ratios = {}
     for engine in shared:
-        found = [_ratio(record, engine, REFERENCE, setting) for record in records]
-        if all(r is not None for r in found):
-            ratios[engine] = float(np.mean([r[0] for r in found if r is not None]))
+        found = [t for record in records if (t := _ratio(record, engine, record.reference, setting)) is not None]
+        if len(found) == len(records):
+            ratios[engine] = any(t.caveat for t in found), float(np.mean([t.log for t in found]))
     return min(ratios, key=ratios.__getitem__) if ratios else None
 
 
-def _ratio(record: Record, engine: str, base: str, setting: Setting) -> tuple[float, float] | None:
-    """Logarithm of a variant's latency over the baseline's on an engine, and its error; None if not timed together."""
+def _ratio(record: Record, engine: str, base: str, setting: Setting) -> Timing | None:
+    """A variant's latency over the baseline's on an engine; None if they were not timed together."""
     ours = record.find("latency", of="variant", engine=engine, **setting.conditions)
     if ours is None:
         return None
@@ -311,9 +344,9 @@ def _ratio(record: Record, engine: str, base: str, setting: Setting) -> tuple[fl
     if theirs is None:
         return None
     if theirs is ours:
-        return 0.0, 0.0
+        return Timing(0.0, 0.0, timing_caveat([ours], []))
     found = ratio_of_medians(np.asarray(ours.raw), np.asarray(theirs.raw))
-    return math.log(found.value), log_error(found)
+    return Timing(math.log(found.value), log_error(found), timing_caveat([ours, theirs], [found.ci]))
 
 
 def _value(record: Record, name: str, engine: str, setting: Setting) -> float | int | None:

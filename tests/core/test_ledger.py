@@ -1,6 +1,8 @@
 import json
 import multiprocessing
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from optkit.core import ledger
@@ -92,8 +94,6 @@ def test_another_schema_is_refused(tmp_path):
 
 
 def test_not_a_number_is_never_written(tmp_path):
-    from dataclasses import replace
-
     record = make_record()
     with pytest.raises(ValueError, match="JSON"):
         Ledger(tmp_path / "l").append(replace(record, facts={"loss": float("nan")}))
@@ -105,3 +105,49 @@ def test_an_older_schema_is_read_and_named(tmp_path, caplog):
     (tmp_path / "ledger.jsonl").write_text(json.dumps(older) + "\n")
     assert ledger.read(tmp_path) == [make_record()]
     assert "written with schema 1" in caplog.text
+
+
+def _figures(record):
+    return {(m.name, m.conditions.get("engine"), m.conditions.get("batch_size")): m.value for m in record.measurements}
+
+
+def test_a_variant_that_was_measured_again_has_its_newest_figures_and_keeps_the_others(tmp_path):
+    book = ledger.Ledger(tmp_path / "ledger.jsonl")
+    first = make_record(batch_size=1, correct=np.array([True, False]))
+    other = make_record(batch_size=8, correct=np.array([True, False]))
+    first = replace(first, measurements=[*first.measurements, *other.measurements[3:]])
+    again = replace(make_record(batch_size=1, correct=np.array([True, True])), measured_again=1)
+    for record in (first, again):
+        book.append(record)
+    assert len(ledger.read(tmp_path)) == 2
+    (found,) = ledger.unique(ledger.read(tmp_path))
+    accuracies = {key: value for key, value in _figures(found).items() if key[0] == "accuracy"}
+    assert accuracies == {("accuracy", "eager", 1): 1.0, ("accuracy", "eager", 8): 0.5}
+    assert [m.value for m in found.measurements if m.name == "params"] == [10]
+    # in whatever order they were written, and however often
+    assert ledger.unique([again, first, again, first]) == [found]
+
+
+def test_latencies_of_before_stay_below_the_newest(tmp_path):
+    slow, fast = (make_record(series={("variant", "eager"): np.full((4, 5), ms)}) for ms in (2.0, 1.0))
+    (found,) = ledger.unique([slow, replace(fast, measured_again=1)])
+    assert found.find("latency", engine="eager").value == 1.0
+    assert [m.value for m in found.measurements if m.name == "latency"] == [1.0, 2.0]
+
+
+def test_figures_of_another_machine_do_not_stand_beside_the_newest():
+    here, there = ({"cpu": {"name": name, "cores": 2}, "threads": 2} for name in ("A", "B"))
+    first = replace(make_record(batch_size=8), environment=here)
+    again = replace(make_record(batch_size=1), environment=there, measured_again=1)
+    (found,) = ledger.unique([first, again])
+    assert found == again
+
+
+def test_the_reference_is_what_is_marked_as_such():
+    record = make_record(series={("variant", "eager"): np.ones((4, 5)), ("baseline", "plain"): np.ones((4, 5))})
+    assert record.reference == "eager"
+    marked = [
+        replace(m, conditions=m.conditions | {"reference": True}) if m.conditions.get("engine") == "plain" else m
+        for m in record.measurements
+    ]
+    assert replace(record, measurements=marked).reference == "plain"

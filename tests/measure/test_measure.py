@@ -1,5 +1,5 @@
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -188,3 +188,24 @@ def test_without_eager_the_baseline_still_answers_on_it(digits, mlp, variant, tm
 def test_what_cannot_be_measured_is_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         Measure(**options)
+
+
+@dataclass
+class _Named(Eager):
+    """Another engine than the reference."""
+
+
+def test_a_recipes_engine_called_eager_does_not_take_the_references_place(digits, mlp, variant, tmp_path):
+    artifact = save_artifact(tmp_path, variant, mlp, digits.example(2))
+    config = Measure(batch_sizes=[16], seconds=0.01, memory=False)
+    bench = Bench(digits, {"eager": _Named()}, config, Eager(), 1, ("optkit",), 0)
+    base, candidate = (bench.measure(artifact, artifact, first, lambda text: None) for first in (True, False))
+    first = replace(make_record(), measurements=base)
+    second = replace(make_record(variant="v1", parent="v0", step=1), measurements=candidate)
+    found = {(r["step"], r["engine"]): r for r in rows([first, second])}
+    assert found.keys() == {(0, "eager (reference)"), (0, "eager"), (1, "eager")}
+    assert {r["reference"] for r in found.values()} == {"eager (reference)"}
+    assert found[0, "eager (reference)"]["speedup"] == 1.0
+    assert found[1, "eager"]["speedup_same_engine"] is not None
+    sessions = {m.conditions["engine"]: m.conditions.get("reference") for m in base if m.name == "latency"}
+    assert sessions == {"eager (reference)": True, "eager": None}

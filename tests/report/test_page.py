@@ -54,7 +54,7 @@ def test_the_verdict_is_the_fastest_that_keeps_its_accuracy():
     found = verdict(rows(chain()))
     assert (found.row["stage"], found.row["engine"]) == ("quantize", "inductor")
     assert found.row["speedup"] == pytest.approx(4.0, rel=0.02)
-    assert found.sentence.startswith("“quantize” on inductor at batch 8 is ")
+    assert found.sentence.startswith("Serve “quantize” on inductor at batch 8: it is 4.0")
     assert "-" not in found.sentence
     # the pruned one is faster than the baseline, but 40 points worse
     assert all(choice.row is None or choice.row["stage"] != "prune" for choice in found.choices)
@@ -201,7 +201,7 @@ def test_a_sweep_has_a_curve_with_a_name_a_summary_and_its_table(tmp_path):
 
 def test_lengths_of_texts_are_kept_apart(tmp_path):
     found = rows(two_lengths())
-    assert verdict(found).sentence.startswith("“quantize” on inductor at batch 8, 64 tokens is ")
+    assert verdict(found).sentence.startswith("Serve “quantize” on inductor at batch 8, 64 tokens: ")
     for tokens, speedup in ((32, 4.0), (64, 5.0)):
         steps = changes(found, "inductor", Setting(8, tokens))
         assert [s.name for s in steps] == ["train, eager", "inductor engine", "1 prune", "2 recover", "3 quantize"]

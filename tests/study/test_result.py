@@ -9,7 +9,7 @@ from optkit.report.ablation import ablation_markdown
 from optkit.report.controls import pooled_against_controls
 from optkit.report.tables import points
 from optkit.study.result import Measured, summarize
-from tests.report.runs import two_lengths
+from tests.report.runs import busy, two_lengths
 
 
 def _with_memory(record):
@@ -74,3 +74,34 @@ def test_accuracies_over_seeds_are_shares(measured):
     seeds = [[replace(record, measurements=right) if not record.step else record for record in measured.records[0]]] * 3
     first = summarize(replace(measured, records=seeds, seeds=[0, 1, 2]), True)[0]["variants"][0]
     assert first["accuracy"]["ci"] == [1.0, 1.0]
+
+
+def test_effects_on_latency_of_a_timing_that_cannot_be_trusted_are_not_given(measured):
+    records = busy(measured.records[0])
+    doubted = replace(measured, records=[records])
+    batch = summarize(doubted, shapley=True)[0]
+    assert batch["in_doubt"] == [{"chain": ["prune"], "engine": "inductor", "caveat": "other work kept 1.3 cores busy"}]
+    (effect,) = batch["attribution"]["effects"]
+    assert (effect["latency"], batch["total"]["latency"]) == (None, None)
+    quiet = summarize(measured, shapley=True)[0]
+    assert (quiet["in_doubt"], effect["accuracy"]) == ([], quiet["attribution"]["effects"][0]["accuracy"])
+    result = {
+        "counters": dict.fromkeys(("chains", "stages_in_all_chains", "distinct_stages", "made_now", "already_there"), 1),
+        "recipe": "r", "techniques": ["prune"], "baseline": "train", "seeds": [0], "engine": "inductor", "skipped": [],
+        "batches": [batch],
+    }  # fmt: skip
+    text = ablation_markdown(result)
+    assert "whose timing cannot be trusted: prune on inductor (other work kept 1.3 cores busy)." in text
+
+
+def test_the_best_engine_is_that_of_timings_that_can_be_trusted(measured):
+    first, pruned = measured.records[0]
+    marked = [
+        replace(m, conditions=m.conditions | {"disturbed": True})
+        if m.name == "latency" and m.conditions["engine"] == "inductor"
+        else m
+        for m in pruned.measurements
+    ]
+    doubted = replace(measured, engine="best", records=[[first, replace(pruned, measurements=marked)]])
+    chosen = {tuple(v["chain"]): v["engine"] for v in summarize(doubted, True)[0]["variants"]}
+    assert chosen == {(): "inductor", ("prune",): "eager"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optkit.core.setting import Setting
-from optkit.report.ablation import effect_cells
+from optkit.report.ablation import effect_cells, in_doubt
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
@@ -39,7 +39,8 @@ def _of_batch(batch: Mapping[str, Any]) -> list[Figure]:
             shown = "; ".join(f"{v['name']} {v['label']}" for v in values)
             summary = f"{title} at {setting}, {what}: {shown}."
             chart = charts.bars(values, axis, log=log).to_dict()
-            figures.append(Figure(f"{title}, {setting}: {what}", table, chart, summary, found["reason"] or ""))
+            caption = " ".join(filter(None, (found["reason"], in_doubt(batch))))
+            figures.append(Figure(f"{title}, {setting}: {what}", table, chart, summary, caption))
     together = [(" + ".join(e["techniques"]), e) for e in batch["interactions"]]
     orders = [(" \N{RIGHTWARDS ARROW} ".join(e["chain"]), e) for e in batch.get("orders") or []]
     margins = [(f"{e['stage']} less {e['control']}", e) for e in batch.get("controls") or [] if e["accuracy"]]

@@ -31,7 +31,8 @@ def scatter(values: Values, x: str, x_title: str, group: str) -> altair.LayerCha
 
     Args:
         values: ``name, engine, accuracy, accuracy_low, accuracy_high, front``, the cost ``x`` and, where it has an
-            interval, ``x_low`` and ``x_high``; everything else is shown in the tooltip.
+            interval, ``x_low`` and ``x_high``; everything else is shown in the tooltip. A point with a ``caveat`` is
+            hollow.
         x: the key of the cost.
         x_title: the axis' title.
         group: the key that colours the points: ``technique`` or ``run``.
@@ -69,8 +70,7 @@ def scatter(values: Values, x: str, x_title: str, group: str) -> altair.LayerCha
     ]
     if f"{x}_low" in values[0]:
         layers.append(base.mark_rule(strokeWidth=1.5).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q", y=up, color=color))
-    points = base.mark_point(filled=True, size=95, opacity=1, stroke="var(--surface)", strokeWidth=1)
-    layers.append(points.encode(x=at, y=up, color=color, shape=shape, tooltip=tooltip))
+    layers += _points(base, values, {"x": at, "y": up, "color": color, "shape": shape, "tooltip": tooltip})
     if len(values) <= NAMED:
         text = base.mark_text(align="left", dx=8, dy=-8, fontSize=11, color=INK)
         layers.append(text.encode(x=at, y=up, text="label:N"))
@@ -79,7 +79,7 @@ def scatter(values: Values, x: str, x_title: str, group: str) -> altair.LayerCha
 
 _TOOLTIP = {
     "run": "run", "name": "variant", "engine": "engine", "batch": "batch", "tip_accuracy": "accuracy, %",
-    "tip_change": "change, points", "tip_speedup": "speedup",
+    "tip_change": "change, points", "tip_speedup": "speedup", "caveat": "cannot be trusted",
 }  # fmt: skip
 
 
@@ -126,17 +126,19 @@ def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> alt
     """Speedups as shades around 1: a row for each variant, a column for each engine and batch size.
 
     Args:
-        values: ``row, column, speedup, text, ink`` (whether the shade is strong), ``change`` of accuracy and ``ci``.
+        values: ``row, column, speedup, text``, ``change`` of accuracy, ``ci`` and ``caveat``; a cell with a caveat has
+            no shade.
         rows, columns: in order.
     """
     import altair as alt
 
-    widest = max([abs(math.log2(v["speedup"])) for v in values] or [0]) or 1.0
+    widest = max([abs(math.log2(v["speedup"])) for v in values if not v["caveat"]] or [0]) or 1.0
     base = alt.Chart(
         alt.Data(
             values=[
-                v | {"log": math.log2(v["speedup"]), "strong": abs(math.log2(v["speedup"])) > 0.45 * widest}
+                v | {"log": shade, "strong": abs(shade) > 0.45 * widest}
                 for v in values
+                for shade in [0.0 if v["caveat"] else math.log2(v["speedup"])]
             ]
         ),
         height=34 * len(rows),
@@ -160,11 +162,13 @@ def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> alt
             ("column", "engine · batch"),
             ("ci", "speedup"),
             ("change", "change, points"),
+            ("caveat", "cannot be trusted"),
         )
     ]
     cells = base.mark_rect(stroke="var(--surface)", strokeWidth=2, cornerRadius=3).encode(
-        x=x, y=y, color=alt.Color("log:Q", scale=shades, legend=None), tooltip=tooltip
-    )
+        x=x, y=y, color=alt.Color("log:Q", scale=shades, legend=None), tooltip=tooltip,
+        fillOpacity=alt.condition("datum.caveat", alt.value(0), alt.value(1)),
+    )  # fmt: skip
     ink = alt.condition("datum.strong", alt.value("var(--heat-ink-strong)"), alt.value("var(--heat-ink)"))
     text = base.mark_text(fontSize=12, fontWeight=600).encode(x=x, y=y, text="text:N", color=ink)
     return alt.layer(cells, text).properties(width="container")
@@ -213,7 +217,7 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> altair.L
 
     Args:
         values: ``line`` (which they belong to), ``name, technique, engine, batch, latency`` and ``throughput``, and the
-            texts of the tooltip ``tip_latency`` and ``tip_throughput``.
+            texts of the tooltip ``tip_latency`` and ``tip_throughput``. A point with a ``caveat`` is hollow.
         x_title: of the axis of latency.
         limit: of latency, drawn as a dashed line.
     """
@@ -247,13 +251,11 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> altair.L
         legend=_legend(alt, engines, outline=True),
     )  # fmt: skip
     tips = {"name": "variant", "engine": "engine", "batch": "batch", "tip_latency": "latency"}
-    tooltip = [alt.Tooltip(f"{k}:N", title=t) for k, t in (tips | {"tip_throughput": "throughput"}).items()]
-    layers = [
-        base.mark_line(strokeWidth=1.5, opacity=0.8).encode(x=x, y=y, color=color, detail="line:N", order="batch:Q"),
-        base.mark_point(filled=True, size=80, opacity=1, stroke="var(--surface)", strokeWidth=1).encode(
-            x=x, y=y, color=color, shape=shape, tooltip=tooltip
-        ),
-    ]
+    tips |= {"tip_throughput": "throughput", "caveat": "cannot be trusted"}
+    tooltip = [alt.Tooltip(f"{k}:N", title=t) for k, t in tips.items()]
+    line = base.mark_line(strokeWidth=1.5, opacity=0.8)
+    layers = [line.encode(x=x, y=y, color=color, detail="line:N", order="batch:Q")]
+    layers += _points(base, values, {"x": x, "y": y, "color": color, "shape": shape, "tooltip": tooltip})
     if len(values) <= 2 * NAMED:
         text = base.mark_text(align="left", dx=7, dy=9, fontSize=10.5, color=INK)
         layers.append(text.encode(x=x, y=y, text="batch:N"))
@@ -261,6 +263,15 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> altair.L
         at = alt.Chart(alt.Data(values=[{"latency": limit}]))
         layers.append(at.mark_rule(strokeDash=[5, 4], color=MUTED, strokeWidth=1.5).encode(x="latency:Q"))
     return alt.layer(*layers).properties(width="container")
+
+
+def _points(base: Any, values: Values, at: dict[str, Any]) -> list[Any]:
+    """Filled points, and hollow ones where the timing cannot be trusted."""
+    filled = base.mark_point(filled=True, size=95, opacity=1, stroke="var(--surface)", strokeWidth=1)
+    if not any(v["caveat"] for v in values):
+        return [filled.encode(**at)]
+    hollow = base.transform_filter("datum.caveat").mark_point(filled=False, size=80, opacity=1, strokeWidth=2)
+    return [filled.transform_filter("!datum.caveat").encode(**at), hollow.encode(**at)]
 
 
 def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
@@ -339,7 +350,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 
 def _shown(values: Values) -> tuple[float, float]:
     """The axis of accuracy: around the front, with what is far below it left at the lower edge."""
-    front = [v for v in values if v["front"]]
+    front = [v for v in values if v["front"]] or values
     high = max(v["accuracy_high"] for v in values)
     least, least_on_front = (min(v["accuracy_low"] for v in vs) for vs in (values, front))
     room = max(high - least_on_front, 1.0)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optkit.report.rows import Row
+from optkit.report.rows import Row, is_trusted
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ def break_evens(rows: Sequence[Row]) -> list[BreakEven]:
     """For each row of one run behind the baseline that was timed beside it on its own engine.
 
     A second of the stages counts as a second of serving: both are wall time of the same machine. The baseline's own
-    making is not charged, and the engine's gain is not credited.
+    making is not charged, and the engine's gain is not credited. A row whose timing cannot be trusted has none.
     """
     by_variant = {row["variant"]: row for row in rows}
     found = []
     for row in rows:
-        if row["step"] > 0 and row["speedup_same_engine"] is not None:
+        if row["step"] > 0 and is_trusted(row) and row["speedup_same_engine"] is not None:
             baseline_s = row["latency_p50_ms"] * row["speedup_same_engine"] / row["batch_size"] / 1e3
             cost_s = chain_cost(row, by_variant)
             saved, least, most = (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from optkit.core.setting import Setting
+from optkit.report.caveats import footnote, mark
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, change, interval, name
+from optkit.report.page.words import DASH, change, name, ratio
 from optkit.report.rows import Row
 
 
@@ -23,23 +24,26 @@ def engine_figures(run: ShownRun) -> list[Figure]:
             "row": name(r),
             "column": _column(r),
             "speedup": r["speedup"],
-            "text": f"{r['speedup']:.2f}" if r["speedup"] < 10 else f"{r['speedup']:.1f}",
-            "ci": f"{r['speedup']:.2f} {interval(r['speedup_ci'])}",
+            "text": (f"{r['speedup']:.2f}" if r["speedup"] < 10 else f"{r['speedup']:.1f}") + mark(r),
+            "ci": ratio(r, "speedup"),
             "change": change(r),
+            "caveat": r["caveat"] or "",
         }
         for r in by_step
     ]
     of_texts = any(r["sequence_length"] for r in timed)
     cell = {(v["row"], v["column"]): v["ci"] for v in values}
-    best = max(values, key=lambda v: v["speedup"])
+    trusted = [v for v in values if not v["caveat"]]
+    best = max(trusted, key=lambda v: v["speedup"], default=None)
+    largest = f"the largest is {best['text']}, {best['row']} on {best['column']}" if best else "none can be trusted"
     return [
         Figure(
             "Speedup by engine and batch size",
             Table(["variant", *columns], [[n, *(cell.get((n, c), DASH) for c in columns)] for n in names]),
             charts.heat_map(values, names, columns).to_dict(),
-            f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and setting; the "
-            f"largest is {best['text']}, {best['row']} on {best['column']}.",
-            f"Blue is faster than the baseline, orange slower. Columns: engine · batch size{' · tokens' * of_texts}.",
+            f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and setting; {largest}.",
+            f"Blue is faster than the baseline, orange slower. Columns: engine · batch size{' · tokens' * of_texts}."
+            + " ".join(["", *filter(None, [footnote(timed)])]),
             wide=True,
             min_width=130 + 84 * len(columns),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from optkit.report.caveats import MARK, mark
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
@@ -34,13 +35,15 @@ def _curve(swept: list[Sweep], length: str) -> Figure:
     known = all(row["latency_p99_ms"] is not None for row in rows)
     which = "p99" if known else "p50"
     values = [_point(row, which) for row in rows]
-    best = max(values, key=lambda v: v["throughput"])
+    best = max([v for v in values if not v["caveat"]] or values, key=lambda v: v["throughput"])
     limit = swept[0].limit if known else None
     caption = f"From batch {min(v['batch'] for v in values)} to {max(v['batch'] for v in values)}."
     if not known:
         caption += " Over the median: some p99 would rest on too few calls."
     if limit is not None:
         caption += f" The dashed line is the limit of {limit:g} ms."
+    if any(v["caveat"] for v in values):
+        caption += f" Hollow ({MARK} in the table): a timing that cannot be trusted."
     body = [[v["name"], v["engine"], str(v["batch"]), *_cells(row)] for v, row in zip(values, rows, strict=True)]
     return Figure(
         f"Throughput against {which} latency{length}",
@@ -59,13 +62,13 @@ def _point(row: Row, which: str) -> dict[str, Any]:
         "line": f"{name(row)} on {row['engine']}", "name": name(row), "technique": row["technique"],
         "engine": row["engine"], "batch": row["batch_size"], "latency": row[f"latency_{which}_ms"],
         "throughput": row["throughput"], "tip_latency": f"{row[f'latency_{which}_ms']:.3g} ms",
-        "tip_throughput": f"{row['throughput']:,.0f} examples/s",
+        "tip_throughput": f"{row['throughput']:,.0f} examples/s", "caveat": row["caveat"] or "",
     }  # fmt: skip
 
 
 def _cells(row: Row) -> list[str]:
     p99 = DASH if row["latency_p99_ms"] is None else f"{row['latency_p99_ms']:.3f}"
-    found = [f"{row['latency_p50_ms']:.3f}", p99, str(row["latency_calls"]), f"{row['throughput']:,.0f}"]
+    found = [f"{row['latency_p50_ms']:.3f}{mark(row)}", p99, str(row["latency_calls"]), f"{row['throughput']:,.0f}"]
     if row["p99_limit_ms"] is None:
         return found
     return [*found, {None: DASH, True: "yes", False: "no"}[row["within_p99_limit"]]]

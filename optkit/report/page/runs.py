@@ -14,7 +14,7 @@ from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.core.setting import Setting
 from optkit.report.page.verdict import Verdict, verdict
-from optkit.report.rows import Row, rows
+from optkit.report.rows import Row, is_trusted, rows
 from optkit.report.sweep import add_limits
 
 ABLATION = "ablation.json"
@@ -61,8 +61,11 @@ def open_runs(folders: Sequence[Path], p99_limit: float | None = None) -> list[S
 
 
 def headline(run: ShownRun) -> tuple[str, Setting] | None:
-    """The engine and setting that the verdict is about; else those of the last variant in the largest setting."""
-    timed = [row for row in run.rows if row["speedup"] is not None]
+    """The engine and setting that the verdict is about; else those of the last variant in the largest setting.
+
+    None where no timing can be trusted.
+    """
+    timed = [row for row in run.rows if is_trusted(row)]
     if not timed:
         return None
     row = run.verdict.row or max(timed, key=lambda r: (r["step"], Setting.of(r)))
@@ -81,7 +84,7 @@ def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:
     recipe = root / "recipe.yaml"
     text = recipe.read_text(errors="replace") if recipe.is_file() else ""
     return ShownRun(
-        name, folder, records, found, verdict(found), text, _sensitivities(root, records, names), _ablation(root)
+        name, folder, records, found, verdict(found, root), text, _sensitivities(root, records, names), _ablation(root)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from optkit.report.caveats import MARK
 from optkit.report.page.ablation_figures import ablation_figures
 from optkit.report.page.content import Figure, Group, Section, Table
 from optkit.report.page.cost_figures import cost_figures
@@ -13,7 +14,6 @@ from optkit.report.page.layer_figures import layer_figures
 from optkit.report.page.runs import ShownRun
 from optkit.report.page.step_figures import step_figures
 from optkit.report.page.tradeoff_figures import tradeoff_figures
-from optkit.report.rows import REFERENCE
 from optkit.report.tables import cells
 
 UNFOLDED = 3  # up to so many runs have their own figures in sight
@@ -27,8 +27,8 @@ LEADS = {
     "attribution": "Each technique's share of what the whole chain changed, over chains with and without it; "
     "the shares add "
     "up (accuracy) or multiply (costs) to the whole where they are Shapley values. Whiskers are 95% intervals.",
-    "engines": f"How many times as fast as the baseline on {REFERENCE} at the same batch size. The first row is "
-    f"what the "
+    "engines": "How many times as fast as the baseline on PyTorch eager at the same batch size. The first row is "
+    "what the "
     "engine brings by itself; a gap is a variant that an engine does not run.",
     "latency": "Each line is a variant on an engine, from its smallest batch to its largest: up is more examples a "
     "second, left is less waiting. Latencies are as they were measured; variants were timed minutes apart.",
@@ -39,9 +39,9 @@ LEADS = {
     "second of a "
     "stage costs as much as a second of serving, on this machine; against the baseline on the same engine, whose own "
     "training is not charged.",
-    "figures": f"Speedup and change are against the baseline (step 0) on {REFERENCE} in fp32 at the same batch "
-    f"size, timed in "
-    "the same rounds; brackets are 95% intervals; a dash was not measured.",
+    "figures": "Speedup and change are against the baseline (step 0) on PyTorch eager in fp32 at the same batch "
+    "size, timed in the same rounds; brackets are 95% intervals; a dash was not measured; "
+    f"{MARK} marks timings that cannot be trusted.",
 }
 
 

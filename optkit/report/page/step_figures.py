@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from optkit.report.caveats import doubtful
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun, headline
@@ -13,18 +14,21 @@ from optkit.report.page.words import DASH, TIMES, interval, percent_interval, si
 
 
 def step_figures(run: ShownRun) -> list[Figure]:
-    """Latency and accuracy of the chain, where the verdict was measured; none for a run of one variant."""
+    """Latency and accuracy of the chain, where the verdict was measured; none for a run of one variant.
+
+    Steps whose timing cannot be trusted have no bar of their own in the picture of latency.
+    """
     at = headline(run)
     if at is None:
         return []
-    steps = changes(run.rows, *at)
-    if len(steps) < 2:
-        return []
     where = f"{at[0]}, {at[1]}"
-    return [_latency_steps(steps, where), _accuracy_steps(steps, where)]
+    timed, every = changes(run.rows, *at, timed=True), changes(run.rows, *at)
+    left_out = doubtful([step.row for step in every[1:]])
+    found = [_latency_steps(timed, where, left_out)] if len(timed) > 1 else []
+    return [*found, _accuracy_steps(every, where)] if len(every) > 1 else found
 
 
-def _latency_steps(steps: Sequence[Change], where: str) -> Figure:
+def _latency_steps(steps: Sequence[Change], where: str, left_out: str) -> Figure:
     values = []
     for step in steps:
         now, ci = step.row["latency_p50_ms"], step.row["latency_p50_ms_ci"]
@@ -57,7 +61,7 @@ def _latency_steps(steps: Sequence[Change], where: str) -> Figure:
             for s in steps
         ],
     )
-    best = max(steps[1:], key=lambda s: s.ratio)
+    best = max(steps[1:], key=lambda s: s.ratio or 0.0)
     return Figure(
         f"Latency, {where}",
         table,
@@ -66,7 +70,7 @@ def _latency_steps(steps: Sequence[Change], where: str) -> Figure:
         f"{last['latency_p50_ms']:.3g} ms; "
         f"the largest step is {best.name}, {best.ratio:.2f} times as fast as its parent.",
         f"{TIMES} says how many times faster than its parent; its interval, in the table, combines two speedups "
-        f"taken apart.",
+        f"taken apart." + (f" Left out, for their timing cannot be trusted: {left_out}." if left_out else ""),
     )
 
 

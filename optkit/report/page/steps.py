@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from optkit.core.setting import Setting
 from optkit.report.page.words import name
 from optkit.report.plot import steady_latency
-from optkit.report.rows import REFERENCE, Row, relative_speedup
+from optkit.report.rows import Row, is_trusted, relative_speedup
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Change:
     """One step against its parent; the first stands for the baseline and changes nothing.
 
     Attributes:
-        name: of the stage, or of the engine that the baseline was moved to.
+        name: of the stage, or of the engine that the baseline was moved to; with the names of those left out before it.
         technique: of the stage, or ``engine``.
         row: after the step; its latency is the baseline's over the speedup (see `steady_latency`).
         before_ms, before_accuracy: of the parent.
-        ratio, ratio_ci: how many times faster than the parent.
+        ratio, ratio_ci: how many times faster than the parent; None where the timing of one cannot be trusted.
         delta, delta_ci: accuracy less the parent's; None where it was not paired.
     """
 
@@ -29,40 +29,49 @@ class Change:
     row: Row
     before_ms: float
     before_accuracy: float
-    ratio: float
-    ratio_ci: list[float]
+    ratio: float | None
+    ratio_ci: list[float] | None
     delta: float | None
     delta_ci: list[float] | None
 
 
-def changes(rows: Sequence[Row], engine: str, setting: Setting) -> list[Change]:
-    """The steps of one run, from the baseline on eager over the engine to the last variant that this engine runs.
+def changes(rows: Sequence[Row], engine: str, setting: Setting, timed: bool = False) -> list[Change]:
+    """The steps of one run, from the baseline on the reference over the engine to the last variant that this runs.
+
+    Where the steps are to be `timed`, those whose timing cannot be trusted are left out: what they changed is a part
+    of the next step, whose name says so.
 
     Parent and child were timed in different rounds, each beside the baseline: the interval of their ratio is that of a
     quotient of two independent speedups (their relative half-widths added in quadrature).
     """
     steady = steady_latency([r for r in rows if Setting.of(r) == setting])
-    start = next((r for r in steady if r["step"] == 0 and r["engine"] == REFERENCE), None)
-    here = _line([r for r in steady if r["engine"] == engine])
+    start = next((r for r in steady if r["step"] == 0 and r["engine"] == r["reference"]), None)
+    here = main_line([r for r in steady if r["engine"] == engine])
     found: list[Change] = []
     if start is not None:
-        found.append(_first(start, f"{start['stage']}, {REFERENCE}"))
-    known = {r["variant"]: r for r in here}
-    previous = start
+        found.append(_first(start, f"{start['stage']}, {start['engine']}"))
+    left_out = [r for r in here if timed and r is not start and not is_trusted(r)]
+    known = {r["variant"]: r for r in here if r not in left_out}
+    previous, waiting = start, ""
     for row in here:
         if row is start:
             continue
+        called = waiting + (f"{engine} engine" if row["step"] == 0 and start is not None else name(row))
+        if row in left_out:
+            waiting = f"{called} + "
+            continue
+        waiting = ""
         if row["step"] == 0:
-            found.append(_engine(row, start) if start is not None else _first(row, f"{row['stage']}, {engine}"))
+            found.append(_engine(called, row, start) if start is not None else _first(row, f"{row['stage']}, {engine}"))
         else:
             parent = known.get(row["parent"] or "") or previous
             if parent is not None:
-                found.append(_stage(row, parent))
+                found.append(_stage(called, row, parent))
         previous = row
     return found
 
 
-def _line(rows: Sequence[Row]) -> list[Row]:
+def main_line(rows: Sequence[Row]) -> list[Row]:
     """Of a run that branches, what led to the end of its longest chain; all rows where chains are not recorded."""
     own = [row for row in rows if row.get("control") is None]
     longest = max((row.get("chain") or [] for row in own), key=len, default=[])
@@ -73,19 +82,21 @@ def _first(row: Row, name: str) -> Change:
     return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, [1.0, 1.0], 0.0, [0.0, 0.0])
 
 
-def _engine(row: Row, start: Row) -> Change:
-    return _step(f"{row['engine']} engine", "engine", row, start, row["accuracy_delta"], row["accuracy_delta_ci"])
+def _engine(called: str, row: Row, start: Row) -> Change:
+    return _step(called, "engine", row, start, row["accuracy_delta"], row["accuracy_delta_ci"])
 
 
-def _stage(row: Row, parent: Row) -> Change:
+def _stage(called: str, row: Row, parent: Row) -> Change:
     paired = row["parent"] == parent["variant"]
     delta, delta_ci = (row["accuracy_delta_parent"], row["accuracy_delta_parent_ci"]) if paired else (None, None)
-    return _step(name(row), row["technique"], row, parent, delta, delta_ci)
+    return _step(called, row["technique"], row, parent, delta, delta_ci)
 
 
 def _step(
     name: str, technique: str, row: Row, parent: Row, delta: float | None, delta_ci: list[float] | None
 ) -> Change:
-    ratio = relative_speedup(row, parent)
+    # the reference itself is 1 by definition, however its own timing went
+    is_start = parent["step"] == 0 and parent["engine"] == parent["reference"]
+    ratio = relative_speedup(row, parent) if is_trusted(row) and (is_start or is_trusted(parent)) else None
     before = parent["latency_p50_ms"], parent["accuracy"]
-    return Change(name, technique, row, *before, ratio.value, ratio.ci, delta, delta_ci)
+    return Change(name, technique, row, *before, ratio and ratio.value, ratio and ratio.ci, delta, delta_ci)

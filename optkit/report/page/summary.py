@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from optkit.core.setting import Setting
+from optkit.report.caveats import MARK, doubtful, remedy
 from optkit.report.comparable import differences, gpu, processor, surroundings
 from optkit.report.controls import against_controls
 from optkit.report.page.content import Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, TIMES, change, name, seconds, signed
-from optkit.report.rows import REFERENCE, Row, place
+from optkit.report.page.words import DASH, TIMES, against, change, headline_ratio, name, ratio, seconds, signed
+from optkit.report.rows import Row, place
 
 
 def title(runs: Sequence[ShownRun]) -> str:
@@ -39,6 +40,7 @@ def shown(run: ShownRun) -> dict[str, Any]:
     return {
         "name": run.name,
         "verdict": run.verdict,
+        "remarks": [text for text in (run.verdict.chain, *run.verdict.remarks) if text],
         "tiles": _tiles(run),
         "choices": _choices(run),
         "controls": against_controls(run.rows, signed),
@@ -54,10 +56,12 @@ def _tiles(run: ShownRun) -> list[dict[str, str]]:
     row = run.verdict.row
     if row is None:
         return []
-    low, high = row["speedup_ci"]
+    key = headline_ratio(row)
+    low, high = row[f"{key}_ci"]
     delta_low, delta_high = row["accuracy_delta_ci"]
+    of = "" if key == "speedup" else f", against {against(row)}"
     tiles = [
-        _tile("speedup", f"{row['speedup']:.2f}{TIMES}", f"{low:.2f} to {high:.2f}, {place(row)}"),
+        _tile("speedup", f"{row[key]:.2f}{TIMES}", f"{low:.2f} to {high:.2f}, {place(row)}{of}"),
         _tile("change, points", signed(row["accuracy_delta"]), f"{signed(delta_low)} to {signed(delta_high)}"),
         _tile("accuracy", f"{100 * row['accuracy']:.1f}%", f"of {row['examples']:,} test examples"),
     ]
@@ -96,12 +100,11 @@ def _choices(run: ShownRun) -> Table | None:
 
 
 def _served(row: Row) -> list[str]:
-    low, high = row["speedup_ci"]
     size = DASH if row["size_mb"] is None else f"{row['size_mb']:.2f}"
     return [
         name(row),
         place(row),
-        f"{row['speedup']:.2f} [{low:.2f}, {high:.2f}]",
+        ratio(row, headline_ratio(row)) + ("" if headline_ratio(row) == "speedup" else f" of {against(row)}"),
         change(row),
         size,
     ]
@@ -150,9 +153,14 @@ def _within(run: ShownRun) -> list[str]:
     untimed = sum(row["speedup"] is None for row in run.rows)
     if untimed:
         found.append(f"{untimed} of {len(run.rows)} rows have no latency beside the baseline and stand in tables only.")
-    later = {row["engine"] for row in run.rows if row["step"] > 0}
-    if later and REFERENCE not in later:
-        found.append(f"The variants were not run on {REFERENCE}; speedups are still against the baseline there.")
+    if in_doubt := doubtful(run.rows):
+        again = remedy(run.folder if run.folder.is_dir() else run.folder.parent)
+        text = f"{MARK} These timings cannot be trusted, and nothing is concluded from them: {in_doubt}."
+        found.append(f"{text} To time them again: {again}")
+    later = [row for row in run.rows if row["step"] > 0]
+    if later and not any(row["engine"] == row["reference"] for row in later):
+        reference = later[0]["reference"]
+        found.append(f"The variants were not run on {reference}; speedups are still against the baseline there.")
     return found
 
 

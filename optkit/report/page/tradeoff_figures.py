@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from optkit.core.environment import ENGINES
 from optkit.core.setting import Setting
-from optkit.report.comparable import ENGINES, differences, surroundings
+from optkit.report.caveats import MARK
+from optkit.report.comparable import differences, surroundings
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import change, interval, name, percent_interval
+from optkit.report.page.words import change, name, percent_interval, ratio
 from optkit.report.plot import on_front, steady_latency
 from optkit.report.rows import Row
+
+HOLLOW = f"Hollow ({MARK} in the table): a timing that cannot be trusted; it is not on the front."
 
 
 def tradeoff_figures(runs: Sequence[ShownRun]) -> list[Figure]:
@@ -58,7 +62,8 @@ def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure
             "latency_low": row["latency_p50_ms_ci"][0],
             "latency_high": row["latency_p50_ms_ci"][1],
             "tip_latency": f"{row['latency_p50_ms']:.3g} ms",
-            "tip_speedup": f"{row['speedup']:.2f} {interval(row['speedup_ci'])}",
+            "tip_speedup": ratio(row, "speedup"),
+            "caveat": row["caveat"] or "",
         }
         for row, front in zip(steady, fronts, strict=True)
     ]
@@ -70,14 +75,14 @@ def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure
         table,
         chart.to_dict(),
         f"Accuracy against latency at {where}, {len(values)} points. On the front: " + _names(best, "latency", "ms"),
-        _edge(values),
+        " ".join(filter(None, (_edge(values), HOLLOW if any(v["caveat"] for v in values) else ""))),
     )
 
 
 def _against_size(rows: Sequence[Row], num_runs: int) -> Figure:
-    fronts = on_front([row | {"latency_p50_ms": row["size_mb"]} for row in rows])
+    fronts = on_front([row | {"latency_p50_ms": row["size_mb"], "caveat": None} for row in rows])
     values = [
-        _point(row, front) | {"size": row["size_mb"], "tip_size": f"{row['size_mb']:.3g} MB"}
+        _point(row, front) | {"size": row["size_mb"], "tip_size": f"{row['size_mb']:.3g} MB", "caveat": ""}
         for row, front in zip(rows, fronts, strict=True)
     ]
     best = [v for v in values if v["front"]]

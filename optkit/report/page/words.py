@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from optkit.report.caveats import mark
 from optkit.report.rows import Row
 
 DASH = "\N{EN DASH}"  # not measured
@@ -18,8 +19,26 @@ def name(row: Row) -> str:
 
 def times(row: Row, name: str) -> str:
     """A ratio with its interval, in words."""
-    low, high = row[f"{name}_ci"]
-    return f"{row[name]:.2f} times [{low:.2f}, {high:.2f}]"
+    return f"{row[name]:.2f} times {interval(row[f'{name}_ci'])}".rstrip()
+
+
+def called(row: Row) -> str:
+    """A row's stage alone where that is clear, else its name."""
+    plain = f"{row['step']} {row['stage']}"
+    return row["stage"] if name(row) == plain else name(row)
+
+
+def headline_ratio(row: Row) -> str:
+    """The key of the speedup that compares with the baseline on the same device.
+
+    The reference runs on the processor, so a GPU compares with the baseline on its own engine there.
+    """
+    return "speedup" if row["device"] == "cpu" or row["speedup_same_engine"] is None else "speedup_same_engine"
+
+
+def against(row: Row) -> str:
+    """What `headline_ratio` is taken against, in words."""
+    return f"the baseline on {row['reference'] if headline_ratio(row) == 'speedup' else row['engine']}"
 
 
 def points(row: Row, name: str) -> str:
@@ -39,8 +58,15 @@ def change(row: Row) -> str:
     return DASH if row["accuracy_delta"] is None else points(row, "accuracy_delta").replace(" points", "")
 
 
-def interval(ci: Sequence[float], digits: int = 2) -> str:
-    """Bounds in brackets."""
+def ratio(row: Row, name: str) -> str:
+    """A ratio of times with its interval, marked where the timing cannot be trusted; a dash where there is none."""
+    return DASH if row[name] is None else f"{row[name]:.2f}{mark(row)} {interval(row[f'{name}_ci'])}".rstrip()
+
+
+def interval(ci: Sequence[float] | None, digits: int = 2) -> str:
+    """Bounds in brackets; nothing where no interval could be given."""
+    if ci is None:
+        return ""
     return f"[{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]"
 
 

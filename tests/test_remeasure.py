@@ -1,0 +1,167 @@
+"""The variants of a run measured again: on another machine, at other batch sizes, in a copy of its folder."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from optkit.core import ledger
+from optkit.core.errors import UserError
+from optkit.core.setting import Setting
+from optkit.engines import Eager, Inductor
+from optkit.measure import Measure
+from optkit.pipeline import run
+from optkit.plan import Recipe
+from optkit.prune import MagnitudePruning
+from optkit.remeasure import measure_again
+from optkit.report import read_rows
+from optkit.report.selection import changed_keys, select
+from optkit.training import Train, Trainer
+from tests.report.runs import busy, chain, sweep, write_run
+from tests.test_cli import RECIPE
+
+
+@pytest.fixture(scope="module")
+def recipe(digits, tmp_path_factory):
+    return Recipe(
+        name="small",
+        model={"_target_": "optkit.models.MLP", "widths": [32], "num_classes": None, "input_shape": None},
+        task=digits,
+        chain=["train", "mask"],
+        stages={"train": Train(Trainer(epochs=1, batch_size=64)), "mask": MagnitudePruning(0.5)},
+        engines={"eager": Eager()},
+        reference=Eager(),
+        measure=Measure(batch_sizes=[16], seconds=0.01, retries=0, memory=False),
+        threads=1,
+        out=str(tmp_path_factory.mktemp("runs")),
+        text="name: small\n",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(recipe):
+    folder = run(recipe).folder
+    shutil.rmtree(folder.parent / "store")
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of a run's folder; its store is gone."""
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+def _answers(records):
+    return {
+        (r.stage, m.conditions["engine"], m.conditions["batch_size"]): m.raw
+        for r in records
+        for m in r.measurements
+        if m.name == "accuracy"
+    }
+
+
+def test_a_run_is_measured_again_from_its_folder_alone(folder, recipe):
+    before = (folder / "ledger.jsonl").read_bytes()
+    measure_again(folder, recipe)
+    assert (folder / "ledger.jsonl").read_bytes().startswith(before)
+    first, again = ledger.read(folder)[:2], ledger.read(folder)[2:]
+    assert [(r.step, r.stage, r.measured_again) for r in again] == [(0, "train", 1), (1, "mask", 1)]
+    assert _answers(again) == _answers(first)
+    newest = [next(m for m in r.measurements if m.name == "latency") for r in again]
+    rows = read_rows([folder])
+    assert [row["latency_p50_ms"] for row in rows] == [m.value for m in newest]
+    # in the rounds of the measurement, as in a run
+    assert {m.conditions["of"] for m in again[1].measurements if m.name == "latency"} == {"variant", "baseline"}
+    assert all(row["speedup"] is not None and row["accuracy_delta"] is not None for row in rows)
+    measure_again(folder, recipe)
+    assert [r.measured_again for r in ledger.read(folder)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_one_variant_at_another_batch_size_brings_the_baseline_there(folder, recipe):
+    larger = replace(recipe, measure=replace(recipe.measure, batch_sizes=[8]))
+    measure_again(folder, larger, select(folder, "mask"))
+    rows = {(r["stage"], r["batch_size"]): r for r in read_rows([folder])}
+    assert rows.keys() == {("train", 16), ("mask", 16), ("train", 8), ("mask", 8)}
+    assert rows["mask", 8]["accuracy_delta"] is not None
+    measure_again(folder, recipe, {(1, rows["mask", 8]["variant"]): {Setting(8)}})
+    last = ledger.read(folder)[-1]
+    assert {m.conditions["batch_size"] for m in last.measurements if m.name == "accuracy"} == {8}
+
+
+def test_on_another_machine_the_whole_run_is_measured(folder, recipe, monkeypatch):
+    there = {"cpu": {"name": "Another", "cores": 64, "isa": []}, "threads": 1, "packages": {}, "gpu": None}
+    monkeypatch.setattr("optkit.remeasure.environment", lambda threads: dict(there))
+    with pytest.raises(UserError, match="leave --rows out"):
+        measure_again(folder, recipe, select(folder, "mask"))
+    measure_again(folder, replace(recipe, measure=replace(recipe.measure, batch_sizes=[8])))
+    # figures of the first machine stay in the ledger, and out of the report
+    assert {row["batch_size"] for row in read_rows([folder])} == {8}
+
+
+def test_what_is_not_the_runs_is_refused_before_any_work(folder, recipe, digits, tmp_path):
+    text = (folder / "ledger.jsonl").read_bytes()
+    with pytest.raises(UserError, match="other data"):
+        measure_again(folder, replace(recipe, task=type(digits)(image_size=8, crop=1, limit=64)))
+    with pytest.raises(UserError, match="'eager' is what the run calls"):
+        measure_again(folder, replace(recipe, engines={"eager": Inductor()}))
+    shutil.rmtree(folder / "variants/1-mask")
+    with pytest.raises(UserError, match="no variant at"):
+        measure_again(folder, recipe)
+    shutil.copytree(folder / "variants/0-train", folder / "variants/1-mask")
+    with pytest.raises(UserError, match="the ledger says"):
+        measure_again(folder, recipe)
+    assert (folder / "ledger.jsonl").read_bytes() == text
+
+
+def test_rows_are_chosen_by_mark_or_by_name(tmp_path):
+    folder = write_run(tmp_path / "run", busy(sweep()))
+    assert select(folder, "all") is None
+    marked = {(3, "v3"): {Setting(1), Setting(8), Setting(32)}}
+    assert select(folder, "marked") == marked
+    assert select(folder, "marked", {Setting(8), Setting(64)}) == {(3, "v3"): {Setting(8)}}
+    assert select(folder, "quantize,1-prune") == {(3, "v3"): None, (1, "v1"): None}
+    with pytest.raises(UserError, match="no variant 'quantise'"):
+        select(folder, "quantise")
+    with pytest.raises(UserError, match="no row of this run is marked"):
+        select(write_run(tmp_path / "quiet", chain()), "marked")
+
+
+def test_only_what_measures_may_be_overridden(tmp_path):
+    yaml = "name: r\nstages: {{prune: {{amount: {0}}}}}\nengines: {{eager: {{a: {1}}}}}\nmeasure: {{seconds: {2}}}\n"
+    (tmp_path / "recipe.yaml").write_text(yaml.format(0.5, 1, 2.0))
+    assert changed_keys(tmp_path, yaml.format(0.5, 1, 3.0)) == {"measure.seconds"}
+    assert changed_keys(tmp_path, yaml.format(0.5, 1, 2.0).replace("eager", "other")) == {
+        "engines.eager.a",
+        "engines.other.a",
+    }
+    with pytest.raises(UserError, match=r"stages\.prune\.amount: optkit measure makes no variants"):
+        changed_keys(tmp_path, yaml.format(0.6, 1, 2.0))
+    with pytest.raises(UserError, match=r"engines\.eager\.a: the run's rows on this engine"):
+        changed_keys(tmp_path, yaml.format(0.5, 2, 2.0))
+
+
+def test_the_command_measures_a_copy_of_a_run_and_says_what_it_shows_now(optkit_command, tmp_path):
+    (tmp_path / "test.yaml").write_text(RECIPE)
+    done = optkit_command("run", "test.yaml", "~engines.inductor", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = [line for line in done.stdout.splitlines() if line.strip()]
+    assert any(line.startswith("run folder: runs/test-") for line in last)
+    shutil.move(next((tmp_path / "runs").glob("test-*")), tmp_path / "copied")
+    shutil.rmtree(tmp_path / "runs")
+    done = optkit_command("measure", "copied", "measure.batch_sizes=[2,4]", "measure.seconds=0.02", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "run folder: copied" in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"test.yaml", "copied"}
+    rows = json.loads((tmp_path / "copied/report.json").read_text())
+    assert [(r["stage"], r["batch_size"]) for r in rows] == [("train", 2), ("mask", 2), ("train", 4), ("mask", 4)]
+    assert len(ledger.read(tmp_path / "copied")) == 4
+    for arguments, said in (
+        (["copied", "stages.mask.amount=0.3"], "stages.mask.amount: optkit measure makes no variants"),
+        (["copied", "--rows", "msak"], "no variant 'msak'"),
+        (["nowhere"], "no ledger at nowhere"),
+    ):
+        done = optkit_command("measure", *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert said in done.stderr
+    assert len(ledger.read(tmp_path / "copied")) == 4
