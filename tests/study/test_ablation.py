@@ -88,7 +88,8 @@ def test_eight_subsets_train_no_stage_twice_and_their_values_sum_to_the_total(re
     total = batch["total"]
     assert sum(e["accuracy"]["value"] for e in effects) == pytest.approx(total["accuracy"]["value"])
     for cost in ("latency", "size", "nonzeros"):
-        if cost in total:
+        # a latency is not given where other work disturbed its timing
+        if total[cost] and all(e[cost] for e in effects):
             assert math.prod(e[cost]["value"] for e in effects) == pytest.approx(total[cost]["value"])
     whole = next(v for v in batch["variants"] if len(v["chain"]) == 3)
     first = next(v for v in batch["variants"] if not v["chain"])
