@@ -200,7 +200,7 @@ class Bench:
         pairs = [
             (f"variant/{name}", f"{beside}/{base}")
             for name in sessions
-            for base in dict.fromkeys((self.reference.name, name))
+            for base in dict.fromkeys((self.reference_name, name))
         ]
         series = interleaved(
             by_key,
