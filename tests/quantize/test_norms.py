@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from optkit.core.errors import StageError
 from optkit.quantize import convert_qat, prepare_qat, quantize_static
 from optkit.quantize.annotate import calls
 from optkit.quantize.norms import BATCH_NORM, fold_norms
@@ -100,6 +101,10 @@ def test_folding_changes_no_answer_and_leaves_the_norms_that_others_need(case):
 @pytest.mark.parametrize("target", ALL)
 def test_int8_with_a_folded_norm_is_close_to_float_on_every_target(case, target):
     model, x, _ = case
+    if target == "inductor" and x.dim() == 5:  # the only layer is one that stays in float there
+        with pytest.raises(StageError, match=r"no operator .* quantized: 0 \(the engine has no int8 kernel for it\)"):
+            quantize_static(model, (x,), [(x,)], target=target)
+        return
     found = quantize_static(model, (x,), [(x,)], target=target).module
     with torch.no_grad():
         expected = model(x)
