@@ -319,8 +319,10 @@ def replay_static(
         raise UserError(message, fix="run the recipe again, or install the versions that its record names")
     for node in nodes:
         scale, *integers = activations[node.name]
-        dtype = torch.int8 if len(integers) == 3 and integers[1] < 0 else torch.uint8
-        node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], dtype)
+        if len(integers) == 3 and integers[1] < 0:
+            # older variants for OpenVINO hold signed activations; as unsigned ones they have the same values
+            integers = [integer - integers[1] for integer in integers]
+        node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], torch.uint8)
     converted.recompile()
     return converted
 

@@ -32,7 +32,6 @@ from optkit.quantize.annotate import (
 )
 from optkit.quantize.attention import explicit_attention
 
-SIGNED = False
 INTEGER_BIAS = True
 LOWEST = "lowest_float"
 # fused into a convolution by its range: what is below zero is cut by a zero point of 0
