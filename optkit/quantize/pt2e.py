@@ -16,6 +16,7 @@ from optkit.core.checks import check_choice
 from optkit.core.compat import recurrence_by_shape
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
+from optkit.core.probe import keep_probe
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import Scheme, keep_in_float
 from optkit.quantize.conversion import activation_nodes, convert, prepare, quiet
@@ -280,7 +281,9 @@ def calibrate_graph(
     reduce_range = definite_range(reduce_range)
     prepared = _observed(graph, target, reduce_range, tuple(schemes))
     with torch.no_grad():
-        for inputs in batches:
+        for number, inputs in enumerate(batches):
+            if not number:
+                keep_probe(prepared, inputs)
             prepared(*inputs)
     return Calibrated(prepared, reduce_range, target)
 
