@@ -60,8 +60,8 @@ def check_agreement(engine: str, session: Call, module: nn.Module, example: tupl
         isa = " ".join(cpu()["isa"]) or "no vector instructions"
         where = f"output {found.index(worst)}: " if len(found) > 1 else ""
         raise StageError(
-            f"{engine} does not compute this int8 graph: {where}the answers are {worst.engine:.1f} dB apart, "
-            f"where rounding alone makes {worst.rounding:.1f} dB; this processor has {isa}",
+            f"{engine} does not compute this int8 graph: {where}its answers have {worst.engine:.1f} dB of signal to "
+            f"noise, where rounding alone leaves {worst.rounding:.1f} dB; this processor has {isa}",
             key="target",
             value=engine,
             fix=_fix(),
