@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from optkit.core.artifact import VARIANT, WEIGHTS, Artifact
+from optkit.core.artifact import FILES, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
 from optkit.core.environment import available_cores, check_single_process, environment
 from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full
@@ -336,7 +336,9 @@ def _store(recipe: Recipe, folder: Path) -> StageStore:
 def _link(source: Path, folder: Path) -> None:
     """A variant of the store in the run's folder: hard links, so it takes no room and outlives the store."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (VARIANT, WEIGHTS):
+    for name in FILES:
+        if not (source / name).is_file():
+            continue
         with new_file(folder / name, key="out") as temporary:
             try:
                 os.link(source / name, temporary)

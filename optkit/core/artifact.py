@@ -1,7 +1,8 @@
 """Variants on disk: weights as safetensors, everything else as JSON; never a pickled module.
 
-A folder holds ``variant.json`` (the model spec, the surgeries that turn a fresh model into this variant, its history)
-and ``weights.safetensors``. Loading builds the fresh model, replays the surgeries without data, and loads the weights.
+A folder holds ``variant.json`` (the model spec, the surgeries that turn a fresh model into this variant, its history),
+``weights.safetensors``, and for an int8 variant ``probe.safetensors`` (`optkit.core.probe`). Loading builds the fresh
+model, replays the surgeries without data, and loads the weights.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
+from optkit.core.probe import PROBE_FILE, load_probe, save_probe
 from optkit.core.trust import check_trust, rebuild, stage_class
 from optkit.core.variant import Variant
 
 VARIANT, WEIGHTS = "variant.json", "weights.safetensors"
+FILES = (VARIANT, WEIGHTS, PROBE_FILE)  # of which the last may be absent
 FORMAT = 1
 
 
@@ -75,6 +78,7 @@ class Artifact:
             for surgery in self.variant.surgeries:
                 module = stage_class(surgery["by"], trusted).replay(module, surgery["data"], example)
         load_model(module, self.folder / WEIGHTS)
+        load_probe(module, self.folder)
         return module if isinstance(module, torch.fx.GraphModule) else module.eval()
 
     @property
@@ -89,6 +93,7 @@ def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tu
 
     inputs = tuple(InputSpec.of(x) for x in example)
     save_model(module, str(folder / WEIGHTS))
+    save_probe(module, folder)
     description = {
         "format": FORMAT,
         "inputs": [asdict(spec) for spec in inputs],

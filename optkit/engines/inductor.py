@@ -21,6 +21,7 @@ from optkit.core.engine import MADE_FOR, not_made_for
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
+from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import check_shapes
 from optkit.engines.inductor_int8 import fit_int8, int8_pass
 from optkit.engines.program import export_failures
@@ -66,7 +67,8 @@ class Inductor:
         """Compiles for the example's shapes, now.
 
         Raises:
-            StageError: inductor cannot compile the module; the message names the operator where it gives one.
+            StageError: inductor cannot compile the module; the message names the operator where it gives one. Or it
+                does not compute what an int8 graph does, see `check_agreement`.
         """
         from torch._inductor import config
 
@@ -89,7 +91,9 @@ class Inductor:
         seconds = time.perf_counter() - started
         share = sum(int8_macs) / max(count_macs(module, example), 1)
         facts = {"int8_share": share, "precision": self.precision, "compile_s": round(seconds, 3)}
-        return InductorSession(module, variant, self, compiled, example, facts)
+        session = InductorSession(module, variant, self, compiled, example, facts)
+        facts |= check_agreement(self.name, session, module, example)
+        return session
 
 
 def _autocast(precision: str) -> AbstractContextManager[Any]:

@@ -17,6 +17,7 @@ from optkit.core.engine import not_made_for
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
+from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import arrays, check_shapes, tensor
 from optkit.engines.onnx_file import missing, to_onnx
 from optkit.engines.saved import Saved, save_session
@@ -44,7 +45,8 @@ class ONNXRuntime:
         """Compiles for any batch size that the model leaves free, on torch's number of threads.
 
         Raises:
-            StageError: ONNX or ONNX Runtime lacks an operator of this module; the message names it.
+            StageError: ONNX or ONNX Runtime lacks an operator of this module; the message names it. Or it does not
+                compute what an int8 graph does, see `check_agreement`.
         """
         started = time.perf_counter()
         file = to_onnx(module, example, turn_weights=True)
@@ -52,7 +54,9 @@ class ONNXRuntime:
         seconds = time.perf_counter() - started
         share = min(1.0, _int8_macs(file, example) / max(count_macs(module, example), 1))
         facts = {"int8_share": share, "precision": "fp32", "compile_s": round(seconds, 3)}
-        return ONNXRuntimeSession(module, variant, self, file, runtime, example, facts)
+        session = ONNXRuntimeSession(module, variant, self, file, runtime, example, facts)
+        facts |= check_agreement(self.name, session, module, example)
+        return session
 
     def open(self, folder: Path, variant: Variant, saved: Saved) -> ONNXRuntimeSession:
         """Opens what a session saved, without torch's export."""

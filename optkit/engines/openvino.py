@@ -18,6 +18,7 @@ from optkit.core.engine import not_made_for
 from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
+from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import arrays, check_shapes, tensor
 from optkit.engines.onnx_file import missing, to_onnx
 from optkit.engines.saved import Saved, save_session
@@ -64,7 +65,8 @@ class OpenVINO:
         """Compiles for the example's shapes, on torch's number of threads.
 
         Raises:
-            StageError: OpenVINO or ONNX lacks an operator of this module; the message names it.
+            StageError: OpenVINO or ONNX lacks an operator of this module; the message names it. Or it does not compute
+                what an int8 graph does, see `check_agreement`.
         """
         import openvino as ov
 
@@ -84,7 +86,9 @@ class OpenVINO:
             "precision": self.precision,
             "compile_s": round(seconds, 3),
         }
-        return OpenVINOSession(module, variant, self, model, compiled, example, facts)
+        session = OpenVINOSession(module, variant, self, model, compiled, example, facts)
+        facts |= check_agreement(self.name, session, module, example)
+        return session
 
     def open(self, folder: Path, variant: Variant, saved: Saved) -> OpenVINOSession:
         """Opens what a session saved, without torch's export or ONNX."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from optkit.core.artifact import VARIANT, WEIGHTS, InputSpec, save_artifact
+from optkit.core.artifact import FILES, InputSpec, save_artifact
 from optkit.core.errors import UserError
 from optkit.core.variant import Variant
 
@@ -51,8 +51,9 @@ def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path,
     if isinstance(source, nn.Module):
         save_artifact(folder, variant, source, saved.example)
     else:
-        for name in (VARIANT, WEIGHTS):
-            shutil.copyfile(source / name, folder / name)
+        for name in FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
     inputs = [asdict(InputSpec.of(x)) for x in saved.example]
     text = {"engine": saved.engine, "options": saved.options, "inputs": inputs, "facts": saved.facts}
     (folder / ENGINE).write_text(json.dumps(text, indent=1) + "\n")

@@ -174,6 +174,11 @@ class Bench:
             facts = session.facts()
             found.append(measure_accuracy(session, task, self.config.split, batch_size, conditions))
             found.append(Measurement("int8_share", facts["int8_share"], conditions=conditions))
+            found += [
+                Measurement(name, facts[name], "dB", conditions=conditions)
+                for name in ("engine_sqnr_db", "rounding_sqnr_db")
+                if name in facts
+            ]
             if "sparse_share" in facts:
                 found.append(Measurement("sparse_share", facts["sparse_share"], conditions=conditions))
             runs_in = {"is": facts.get("precision", "fp32"), "device": facts.get("device", "cpu")}

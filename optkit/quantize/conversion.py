@@ -46,8 +46,6 @@ def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
     with quiet():
         converted = _show(convert_pt2e(prepared))
     drop_unused(converted)  # the float weights, whose int8 copies the graph reads instead
-    if find_target(target).SIGNED:
-        _sign(converted)
     converted.meta[MADE_FOR] = target
     return converted
 
@@ -106,12 +104,3 @@ def _show(graph: GraphModule) -> GraphModule:
             norm.target = BATCH_NORM
     graph.recompile()
     return graph
-
-
-def _sign(graph: GraphModule) -> None:
-    """Activations with the zero point in the middle become int8 with a zero point of 0: the same values."""
-    for node in activation_nodes(graph):
-        x, scale, zero_point, low, high, _ = node.args
-        if zero_point == (low + high + 1) // 2:
-            node.args = (x, scale, 0, low - zero_point, high - zero_point, torch.int8)
-    graph.recompile()

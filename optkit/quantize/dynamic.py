@@ -15,6 +15,7 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 from optkit.core.checks import check_choice
 from optkit.core.compat import recurrence_by_shape
 from optkit.core.errors import StageError, UserError
+from optkit.core.probe import keep_probe
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import LINEAR, Scheme, weighted
 from optkit.quantize.conversion import convert, prepare, quiet
@@ -54,7 +55,8 @@ def quantize_dynamic(
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: inputs of at least 2 examples, to export with; batch size and length of texts stay free.
+        example_inputs: real inputs of at least 2 examples, to export with; batch size and length of texts stay free.
+            Some stay with the graph: an engine's answers are compared with the graph's on them.
         target: the engine whose kernels the graph is annotated for.
         reduce_range: give weights 7 of their 8 bits; None does so where this processor's kernels would overflow.
 
@@ -68,6 +70,7 @@ def quantize_dynamic(
     graph = replay_dynamic(model, example_inputs, reduce_range, target)
     if not describe_dynamic(graph)["quantized_weights"]:
         raise StageError("no linear layer of this model could be quantized")
+    keep_probe(graph, example_inputs)
     return DynamicInt8(graph, reduce_range, target)
 
 

@@ -16,6 +16,7 @@ from optkit.core.checks import check_choice
 from optkit.core.compat import recurrence_by_shape
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
+from optkit.core.probe import keep_probe
 from optkit.core.task import free_dims
 from optkit.quantize.annotate import Scheme, keep_in_float
 from optkit.quantize.conversion import activation_nodes, convert, prepare, quiet
@@ -280,7 +281,9 @@ def calibrate_graph(
     reduce_range = definite_range(reduce_range)
     prepared = _observed(graph, target, reduce_range, tuple(schemes))
     with torch.no_grad():
-        for inputs in batches:
+        for number, inputs in enumerate(batches):
+            if not number:
+                keep_probe(prepared, inputs)
             prepared(*inputs)
     return Calibrated(prepared, reduce_range, target)
 
@@ -319,8 +322,10 @@ def replay_static(
         raise UserError(message, fix="run the recipe again, or install the versions that its record names")
     for node in nodes:
         scale, *integers = activations[node.name]
-        dtype = torch.int8 if len(integers) == 3 and integers[1] < 0 else torch.uint8
-        node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], dtype)
+        if len(integers) == 3 and integers[1] < 0:
+            # older variants for OpenVINO hold signed activations; as unsigned ones they have the same values
+            integers = [integer - integers[1] for integer in integers]
+        node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], torch.uint8)
     converted.recompile()
     return converted
 

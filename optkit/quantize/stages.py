@@ -13,6 +13,7 @@ from optkit.core.checks import check_choice, check_count, check_pattern, check_s
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
+from optkit.core.probe import EXAMPLES
 from optkit.core.stage import Context, Outcome, Premises
 from optkit.core.task import Task
 from optkit.engines import ENGINES
@@ -248,7 +249,7 @@ class DynamicQuantization:
         check_linears(module)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
-        example = ctx.task.example(2)
+        example = ctx.task.example(EXAMPLES)
         found = quantize_dynamic(module.eval(), example, target=self.target, reduce_range=self.reduce_range)
         facts = describe_dynamic(found.module) | {"weight_bits": 7 if found.reduce_range else 8}
         return Outcome(

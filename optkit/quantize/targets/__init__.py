@@ -23,8 +23,6 @@ class Target(Protocol):
         """What annotates it."""
         ...
 
-    # whether activations with the zero point in the middle become signed
-    SIGNED: bool
     # whether the engine rounds biases to 32 bits, in steps of the product of an activation's and a weight's scale
     INTEGER_BIAS: bool
 

@@ -10,7 +10,6 @@ from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from optkit.quantize.annotate import IN_FLOAT, LINEAR, Scheme, aten, calls, weighted
 
-SIGNED = False
 INTEGER_BIAS = False
 KERNELS = LINEAR | {aten.conv1d.default, aten.conv2d.default}  # that inductor has in int8
 

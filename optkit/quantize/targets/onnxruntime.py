@@ -32,17 +32,25 @@ from optkit.quantize.annotate import (
 )
 from optkit.quantize.attention import explicit_attention
 
-SIGNED = False
 INTEGER_BIAS = True
 LOWEST = "lowest_float"
 # fused into a convolution by its range: what is below zero is cut by a zero point of 0
-CLAMPS = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default}
+CLAMPS = {
+    aten.relu.default, aten.relu_.default, aten.relu6.default, aten.relu6_.default, aten.hardtanh.default,
+    aten.hardtanh_.default,
+}  # fmt: skip
+CLAMPS_OF_ENDS = {aten.clamp.default, aten.clamp_.default, aten.clamp_min.default, aten.clamp_min_.default}
 POOLS = {aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim}
 
 
 def rewrite(program: ExportedProgram) -> GraphModule:
-    """The graph, its attention as two products."""
-    return explicit_attention(program)
+    """The graph, its attention as two products, and clamps at zero as ReLUs."""
+    graph = explicit_attention(program)
+    for node in calls(graph, CLAMPS_OF_ENDS):
+        if node.args[1:] == (0,) and not node.kwargs:
+            node.target, node.args = aten.relu.default, node.args[:1]
+    graph.recompile()
+    return graph
 
 
 def quantizer(scheme: Scheme) -> Quantizer:
@@ -99,4 +107,12 @@ def residuals(graph: GraphModule) -> list[Node]:
 def _clamped(node: Node) -> Node:
     """The node, or the clamp that alone reads it."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].target in CLAMPS else node
+    return users[0] if len(users) == 1 and _is_clamp(users[0]) else node
+
+
+def _is_clamp(node: Node) -> bool:
+    """Whether ONNX Runtime fuses a node into the quantization behind it; of a clamp with one end it does not."""
+    if node.target not in CLAMPS_OF_ENDS:
+        return node.target in CLAMPS
+    ends = (*node.args[1:], *node.kwargs.values())
+    return len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)

@@ -3,6 +3,10 @@
 Convolutions and linears read int8, and so do the products of queries and keys. A residual sum is fused into the
 convolution that gives one of its terms if both terms are int8. Convolutions take symmetric activations, for a zero
 point would have to be padded with; linears take any. What softmax gives stays in float, as do norms.
+
+All activations are uint8; a symmetric one has the zero point 128. Processors without AMX have no kernels for int8
+activations of convolutions. There OpenVINO 2026.4 turns int8 into uint8, and behind a concatenation it drops the zero
+point: the answers are wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +32,6 @@ from optkit.quantize.annotate import (
 )
 from optkit.quantize.attention import explicit_attention
 
-SIGNED = True
 INTEGER_BIAS = False
 
 
