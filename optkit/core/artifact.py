@@ -75,7 +75,7 @@ class Artifact:
             for surgery in self.variant.surgeries:
                 module = stage_class(surgery["by"], trusted).replay(module, surgery["data"], example)
         load_model(module, self.folder / WEIGHTS)
-        return module if isinstance(module, torch.fx.GraphModule) else module.eval()
+        return module.eval()
 
     @property
     def size_bytes(self) -> int:

@@ -48,8 +48,10 @@ def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
     drop_unused(converted)  # the float weights, whose int8 copies the graph reads instead
     if find_target(target).SIGNED:
         _sign(converted)
-    converted.meta[MADE_FOR] = target
-    return converted
+    # torchao's module refuses train() and eval(), a fresh one takes both
+    found = GraphModule(converted, converted.graph)
+    found.meta = converted.meta | {MADE_FOR: target}
+    return found
 
 
 def activation_nodes(graph: GraphModule) -> Iterator[Node]:
