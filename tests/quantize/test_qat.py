@@ -142,7 +142,7 @@ def test_protected_layers_are_trained_and_stay_in_float(target):
     train(prepared.module, batches)
     assert not torch.equal(prepared.module.state_dict()["conv1.weight"], before)
     found = convert_qat(prepared)
-    assert set(float_layers(found.module)) == {"conv1", "linear"}
+    assert set(float_layers(found.module)) == {"conv1", "linear", "up"}
     with torch.no_grad():
         fake, real = prepared.module(*batches[0]), found.module(*batches[0])
     assert (fake - real).abs().median() < 1e-5 * fake.abs().max()
