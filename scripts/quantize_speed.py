@@ -59,7 +59,7 @@ def native_openvino(model: nn.Module, x: Inputs, batches: list[Inputs]) -> Nativ
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     is_text = not x[0].is_floating_point()
-    read = ov.Core().read_model(to_onnx(model, x))
+    read = ov.Core().read_model(to_onnx(model, x)[0])
     data = nncf.Dataset([arrays(batch) for batch in batches])
     kind = {"model_type": nncf.ModelType.TRANSFORMER} if is_text else {}
     quantized = nncf.quantize(read, data, subset_size=len(batches), **kind)
@@ -83,7 +83,7 @@ def native_onnxruntime(model: nn.Module, x: Inputs, batches: list[Inputs]) -> Na
 
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, quantized = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "quantized"))
-        Path(plain).write_bytes(to_onnx(model, x))
+        Path(plain).write_bytes(to_onnx(model, x)[0])
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
         names = [put.name for put in _runtime(Path(plain).read_bytes()).get_inputs()]
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}

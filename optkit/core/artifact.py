@@ -79,7 +79,7 @@ class Artifact:
                 module = stage_class(surgery["by"], trusted).replay(module, surgery["data"], example)
         load_model(module, self.folder / WEIGHTS)
         load_probe(module, self.folder)
-        return module if isinstance(module, torch.fx.GraphModule) else module.eval()
+        return module.eval()
 
     @property
     def size_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 from uuid import uuid4
 
 from optkit.core.errors import cannot_write, raise_if_full
+
+log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -69,10 +72,13 @@ def new_folder(final: Path, key: str) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """What :func:`write_json` put there; None if there is nothing, or nothing whole."""
+    """What :func:`write_json` put there; None if there is nothing, or nothing that can be read, which is logged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, so it is made anew: %s", path, error)
         return None
 
 

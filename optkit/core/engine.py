@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from optkit.core.errors import UserError
 from optkit.core.variant import Variant
 
 # in a quantized graph's ``meta``, the engine it is annotated for; with the same prefix, a trait of its variant
@@ -31,10 +33,10 @@ def not_made_for(engine: str, traits: frozenset[str]) -> str | None:
 
 
 class Session(Protocol):
-    """A variant compiled for one engine and one batch size."""
+    """A variant compiled for one engine and the shapes of its example inputs, which are its fast path."""
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` for inputs of the batch size it was compiled for."""
+    def __call__(self, *inputs: Tensor) -> Any:
+        """What the module returns, its tensors on the CPU and in the module's dtypes: a tensor, a tuple, a dict, ..."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -44,6 +46,27 @@ class Session(Protocol):
     def save(self, directory: str | Path) -> None:
         """Writes what `optkit.load` needs to open this session again in a fresh process."""
         ...
+
+
+class Served(Session, Protocol):
+    """A session that stands where a module stood: code that prepares a module for inference does it no harm."""
+
+    def eval(self) -> Self:
+        """The session, which is for inference."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """The session for ``train(False)``; raises UserError for ``train()``."""
+        if mode:
+            raise UserError("a session is compiled for inference", key="mode", value=mode, fix="train its module")
+        return self
+
+    def to(self, device: str | torch.device) -> Self:
+        """The session for the CPU, where it takes and gives tensors; raises UserError for anything else."""
+        if isinstance(device, (str, torch.device)) and torch.device(device).type == "cpu":
+            return self
+        fix = "another device is another engine, another precision an option of it"
+        raise UserError("a session takes and gives tensors on the CPU", key="device", value=device, fix=fix)
 
 
 @runtime_checkable

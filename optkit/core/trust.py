@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from torch import nn
@@ -16,6 +17,7 @@ from optkit.core.errors import UserError
 from optkit.core.targets import check_parameters, locate
 
 MODELS, STAGES = "optkit.models", "optkit"
+OUTPUTS = ("transformers", "torch.return_types")
 CHECK = "check_saved"
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
@@ -80,6 +82,22 @@ def stage_class(target: Any, trusted: tuple[str, ...] = ()) -> Any:
     found = _trusted(target, "surgery", (STAGES, *trusted))
     if not (inspect.isclass(found) and callable(getattr(found, "replay", None))):
         raise UserError(f"{target} is no stage with a replay", key="surgery", value=target)
+    return found
+
+
+def output_class(target: Any, trusted: tuple[str, ...] = ()) -> type:
+    """The class of what a saved session returns: one of transformers' outputs, or one that is trusted by name.
+
+    Raises:
+        UserError: it is not trusted, not there, or no class that only holds members.
+    """
+    found = _trusted(target, "returns", (*OUTPUTS, *trusted))
+    if not inspect.isclass(found) or issubclass(found, nn.Module):
+        holds = False
+    else:
+        holds = is_dataclass(found) or issubclass(found, tuple) or _lies_within(target, trusted)
+    if not holds:
+        raise UserError(f"{target} is no class of outputs", key="returns", value=target)
     return found
 
 

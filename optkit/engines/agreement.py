@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
 
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError
 from optkit.core.probe import probe_of
+from optkit.core.structure import tensors
 
 # an engine's error may have four times the power of rounding's, and what is this close agrees in any case; dB
 ALLOWED, ENOUGH = 6.0, 45.0
@@ -146,8 +146,7 @@ def _compare(
         for inputs in batches(probe, example):
             first = tuple(x[:rows] for x in inputs)
             ours = [x[:rows] if rows < size and len(x) == size else x for x in _answers(session, inputs)]
-            # an engine that gives the first output only is compared in that one
-            pairs.append(list(zip(_answers(graph, first), ours, _answers(unrounded, first), strict=False)))
+            pairs.append(list(zip(_answers(graph, first), ours, _answers(unrounded, first), strict=True)))
     found = []
     for calls in zip(*pairs, strict=True):
         expected, ours, plain = (torch.cat([x.flatten() for x in parts]) for parts in zip(*calls, strict=True))
@@ -162,8 +161,8 @@ def _takes_any_batch(graph: GraphModule) -> bool:
 
 def _answers(call: Call, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """The tensors of floats that a call gives, in order; the inputs stay as they are, whatever it writes into."""
-    found = tree_leaves(call(*(x.clone() for x in inputs)))
-    return [x.float() for x in found if isinstance(x, Tensor) and x.is_floating_point() and x.dim()]
+    found = tensors(call(*(x.clone() for x in inputs)))
+    return [x.float() for x in found if x.is_floating_point() and x.dim()]
 
 
 def _of_shape(x: Tensor, wanted: Tensor) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optkit.core.checks import check_count
 from optkit.core.engine import MADE_FOR, Engine, Session, made_for
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.variant import Variant
+from optkit.engines.program import module_of
 from optkit.engines.registry import ENGINES
 
 
 def compile(  # noqa: A001
-    model: nn.Module,
+    model: Any,
     example_inputs: tuple[Tensor, ...],
     *,
     engine: str | Engine = "inductor",
@@ -21,8 +24,13 @@ def compile(  # noqa: A001
 ) -> Session:
     """Compiles a model for an engine and the shapes of its example inputs.
 
+    The session returns what the model returns, and takes other batch sizes, too: the examples' is the fastest. ONNX
+    Runtime takes them as they come; OpenVINO compiles once more, at the first of them, for all; ``inductor`` and
+    ``cuda`` fill a batch up or compute it in parts, once they have seen that the model's answers stay the same.
+
     Args:
-        model: a float model in eval mode, or the module of a `Quantized` that is annotated for this engine.
+        model: a float model in eval mode, or what `quantize_static`, `prune_structured` and the like return; a
+            `Quantized` must be annotated for this engine.
         example_inputs: inputs as it will be called with.
         engine: a name (``eager``, ``inductor``, ``onnxruntime``, ``openvino``, ``cuda``) or an engine with its options,
             such as ``OpenVINO(precision="bf16")``.
@@ -31,13 +39,15 @@ def compile(  # noqa: A001
 
     Raises:
         UserError: no such engine, one that does not work here, or one without kernels for this model.
-        StageError: the engine cannot compile the model; the message names the operator.
+        StageError: the engine cannot compile the model; the message names the operator. Or it runs nothing of an int8
+            model in int8.
     """
     if isinstance(engine, str):
         if engine not in ENGINES:
             raise UserError(f"no engine '{engine}'", key="engine", value=engine, fix=did_you_mean(engine, ENGINES))
         engine = ENGINES[engine]()
-    target = getattr(model, "meta", {}).get(MADE_FOR)
+    module = module_of(model)
+    target = getattr(module, "meta", {}).get(MADE_FOR)
     traits = made_for(target) if target else frozenset({"float"})
     if reason := engine.unavailable() or engine.unsupported(traits):
         raise UserError(reason, key="engine", value=engine.name)
@@ -46,7 +56,7 @@ def compile(  # noqa: A001
         check_count("threads", threads)
         torch.set_num_threads(threads)
     try:
-        session = engine.compile(model, Variant("model", None, traits, {}), example_inputs)
+        session = engine.compile(module, Variant("model", None, traits, {}), example_inputs)
         if engine.name in ("eager", "inductor"):
             left_with = torch.get_num_threads()
     finally:

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from optkit.core.checks import check_choice
-from optkit.core.engine import not_made_for
+from optkit.core.engine import Served, not_made_for
 from optkit.core.errors import StageError, first_line
 from optkit.core.layout import channels_last_
 from optkit.core.macs import count_macs
+from optkit.core.structure import Container, Structure, Value, flatten, tensors
 from optkit.core.variant import Variant
-from optkit.engines.deployed import check_shapes
+from optkit.engines.batches import OtherBatches
+from optkit.engines.deployed import Outputs, same_shapes
 from optkit.engines.program import export_failures
 from optkit.engines.saved import Saved, save_session
 
@@ -87,7 +88,8 @@ class CUDA:
                 could = {layer: call for layer, call in called.items() if call.macs and _could_run_sparse(layer)}
                 sparse = self._sparse_layers({layer: call.rows for layer, call in could.items()})
                 model = _replace(model, sparse)
-                graph, output = _record(lambda: model(*self._cast(inputs)))
+                returned = flatten(model(*self._cast(inputs)))[1]
+                graph, output = _record(lambda: tensors(model(*self._cast(inputs))))
             except export_failures() as error:
                 raise StageError(f"cuda cannot run this model: {first_line(error)}") from error
         facts = {
@@ -99,7 +101,9 @@ class CUDA:
             "device": torch.cuda.get_device_name(),
             "compile_s": round(time.perf_counter() - started, 3),
         }
-        return CUDASession(module, variant, self, model, graph, inputs, output, facts)
+        own = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
+        outputs = Outputs(_in_dtype(returned, PRECISIONS[self.precision], own))
+        return CUDASession(module, variant, self, model, graph, inputs, output, outputs, facts)
 
     def _cast(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Numbers in the engine's precision, images in the layout of its convolutions; whole numbers as they are."""
@@ -274,9 +278,19 @@ def _record(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     return graph, output
 
 
+def _in_dtype(structure: Structure, computed: torch.dtype, returned: torch.dtype) -> Structure:
+    """The structure as the module returns it, which the engine computes in a precision of its own."""
+    if isinstance(structure, Value):
+        return Value(returned, structure.number) if structure.dtype is computed else structure
+    if isinstance(structure, Container):
+        members = tuple(_in_dtype(member, computed, returned) for member in structure.members)
+        return Container(structure.kind, structure.names, members)
+    return structure
+
+
 @dataclass
-class CUDASession:
-    """A recorded call; refuses inputs of another shape."""
+class CUDASession(Served):
+    """A call recorded for one batch size; other sizes are filled up with repeats, or computed in parts."""
 
     module: nn.Module
     variant: Variant
@@ -284,18 +298,29 @@ class CUDASession:
     model: nn.Module
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
-    output: Any
+    output: list[Tensor]
+    outputs: Outputs
     engine_facts: dict[str, Any]
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        check_shapes(inputs, self.inputs)
+    def __post_init__(self) -> None:
+        self.others = OtherBatches(self._eagerly, self.inputs, int8=False)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        if same_shapes(inputs, self.inputs):
+            return self.outputs.of_tensors(self._run(*inputs))
+        return self.outputs.of_tensors(self.others(self._run, inputs))
+
+    def _run(self, *inputs: Tensor) -> list[Tensor]:
         with torch.inference_mode():
             for held, given in zip(self.inputs, inputs, strict=True):
                 held.copy_(given, non_blocking=True)
             self.graph.replay()
-            # the copies wait for the graph; the blocks of a latency table give several tensors
-            found: Tensor = tree_map_only(Tensor, lambda x: x.cpu().float(), self.output)
-        return found
+            # the copies wait for the graph
+            return [x.cpu() for x in self.output]
+
+    def _eagerly(self, *inputs: Tensor) -> Any:
+        with torch.inference_mode():
+            return self.model(*self.engine._cast(tuple(x.to("cuda") for x in inputs)))
 
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)

@@ -1,4 +1,4 @@
-"""What the engines that read a file have in common: one shape, threads of their own, numpy in and out."""
+"""What the engines that read a file have in common: threads of their own, numpy in and out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optkit.core.errors import StageError
+from optkit.core.structure import Structure, Value, build, values
 
 
-def check_shapes(inputs: Sequence[Tensor], example: Sequence[Tensor]) -> None:
-    """Raises StageError unless inputs have the shapes that a session was compiled for."""
-    if any(x.shape != wanted.shape for x, wanted in zip(inputs, example, strict=True)):
-        found, wanted = [list(x.shape) for x in inputs], [list(x.shape) for x in example]
-        raise StageError(f"compiled for inputs {wanted}, called with {found}")
+def same_shapes(inputs: Sequence[Tensor], example: Sequence[Tensor]) -> bool:
+    """Whether inputs have the shapes that a session was compiled for."""
+    return all(x.shape == wanted.shape for x, wanted in zip(inputs, example, strict=True))
+
+
+def other_shapes(inputs: Sequence[Tensor], example: Sequence[Tensor], reason: str = "") -> StageError:
+    """The error for inputs of shapes that a session cannot take."""
+    found, wanted = [list(x.shape) for x in inputs], [list(x.shape) for x in example]
+    return StageError(f"compiled for inputs {wanted}, called with {found}{reason and f': {reason}'}")
 
 
 def arrays(inputs: Sequence[Tensor]) -> list[NDArray[Any]]:
@@ -25,6 +30,31 @@ def arrays(inputs: Sequence[Tensor]) -> list[NDArray[Any]]:
     return [np.ascontiguousarray(x.detach().numpy()) for x in inputs]
 
 
-def tensor(logits: NDArray[Any]) -> Tensor:
-    """Logits out of an engine's own memory, which its next call writes again."""
-    return torch.from_numpy(np.array(logits, dtype=np.float32))
+def tensor(output: NDArray[Any]) -> Tensor:
+    """An output out of an engine's own memory, which its next call writes again."""
+    return torch.from_numpy(np.array(output))
+
+
+class Outputs:
+    """What a session returns, put together of what its engine gives.
+
+    Args:
+        structure: of what the module returns.
+    """
+
+    def __init__(self, structure: Structure):
+        self.structure = structure
+        self.dtypes = [value.dtype for value in values(structure)]
+        # one tensor on its own, which nothing need be built for
+        self.single = isinstance(structure, Value) and not structure.number
+
+    def of_arrays(self, found: Sequence[NDArray[Any]]) -> Any:
+        """Of an engine's arrays, copied."""
+        return self.of_tensors([tensor(output) for output in found])
+
+    def of_tensors(self, found: Sequence[Tensor]) -> Any:
+        """Of tensors, in the module's dtypes."""
+        if self.single:
+            return found[0].to(self.dtypes[0])
+        given = (x.to(dtype) for x, dtype in zip(found, self.dtypes, strict=True))
+        return build(self.structure, given)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from optkit.core.engine import Served
 from optkit.core.variant import Variant
 from optkit.engines.saved import Saved, save_session
 
@@ -32,14 +33,14 @@ class Eager:
 
 
 @dataclass
-class EagerSession:
+class EagerSession(Served):
     """The module itself."""
 
     module: nn.Module
     variant: Variant
     example: tuple[Tensor, ...]
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Any:
         with torch.inference_mode():
             return self.module(*inputs)
 

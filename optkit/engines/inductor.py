@@ -14,19 +14,25 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from optkit.core.checks import check_choice
-from optkit.core.engine import MADE_FOR, not_made_for
+from optkit.core.compat import graph_structure, is_exported, return_tensors
+from optkit.core.engine import MADE_FOR, Served, not_made_for
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
+from optkit.core.structure import Structure, Value, flatten
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
-from optkit.engines.deployed import check_shapes
+from optkit.engines.batches import OtherBatches
+from optkit.engines.deployed import Outputs, same_shapes
 from optkit.engines.inductor_int8 import fit_int8, int8_pass
-from optkit.engines.program import export_failures
+from optkit.engines.int8_share import int8_share
+from optkit.engines.program import export_failures, export_fixed, tensors_alone
 from optkit.engines.saved import Saved, save_session
 
+LOOKED_AT = "oneDNN's int8 convolutions and linears in the graph that inductor lowers"
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -81,7 +87,7 @@ class Inductor:
         started = time.perf_counter()
         with torch.no_grad(), config.patch(options), _quiet():
             try:
-                graph = _graph_of_its_own(module, example)
+                graph, structure = _graph_of_its_own(module, example)
                 compiled = torch.compile(graph, dynamic=False, fullgraph=True)
                 with _autocast(self.precision):
                     compiled(*example)
@@ -89,9 +95,9 @@ class Inductor:
                 reason = first_line(error)
                 raise StageError(f"inductor cannot compile this model: {reason}") from error
         seconds = time.perf_counter() - started
-        share = sum(int8_macs) / max(count_macs(module, example), 1)
+        share = int8_share(self.name, variant, sum(int8_macs), count_macs(module, example), LOOKED_AT)
         facts = {"int8_share": share, "precision": self.precision, "compile_s": round(seconds, 3)}
-        session = InductorSession(module, variant, self, compiled, example, facts)
+        session = InductorSession(module, variant, self, compiled, example, Outputs(structure), facts)
         facts |= check_agreement(self.name, session, module, example)
         return session
 
@@ -101,17 +107,43 @@ def _autocast(precision: str) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", HALVES.get(precision), enabled=precision in HALVES)
 
 
-def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """The module as a graph with its own code, and the same weights.
+def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[GraphModule, Structure]:
+    """The module as a graph with its own code, and the same weights; it gives tensors alone, of the structure.
 
     Dynamo keys what it compiled by code object: instances of one class, and all shapes of one graph, would share an
     entry, test each other's guards at every call, and be refused after the eighth.
     """
     if isinstance(module, GraphModule):
         graph = GraphModule(module, copy.deepcopy(module.graph))
+        if (structure := _flatten_outputs(graph, module, example)) is not None:
+            fit_int8(graph)
+            return graph, structure
+    program, structure = export_fixed(module, example)
+    graph = program.module()
+    assert isinstance(graph, GraphModule)
+    return_tensors(graph.graph)
+    graph.recompile()
+    if isinstance(module, GraphModule):
         fit_int8(graph)
-        return graph
-    return torch.export.export(module, example, strict=False).module()
+    return graph, structure
+
+
+def _flatten_outputs(graph: GraphModule, module: GraphModule, example: tuple[Tensor, ...]) -> Structure | None:
+    """Lets a copy of a module's graph give its tensors as a tuple; None where that cannot be told of its nodes."""
+    structure = graph_structure(graph.graph)
+    if structure is None:
+        if is_exported(graph.graph):
+            return None
+        # a graph traced with fx: what its last node holds is what it returns
+        last, nodes = graph.graph.output_node(), []
+        map_arg(last.args[0], nodes.append)
+        found, structure = flatten(module(*example))
+        if len(nodes) != len(found) or (isinstance(last.args[0], Node) and not isinstance(structure, Value)):
+            return None
+        last.args = (tuple(nodes),)
+    return_tensors(graph.graph)
+    graph.recompile()
+    return structure
 
 
 @contextmanager
@@ -123,22 +155,29 @@ def _quiet() -> Iterator[None]:
 
 
 @dataclass
-class InductorSession:
-    """A compiled module; refuses inputs of another shape, for which it would quietly compile again."""
+class InductorSession(Served):
+    """A module compiled for one batch size; other sizes are filled up with repeats, or computed in parts."""
 
     module: nn.Module
     variant: Variant
     engine: Inductor
-    compiled: Callable[..., Tensor]
+    compiled: Callable[..., tuple[Tensor, ...]]
     example: tuple[Tensor, ...]
+    outputs: Outputs
     engine_facts: dict[str, Any]
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        check_shapes(inputs, self.example)
+    def __post_init__(self) -> None:
+        self.others = OtherBatches(tensors_alone(self.module), self.example, "int8" in self.variant.traits)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        if same_shapes(inputs, self.example):
+            return self.outputs.of_tensors(self._run(*inputs))
+        # inductor would quietly compile again, for as long as the first time
+        return self.outputs.of_tensors(self.others(self._run, inputs))
+
+    def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad(), _autocast(self.engine.precision):
-            found = self.compiled(*inputs)
-        # the blocks of a latency table give several tensors
-        return found.float() if isinstance(found, Tensor) else found
+            return self.compiled(*inputs)
 
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)

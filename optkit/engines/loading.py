@@ -13,6 +13,7 @@ from optkit.core.artifact import open_artifact
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.targets import check_parameters
+from optkit.core.trust import check_trust
 from optkit.engines.registry import ENGINES, Opens
 from optkit.engines.saved import ENGINE, Saved, read_session
 
@@ -28,7 +29,11 @@ def load(
             unless the folder was written by ``Session.save``, which remembers its engine and that engine's options.
         batch_size: of the session; None is the batch size the folder remembers.
         trust: what may be called to rebuild the model besides optkit's models and stages: packages or modules, for
-            their own classes of models and stages, or the full name of one class or function.
+            their own classes of models, stages and outputs, or the full name of one class or function.
+
+    A session of a file (ONNX Runtime, OpenVINO) returns what its model returned. Tuples, dicts and the outputs of
+    transformers stay what they were. A dataclass, a named tuple or another class of your own is built if `trust` names
+    it. Else a ``SimpleNamespace`` or a plain named tuple with the same members takes its place, and the log says so.
 
     Raises:
         UserError: no variant there, a damaged one, one that names code that is not trusted, an unknown engine, or one
@@ -36,7 +41,7 @@ def load(
     """
     folder = Path(directory)
     artifact = open_artifact(folder)
-    saved = read_session(folder)
+    saved = read_session(folder, check_trust(trust))
     name = engine or (saved.engine if saved else None)
     if name is None:
         return artifact.module(trust)

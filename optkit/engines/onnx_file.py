@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import StageError
+from optkit.core.structure import Structure, names
 from optkit.engines.program import export_failures, export_program, innermost_reason
 
 
@@ -24,8 +25,11 @@ def missing(*packages: str) -> str | None:
     return f"{', '.join(absent)} not installed (pip install 'optkit[{packages[0]}]')" if absent else None
 
 
-def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: bool = False) -> bytes:
+def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: bool = False) -> tuple[bytes, Structure]:
     """The module as the bytes of an ONNX file; batch size and length of texts stay free where the model lets them.
+
+    The file's outputs are the tensors that the module returns, named by their paths (`structure.names`): ``logits``,
+    ``boxes``, ``0.scores``. A name that an input has already gets ``_out`` behind it.
 
     Args:
         module: in eval mode.
@@ -33,12 +37,15 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
         turn_weights: store the int8 weights of linears as ONNX's products read them, ``(in, out)``, and write all
             linears with int8 weights as products.
 
+    Returns:
+        The file, and the structure of what the module returns.
+
     Raises:
         StageError: torch cannot export it, or ONNX has no operator for a part of it; the message names it.
     """
     try:
         with _quiet(), torch.no_grad():
-            program = export_program(module, example)
+            program, structure = export_program(module, example)
             table = _dynamic_quantization()
             exported = torch.onnx.export(program, example, dynamo=True, verbose=False, custom_translation_table=table)
     except _failures() as error:
@@ -46,10 +53,40 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
     assert exported is not None
     _drop_zero_points(exported.model)
     _quantize_once(exported.model)
+    _dequantize_apart(exported.model)
     if turn_weights:
         _turn_weights(exported.model)
         _multiply(exported.model)
-    return exported.model_proto.SerializeToString()
+    _name_outputs(exported.model, names(structure))
+    return exported.model_proto.SerializeToString(), structure
+
+
+def _name_outputs(model: Any, wanted: list[str]) -> None:
+    """Names a file's outputs; what is returned twice, or returned as it was given, becomes a value of its own.
+
+    Engines give numpy's arrays, which have no bfloat16: it leaves the file as float32.
+    """
+    import onnx_ir as ir
+
+    outputs = model.graph.outputs
+    given = {value.name for value in model.graph.inputs}
+    for place, output in enumerate(outputs):
+        if output.dtype == ir.DataType.BFLOAT16:
+            added, kind = ir.node("Cast", [output], {"to": ir.DataType.FLOAT}), ir.TensorType(ir.DataType.FLOAT)
+        elif output.producer() is None or any(output is other for other in outputs[:place]):
+            added, kind = ir.node("Identity", [output]), output.type
+        else:
+            continue
+        added.outputs[0].type, added.outputs[0].shape = kind, output.shape
+        model.graph.append(added)
+        outputs[place] = added.outputs[0]
+    taken = {value.name: value for node in model.graph for value in node.outputs if value.name}
+    taken |= {value.name: value for value in model.graph.initializers.values()}
+    for output, name in zip(outputs, wanted, strict=True):
+        name = f"{name}_out" if name in given else name
+        if (other := taken.get(name, output)) is not output:
+            other.name = f"{name}_within"
+        output.name = name
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -111,6 +148,24 @@ def _quantize_once(model: Any) -> None:
         if made is not None and made.op_type == "DynamicQuantizeLinear" and made.inputs[0] is node.inputs[0]:
             ir.convenience.replace_all_uses_with(node.outputs[0], made.outputs[0])
             model.graph.remove(node, safe=True)
+
+
+def _dequantize_apart(model: Any) -> None:
+    """Gives each reader of a dynamically quantized tensor a DequantizeLinear of its own.
+
+    Of two linears ``(N, in)`` that share one, ONNX Runtime makes Gemms of floats.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        made = node.inputs[0].producer() if node.op_type == "DequantizeLinear" else None
+        if made is None or made.op_type != "DynamicQuantizeLinear":
+            continue
+        for reader, place in list(node.outputs[0].uses())[1:]:
+            copied = ir.node("DequantizeLinear", list(node.inputs))
+            copied.outputs[0].type, copied.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+            model.graph.insert_after(node, copied)
+            reader.replace_input_with(place, copied.outputs[0])
 
 
 def _drop_zero_points(model: Any) -> None:

@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optkit.core.engine import not_made_for
+from optkit.core.engine import Served, not_made_for
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
-from optkit.engines.deployed import arrays, check_shapes, tensor
+from optkit.engines.deployed import Outputs, arrays, other_shapes
+from optkit.engines.int8_share import int8_share
 from optkit.engines.onnx_file import missing, to_onnx
 from optkit.engines.saved import Saved, save_session
 
@@ -49,12 +50,14 @@ class ONNXRuntime:
                 compute what an int8 graph does, see `check_agreement`.
         """
         started = time.perf_counter()
-        file = to_onnx(module, example, turn_weights=True)
+        file, structure = to_onnx(module, example, turn_weights=True)
         runtime = _runtime(file)
         seconds = time.perf_counter() - started
-        share = min(1.0, _int8_macs(file, example) / max(count_macs(module, example), 1))
+        in_int8, executed = _int8_macs(file, example)
+        looked_at = f"kernels in the profile of a call ({executed})"
+        share = int8_share(self.name, variant, in_int8, count_macs(module, example), looked_at)
         facts = {"int8_share": share, "precision": "fp32", "compile_s": round(seconds, 3)}
-        session = ONNXRuntimeSession(module, variant, self, file, runtime, example, facts)
+        session = ONNXRuntimeSession(module, variant, self, file, runtime, example, Outputs(structure), facts)
         facts |= check_agreement(self.name, session, module, example)
         return session
 
@@ -64,12 +67,12 @@ class ONNXRuntime:
         file = (folder / MODEL).read_bytes()
         runtime = _runtime(file)
         facts = saved.facts | {"compile_s": round(time.perf_counter() - started, 3)}
-        return ONNXRuntimeSession(folder, variant, self, file, runtime, saved.example, facts)
+        return ONNXRuntimeSession(folder, variant, self, file, runtime, saved.example, Outputs(saved.returns), facts)
 
 
 @dataclass
-class ONNXRuntimeSession:
-    """A file that ONNX Runtime has optimized; takes the shapes it was compiled with."""
+class ONNXRuntimeSession(Served):
+    """A file that ONNX Runtime has optimized; takes all shapes that the file leaves free."""
 
     source: nn.Module | Path
     variant: Variant
@@ -77,21 +80,25 @@ class ONNXRuntimeSession:
     file: bytes
     runtime: Any
     example: tuple[Tensor, ...]
+    outputs: Outputs
     engine_facts: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.names = [put.name for put in self.runtime.get_inputs()]
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        check_shapes(inputs, self.example)
-        return tensor(self.runtime.run(None, dict(zip(self.names, arrays(inputs), strict=True)))[0])
+    def __call__(self, *inputs: Tensor) -> Any:
+        try:
+            found = self.runtime.run(None, dict(zip(self.names, arrays(inputs), strict=True)))
+        except _failures() as error:
+            raise other_shapes(inputs, self.example, first_line(error)) from error
+        return self.outputs.of_arrays(found)
 
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)
 
     def save(self, directory: str | Path) -> None:
         """Writes the variant and the ONNX file, whose batch size stays free."""
-        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
+        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts(), self.outputs.structure)
         folder = save_session(directory, self.variant, self.source, saved)
         (folder / MODEL).write_bytes(self.file)
 
@@ -120,15 +127,17 @@ def _failures() -> tuple[type[Exception], ...]:
     return (state.Fail, state.InvalidGraph, state.NotImplemented, state.InvalidArgument, state.RuntimeException)
 
 
-def _int8_macs(file: bytes, example: tuple[Tensor, ...]) -> int:
-    """MACs of the int8 kernels in one call, from the profile of what ran."""
+def _int8_macs(file: bytes, example: tuple[Tensor, ...]) -> tuple[int, str]:
+    """MACs of the int8 kernels in one call, and which kernels there were at all, from the profile of what ran."""
     with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
         runtime = _runtime(file, Path(folder) / "profile")
         runtime.run(None, dict(zip([put.name for put in runtime.get_inputs()], arrays(example), strict=True)))
         events = json.loads(Path(runtime.end_profiling()).read_text())
     windows = _windows(file)
-    kernels = [event for event in events if event.get("args", {}).get("op_name") in KERNELS]
-    return sum(_macs(event["name"], event["args"], windows) for event in kernels)
+    named = [event for event in events if event.get("args", {}).get("op_name")]
+    kernels = [event for event in named if event["args"]["op_name"] in KERNELS]
+    executed = ", ".join(sorted({event["args"]["op_name"] for event in named}))
+    return sum(_macs(event["name"], event["args"], windows) for event in kernels), executed
 
 
 def _macs(name: str, kernel: dict[str, Any], windows: dict[str, int]) -> int:

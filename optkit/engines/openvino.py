@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.checks import check_choice
-from optkit.core.engine import not_made_for
+from optkit.core.engine import Served, not_made_for
 from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
-from optkit.engines.deployed import arrays, check_shapes, tensor
+from optkit.engines.deployed import Outputs, arrays, other_shapes, same_shapes
+from optkit.engines.int8_share import int8_share
 from optkit.engines.onnx_file import missing, to_onnx
 from optkit.engines.saved import Saved, save_session
 
@@ -71,7 +72,7 @@ class OpenVINO:
         import openvino as ov
 
         started = time.perf_counter()
-        file = to_onnx(module, example)
+        file, structure = to_onnx(module, example)
         try:
             model = ov.Core().read_model(file)
         except RuntimeError as error:
@@ -80,13 +81,14 @@ class OpenVINO:
             _keep_zero_biases(model)
         compiled = self._compile(model, example)
         seconds = time.perf_counter() - started
-        macs = count_macs(module, example)
+        in_int8, executed = _int8_macs(compiled)
+        looked_at = f"kernels in the graph that it executes ({executed})"
         facts = {
-            "int8_share": min(1.0, _int8_macs(compiled) / max(macs, 1)),
+            "int8_share": int8_share(self.name, variant, in_int8, count_macs(module, example), looked_at),
             "precision": self.precision,
             "compile_s": round(seconds, 3),
         }
-        session = OpenVINOSession(module, variant, self, model, compiled, example, facts)
+        session = OpenVINOSession(module, variant, self, model, compiled, example, Outputs(structure), facts)
         facts |= check_agreement(self.name, session, module, example)
         return session
 
@@ -98,31 +100,32 @@ class OpenVINO:
         model = ov.Core().read_model(folder / MODEL)
         compiled = self._compile(model, saved.example)
         facts = saved.facts | {"compile_s": round(time.perf_counter() - started, 3)}
-        return OpenVINOSession(folder, variant, self, model, compiled, saved.example, facts)
+        return OpenVINOSession(folder, variant, self, model, compiled, saved.example, Outputs(saved.returns), facts)
 
-    def _compile(self, model: Any, example: tuple[Tensor, ...]) -> Any:
+    def _compile(self, model: Any, example: tuple[Tensor, ...] | None, threads: int | None = None) -> Any:
+        """Compiled for the example's shapes, or without one for all that the model takes."""
         import openvino as ov
 
         # for one shape OpenVINO plans its memory and chooses its kernels ahead; the model itself keeps its free sizes
-        fixed = model.clone()
-        shapes = [list(x.shape) for x in example]
+        chosen = model.clone()
         options = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            fixed.reshape(dict(zip(fixed.inputs, shapes, strict=True)))
-            return ov.Core().compile_model(fixed, "CPU", options)
+            if example is not None:
+                chosen.reshape(dict(zip(chosen.inputs, [list(x.shape) for x in example], strict=True)))
+            return ov.Core().compile_model(chosen, "CPU", options)
         except RuntimeError as error:
             raise StageError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
 
 
 @dataclass
-class OpenVINOSession:
-    """A model compiled for one shape."""
+class OpenVINOSession(Served):
+    """A model compiled for one shape; for others that its file leaves free, compiled once more at the first of them."""
 
     source: nn.Module | Path
     variant: Variant
@@ -130,14 +133,31 @@ class OpenVINOSession:
     model: Any
     compiled: Any
     example: tuple[Tensor, ...]
+    outputs: Outputs
     engine_facts: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.request = self.compiled.create_infer_request()
+        self.places = range(len(self.compiled.outputs))
+        self.of_any_shape: Any = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        check_shapes(inputs, self.example)
-        return tensor(self.request.infer(arrays(inputs), share_inputs=True, share_outputs=True)[0])
+    def __call__(self, *inputs: Tensor) -> Any:
+        request = self.request if same_shapes(inputs, self.example) else self._for_other_shapes(inputs)
+        try:
+            found = request.infer(arrays(inputs), share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise other_shapes(inputs, self.example, _last_line(error)) from error
+        return self.outputs.of_arrays([found[place] for place in self.places])
+
+    def _for_other_shapes(self, inputs: tuple[Tensor, ...]) -> Any:
+        """A request that takes all shapes that the file leaves free."""
+        free = [put.get_partial_shape() for put in self.model.inputs]
+        if not all(shape.compatible(_shape(x)) for shape, x in zip(free, inputs, strict=True)):
+            raise other_shapes(inputs, self.example, f"the file takes {', '.join(map(str, free))}")
+        if self.of_any_shape is None:
+            threads = self.compiled.get_property("INFERENCE_NUM_THREADS")
+            self.of_any_shape = self.engine._compile(self.model, None, threads).create_infer_request()
+        return self.of_any_shape
 
     def facts(self) -> dict[str, Any]:
         return dict(self.engine_facts)
@@ -146,9 +166,15 @@ class OpenVINOSession:
         """Writes the variant, and the model as OpenVINO's own files: the batch size stays free in them."""
         import openvino as ov
 
-        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts())
+        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts(), self.outputs.structure)
         folder = save_session(directory, self.variant, self.source, saved)
         ov.save_model(self.model, folder / MODEL, compress_to_fp16=False)
+
+
+def _shape(x: Tensor) -> Any:
+    import openvino as ov
+
+    return ov.PartialShape(list(x.shape))
 
 
 def _keep_zero_biases(model: Any) -> None:
@@ -183,20 +209,49 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _int8_macs(compiled: Any) -> int:
-    """MACs of the int8 kernels in the graph that OpenVINO executes.
+def _int8_macs(compiled: Any) -> tuple[int, str]:
+    """MACs of the int8 kernels in the graph that OpenVINO executes, and its kernels with their precisions.
 
     Products of attention that it fuses with their softmax are not told apart there, and count as float.
     """
-    total = 0
+    total, executed = 0, set()
     for node in compiled.get_runtime_model().get_ops():
-        info = {key: value.astype(str) for key, value in node.get_rt_info().items()}
-        if info.get("runtimePrecision") not in ("u8", "i8") or info.get("layerType") not in KERNELS:
-            continue
-        out = list(node.output(0).get_shape())
-        first, second = (list(node.input_value(place).get_shape()) for place in (0, 1))
-        if info["layerType"] == "MatMul":
-            total += math.prod(out) * first[-1]
+        kind, precision = _layer(node), _layer(node, "runtimePrecision")
+        if kind == "Subgraph" and (weights := _int8_weights(node)):
+            # several linears in one kernel, which is listed under what it gives
+            precision, macs = "i8", math.prod(_shape_of(node)[:-1]) * sum(weights)
+        elif kind in KERNELS:
+            macs = _macs(node, kind)
         else:
-            total += math.prod(out) * math.prod(second) // out[1 if info["layerType"] != "FullyConnected" else -1]
-    return total
+            continue
+        executed.add(f"{kind} in {precision}")
+        total += macs if precision in ("u8", "i8") else 0
+    return total, ", ".join(sorted(executed)) or "no products"
+
+
+def _macs(node: Any, kind: str) -> int:
+    """MACs of one kernel: outputs, times the products that each sums up."""
+    out, (first, second) = _shape_of(node), (list(node.input_value(place).get_shape()) for place in (0, 1))
+    if kind == "MatMul":
+        return math.prod(out) * first[-1]
+    if kind == "Deconvolution":
+        # each element that it reads meets the weights of its channel
+        return math.prod(first) * math.prod(second) // first[1]
+    return math.prod(out) * math.prod(second) // out[-1 if kind == "FullyConnected" else 1]
+
+
+def _int8_weights(node: Any) -> list[int]:
+    """How many int8 weights each linear of a fused kernel has."""
+    sources = [put.get_source_output().get_node() for put in node.inputs()]
+    found = [x for x in sources if _layer(x) == "Const" and _layer(x, "runtimePrecision") == "i8"]
+    return [math.prod(_shape_of(x)) for x in found if len(_shape_of(x)) == 2]
+
+
+def _shape_of(node: Any) -> list[int]:
+    return list(node.output(0).get_shape())
+
+
+def _layer(node: Any, key: str = "layerType") -> str | None:
+    """What the executed graph says of a node."""
+    info = node.get_rt_info()
+    return str(info[key].astype(str)) if key in info else None

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from optkit.core.artifact import FILES, InputSpec, save_artifact
 from optkit.core.errors import UserError
+from optkit.core.structure import Structure, Value, from_json, to_json
+from optkit.core.trust import output_class
 from optkit.core.variant import Variant
 
+log = logging.getLogger(__name__)
 ENGINE = "engine.json"
 
 
@@ -26,12 +32,14 @@ class Saved:
         options: the engine's fields.
         example: inputs of the shapes that it was compiled for.
         facts: the session's.
+        returns: the structure of what it returns; the first versions of optkit knew one tensor alone.
     """
 
     engine: str
     options: dict[str, Any]
     example: tuple[Tensor, ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    returns: Structure = field(default_factory=lambda: Value(torch.float32))
 
 
 def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path, saved: Saved) -> Path:
@@ -56,12 +64,17 @@ def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path,
                 shutil.copyfile(source / name, folder / name)
     inputs = [asdict(InputSpec.of(x)) for x in saved.example]
     text = {"engine": saved.engine, "options": saved.options, "inputs": inputs, "facts": saved.facts}
+    text["returns"] = to_json(saved.returns)
     (folder / ENGINE).write_text(json.dumps(text, indent=1) + "\n")
     return folder
 
 
-def read_session(folder: Path) -> Saved | None:
+def read_session(folder: Path, trusted: tuple[str, ...] = ()) -> Saved | None:
     """What `save_session` wrote; None in a folder that holds a variant only.
+
+    Args:
+        folder: it wrote into.
+        trusted: names of what may be called, see `optkit.core.trust`: classes that the session returns.
 
     Raises:
         UserError: the file is damaged.
@@ -72,10 +85,20 @@ def read_session(folder: Path) -> Saved | None:
     try:
         found = json.loads(path.read_text())
         example = tuple(InputSpec.from_json(spec).zeros() for spec in found["inputs"])
-        saved = Saved(found["engine"], found["options"], example, found["facts"])
+        returns = from_json(found["returns"], partial(_class, trusted)) if "returns" in found else Value(torch.float32)
+        saved = Saved(found["engine"], found["options"], example, found["facts"], returns)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a session: {error}", key=str(path)) from error
     kinds = {"engine": str, "options": dict, "facts": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(getattr(saved, name), kind)]:
         raise UserError(f"not a session: {wrong[0]} is {found[wrong[0]]!r}", key=str(path))
     return saved
+
+
+def _class(trusted: tuple[str, ...], name: str) -> type | None:
+    """The class of what a session returns, if it is trusted and can be imported."""
+    try:
+        return output_class(name, trusted)
+    except UserError as error:
+        log.info("what it returns keeps its names, but is no %s: %s", name, error)
+        return None

@@ -20,6 +20,7 @@ from optkit.core.errors import UserError
 from optkit.core.records import Measurement
 from optkit.core.setting import Setting
 from optkit.core.statistics import median
+from optkit.core.structure import tensors
 from optkit.core.task import OfAnyLength, Task
 from optkit.measure.accuracy import measure_accuracy
 from optkit.measure.energy import energy_counters, measure_energy
@@ -185,7 +186,8 @@ class Bench:
             found.append(Measurement("precision", None, conditions=conditions | runs_in))
             inputs = task.example(batch_size)
             found.append(Measurement("bytes_in", sum(map(_bytes, inputs)), unit="B", conditions=conditions))
-            found.append(Measurement("bytes_out", _bytes(session(*inputs)), unit="B", conditions=conditions))
+            out = sum(map(_bytes, tensors(session(*inputs))))
+            found.append(Measurement("bytes_out", out, unit="B", conditions=conditions))
             found.append(measure_energy(session, inputs, conditions, self.counters))
             found.append(Measurement("compile", facts["compile_s"], unit="s", conditions=conditions))
         return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 STAT = Path("/proc/stat")
 TOLERATED, TOLERATED_FOR_A_MOMENT = 0.15, 0.3
 MOMENT_S = 0.5  # the kernel counts in ticks of 10 ms: of less time its counts say little
@@ -78,6 +80,7 @@ def _busy_seconds(stat: Path) -> float | None:
     """Seconds that all processors together were not idle since boot."""
     try:
         user, nice, system, _idle, _wait, irq, soft, steal = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        log.debug("what else runs here is not known: %s", error)
         return None
     return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from optkit.core.engine import Session
 from optkit.core.records import Measurement
 from optkit.measure.turns import timing_turn
 
+log = logging.getLogger(__name__)
 RAPL = Path("/sys/class/powercap")
 SECONDS = 1.0
 # name to a function that gives joules since some moment, and joules after which that starts again (0: never)
@@ -29,8 +31,11 @@ def energy_counters(root: Path = RAPL) -> Counters:
             name = (package / "name").read_text().strip()
             wraps = int((package / "max_energy_range_uj").read_text()) / 1e6
             _joules(package)
-        except (OSError, ValueError):
+        except PermissionError:
             continue  # not for this user to read
+        except (OSError, ValueError) as error:
+            log.info("no energy of %s: %s", package.name, error)
+            continue
         if name.startswith("package"):
             found[f"rapl {name}"] = (lambda package=package: _joules(package), wraps)
     return found | _nvml()
@@ -50,7 +55,8 @@ def _nvml() -> Counters:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
         for handle in handles:
             pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError:
+    except pynvml.NVMLError as error:
+        log.info("no energy of GPUs: %s", error)
         return {}
     read = pynvml.nvmlDeviceGetTotalEnergyConsumption  # millijoules
     return {f"nvml {n}": (lambda handle=handle: read(handle) / 1e3, 0.0) for n, handle in enumerate(handles)}

@@ -7,6 +7,7 @@ Run as ``python -m optkit.measure.memory FOLDER THREADS TRUST``: reads the sessi
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from optkit.core.engine import Session
 from optkit.core.errors import StageError
 from optkit.core.probe import PROBE_FILE
 from optkit.core.records import Measurement
+from optkit.core.structure import tensors
 
+log = logging.getLogger(__name__)
 INPUTS, OUTPUTS = "inputs.safetensors", "outputs.safetensors"
 CALLS = 3
 SAME = 1e-4
@@ -48,9 +51,10 @@ def measure_memory(
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise StageError(f"the saved variant does not run in a fresh process: {reason}")
-        theirs = load_file(folder / OUTPUTS)["logits"]
-    ours = session(*inputs).float()
-    difference = float((theirs - ours).abs().max() / ours.abs().max().clamp(min=1e-9))
+        theirs = load_file(folder / OUTPUTS)
+    ours = [x.float() for x in tensors(session(*inputs)) if x.numel()]
+    differences = [float((theirs[str(n)] - x).abs().max() / x.abs().max().clamp(min=1e-9)) for n, x in enumerate(ours)]
+    difference = max(differences, default=0.0)
     facts = session.facts()
     if not difference <= (SAME_ON_GPU[facts["precision"]] if "device" in facts else SAME):
         raise StageError(f"the variant reloaded in a fresh process differs by {difference:.1e} relative")
@@ -65,22 +69,24 @@ def _serve(folder: Path, threads: int, trusted: tuple[str, ...]) -> None:
 
     torch.set_num_threads(threads)
     keep_freed_memory()  # as where it is timed
-    tensors = load_file(folder / INPUTS)
-    inputs = tuple(tensors[str(n)] for n in range(len(tensors)))
+    given = load_file(folder / INPUTS)
+    inputs = tuple(given[str(n)] for n in range(len(given)))
     session = load(folder, trust=trusted)
     session(*inputs)
     # from here on the kernel's high-water mark counts serving alone, not the compiler that ran before
     marked = _reset_peak()
     for _ in range(CALLS):
-        logits = session(*inputs)
+        output = session(*inputs)
     print(json.dumps({"peak_mb": _peak_mb() if marked else None}))
-    save_file({"logits": logits.float().contiguous()}, folder / OUTPUTS)
+    found = [x.float().clone(memory_format=torch.contiguous_format) for x in tensors(output) if x.numel()]
+    save_file({str(n): x for n, x in enumerate(found)}, folder / OUTPUTS)
 
 
 def _reset_peak() -> bool:
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
+    except OSError as error:
+        log.info("no peak of memory here: %s", error)
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 
 from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.environment import cpu
+from optkit.core.errors import first_line
 from optkit.core.locks import exclusive
 from optkit.core.variant import variant_id
 from optkit.measure.turns import timing_turn
 
+log = logging.getLogger(__name__)
 SMALLEST, SIZE = 256, 2048
 SECONDS = 0.5
 COPIED = 1 << 27
@@ -53,8 +56,8 @@ def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copi
             for name, product in PRODUCTS.items():
                 try:
                     found[name] = _rate(product, size, seconds)
-                except (RuntimeError, NotImplementedError, AttributeError):
-                    continue  # no kernels of this precision here
+                except (RuntimeError, NotImplementedError, AttributeError) as error:
+                    log.info("no peak for %s, which has no kernels here: %s", name, first_line(error))
             source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
             found["memory_gb_s"] = 2 * copied / _best(lambda: target.copy_(source), seconds) / 1e9
     finally:

@@ -46,8 +46,10 @@ def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
     with quiet():
         converted = _show(convert_pt2e(prepared))
     drop_unused(converted)  # the float weights, whose int8 copies the graph reads instead
-    converted.meta[MADE_FOR] = target
-    return converted
+    # torchao's module refuses train() and eval(), a fresh one takes both
+    found = GraphModule(converted, converted.graph)
+    found.meta = converted.meta | {MADE_FOR: target}
+    return found
 
 
 def activation_nodes(graph: GraphModule) -> Iterator[Node]:

@@ -13,10 +13,10 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from optkit.core.checks import check_choice
-from optkit.core.compat import recurrence_by_shape
+from optkit.core.compat import recurrence_by_shape, return_structure
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
-from optkit.core.task import free_dims
+from optkit.engines.program import export_program
 from optkit.quantize.annotate import LINEAR, Scheme, weighted
 from optkit.quantize.conversion import convert, prepare, quiet
 from optkit.quantize.observers import SMALLEST
@@ -55,8 +55,8 @@ def quantize_dynamic(
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: real inputs of at least 2 examples, to export with; batch size and length of texts stay free.
-            Some stay with the graph: an engine's answers are compared with the graph's on them.
+        example_inputs: real inputs to export with, of any batch size; it and the length of texts stay free. Some stay with
+            the graph: an engine's answers are compared with the graph's on them.
         target: the engine whose kernels the graph is annotated for.
         reduce_range: give weights 7 of their 8 bits; None does so where this processor's kernels would overflow.
 
@@ -85,8 +85,9 @@ def replay_dynamic(
     from optkit.quantize.targets.inductor import name_calls_apart
 
     with quiet(), recurrence_by_shape():
-        shapes = free_dims(example_inputs, model)
-        graph = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes).module()
+        program, structure = export_program(copy_of(model).eval(), example_inputs)
+        graph = program.module()
+        return_structure(graph, structure)
         name_calls_apart(graph)
         if revision > 1:
             simplify(graph)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.checks import check_choice
-from optkit.core.compat import recurrence_by_shape
+from optkit.core.compat import recurrence_by_shape, return_structure
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
-from optkit.core.task import free_dims
+from optkit.engines.program import export_program
 from optkit.quantize.annotate import Scheme, keep_in_float
 from optkit.quantize.conversion import activation_nodes, convert, prepare, quiet
 from optkit.quantize.correction import correct_biases
@@ -153,7 +153,7 @@ def quantize_static(
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: inputs of at least 2 examples, to export with; batch size and length of texts stay free.
+        example_inputs: inputs to export with, of any batch size; it and the length of texts stay free.
         batches: inputs to calibrate with, one tuple a batch; read one at a time.
         target: the engine whose kernels the graph is annotated for.
         observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
@@ -255,9 +255,9 @@ def export_graph(
 
     check_choice("target", target, TARGETS)
     with quiet(), recurrence_by_shape():
-        shapes = free_dims(example_inputs, model)
-        program = torch.export.export(copy_of(model).eval(), example_inputs, dynamic_shapes=shapes)
+        program, structure = export_program(copy_of(model).eval(), example_inputs)
         graph = find_target(target).rewrite(program)
+        return_structure(graph, structure)
     if revision > 1:
         simplify(graph)
     return graph

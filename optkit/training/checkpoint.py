@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 
 from optkit.core.cache import new_file
+from optkit.core.errors import first_line
 
+log = logging.getLogger(__name__)
 NAME = "training.pt"
 
 
@@ -23,11 +26,12 @@ def save_state(folder: Path, state: dict[str, Any], name: str = NAME) -> None:
 
 
 def load_state(folder: Path, name: str = NAME) -> dict[str, Any] | None:
-    """The saved state, or None if there is none that can be read."""
+    """The saved state, or None if there is none; one that cannot be read is logged with the reason, and is none."""
     path = folder / name
     if not path.exists():
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        log.warning("%s cannot be read, so the work starts anew: %s", path, first_line(error))
         return None

@@ -157,10 +157,17 @@ def test_a_saved_session_gives_the_same_answers_where_there_is_no_optkit(case, t
     assert done.returncode == 0, done.stderr
 
 
-def test_another_shape_is_refused(case):
-    _, _, x, _, session = case
-    with pytest.raises(StageError, match="compiled for inputs"):
-        session(*(v[:1] for v in x))
+def test_other_batch_sizes_are_answered_as_the_graph_answers_them(case):
+    _, model, x, found, session = case
+    for size in (1, 3, 9):
+        y = tuple(torch.cat([v, v, v])[:size] for v in x)
+        with torch.no_grad():
+            assert noise(session(*y), found.module(*y)) < 0.02
+    if not isinstance(model, Attention):
+        with pytest.raises(
+            StageError, match=r"compiled for inputs \[\[4, 3, 16, 16\]\], called with \[\[4, 2, 16, 16\]\]"
+        ):
+            session(torch.zeros(4, 2, 16, 16))
 
 
 def test_an_int8_graph_is_refused_by_the_engines_it_is_not_made_for(case):

@@ -51,10 +51,32 @@ def test_eager_does_not_pretend_to_run_int8():
     assert "freezing" in Inductor(freezing=False).unsupported(frozenset({"int8"}))
 
 
-def test_inductor_refuses_another_batch_size_instead_of_compiling_again(model):
-    session = Inductor().compile(model, VARIANT, (torch.zeros(2, 1, 8, 8),))
-    with pytest.raises(StageError, match=r"compiled for inputs \[\[2, 1, 8, 8\]\], called with \[\[3, 1, 8, 8\]\]"):
-        session(torch.zeros(3, 1, 8, 8))
+class AmongOthers(torch.nn.Module):
+    """Each answer depends on the batch."""
+
+    def forward(self, x):
+        return x.flatten(1) - x.flatten(1).mean(0)
+
+
+def test_inductor_answers_other_batch_sizes_without_compiling_again(model):
+    session = Inductor(cpp_wrapper=False).compile(model, VARIANT, (torch.zeros(4, 1, 8, 8),))
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with torch.no_grad():
+        for size in (1, 3, 9):
+            x = torch.randn(size, 1, 8, 8)
+            torch.testing.assert_close(session(x), model(x), atol=1e-5, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+    with pytest.raises(StageError, match=r"compiled for inputs \[\[4, 1, 8, 8\]\], called with \[\[4, 1, 9, 8\]\]"):
+        session(torch.zeros(4, 1, 9, 8))
+
+
+def test_a_batch_is_not_computed_in_parts_where_examples_depend_on_each_other():
+    x = torch.randn(4, 3)
+    session = Inductor(cpp_wrapper=False).compile(AmongOthers(), VARIANT, (x,))
+    torch.testing.assert_close(session(x), AmongOthers()(x))
+    for size in (3, 8):
+        with pytest.raises(StageError, match="depends on the batch as a whole.*compile the model for this batch size"):
+            session(torch.randn(size, 3))
 
 
 def test_instances_of_one_class_do_not_share_compiled_code(model):
