@@ -55,8 +55,8 @@ def quantize_dynamic(
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: real inputs to export with, of any batch size; it and the length of texts stay free. Some stay with
-            the graph: an engine's answers are compared with the graph's on them.
+        example_inputs: real inputs to export with, of any batch size; it and the length of texts stay free. Some stay
+            with the graph: an engine's answers are compared with the graph's on them.
         target: the engine whose kernels the graph is annotated for.
         reduce_range: give weights 7 of their 8 bits; None does so where this processor's kernels would overflow.
 

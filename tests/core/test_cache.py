@@ -57,3 +57,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         write_json(tmp_path / "file" / "a.json", 1, key="out")
     with pytest.raises(UserError, match="out: cannot write to"), new_folder(tmp_path / "file" / "a", key="out"):
         pass
+
+
+def test_a_damaged_file_is_made_anew_and_the_log_says_why(tmp_path, caplog):
+    assert read_json(tmp_path / "none.json") is None
+    assert not caplog.records
+    (tmp_path / "torn.json").write_text("{")
+    assert read_json(tmp_path / "torn.json") is None
+    assert "torn.json cannot be read, so it is made anew: Expecting property name" in caplog.text

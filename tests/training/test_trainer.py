@@ -105,9 +105,12 @@ def test_a_callback_gets_its_state_back_after_a_kill(digits, mlp, tmp_path):
     assert counts.seen == list(range(1, report.steps + 1))
 
 
-def test_a_torn_training_state_is_started_over(tmp_path):
+def test_a_torn_training_state_is_started_over_and_the_log_says_why(tmp_path, caplog):
+    assert load_state(tmp_path) is None
+    assert not caplog.records
     (tmp_path / "training.pt").write_bytes(b"PK\x03\x04 torn")
     assert load_state(tmp_path) is None
+    assert "training.pt cannot be read, so the work starts anew: " in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_says_what_to_do(digits, mlp, tmp_path):
