@@ -21,6 +21,7 @@ from optkit.core.environment import cpu
 from optkit.core.errors import StageError
 from optkit.core.probe import probe_of
 from optkit.core.structure import tensors
+from optkit.engines.program import is_free
 
 # an engine's error may have four times the power of rounding's, and what is this close agrees in any case; dB
 ALLOWED, ENOUGH = 6.0, 45.0
@@ -156,7 +157,7 @@ def _compare(
 
 def _takes_any_batch(graph: GraphModule) -> bool:
     inputs = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
-    return all(isinstance(x, Tensor) and x.dim() and isinstance(x.shape[0], torch.SymInt) for x in inputs)
+    return all(isinstance(x, Tensor) and x.dim() and is_free(x.shape[0]) for x in inputs)
 
 
 def _answers(call: Call, inputs: tuple[Tensor, ...]) -> list[Tensor]:

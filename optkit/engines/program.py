@@ -175,5 +175,9 @@ def innermost_reason(error: BaseException) -> str:
 def _batch_is_free(program: ExportedProgram) -> bool:
     inputs = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    # a size that the module fixes is a symbol, too, whose name is a number
-    return all(isinstance(value.shape[0], torch.SymInt) and not str(value.shape[0]).isdigit() for value in values)
+    return all(is_free(value.shape[0]) for value in values)
+
+
+def is_free(size: int | torch.SymInt) -> bool:
+    """Whether an exported program takes other sizes; one that the module fixes is a symbol, too, named by a number."""
+    return isinstance(size, torch.SymInt) and not str(size).isdigit()
