@@ -73,13 +73,13 @@ def test_the_kernels_are_those_of_onnx_runtimes_own_quantizer(clamp, tmp_path):
     torch.manual_seed(0)
     model, batch = InvertedResidual(clamp).eval(), 8 * torch.randn(4, 3, 16, 16)
     ours = quantize_static(model, (batch,), [(batch,)], target="onnxruntime").module
-    (tmp_path / "float.onnx").write_bytes(to_onnx(model, (batch,)))
+    (tmp_path / "float.onnx").write_bytes(to_onnx(model, (batch,))[0])
     name = ort.InferenceSession(tmp_path / "float.onnx").get_inputs()[0].name
     their_static(
         tmp_path / "float.onnx", tmp_path / "theirs.onnx", Reader(name, batch), quant_format=QuantFormat.QDQ,
         per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
     )  # fmt: skip
-    ours = optimized(to_onnx(ours, (batch,), turn_weights=True), tmp_path / "ours-optimized.onnx")
+    ours = optimized(to_onnx(ours, (batch,), turn_weights=True)[0], tmp_path / "ours-optimized.onnx")
     theirs = optimized(str(tmp_path / "theirs.onnx"), tmp_path / "theirs-optimized.onnx")
     # u8 activations, s8 weights without an offset: what the packed and the depthwise kernels of every x86 take
     assert convolutions(ours) == convolutions(theirs) == {("uint8", "int8", False, "uint8", True): 4}
