@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from optkit import engines
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.variant import Variant
@@ -140,3 +141,14 @@ def test_batch_norms_whose_layer_others_read_stay_where_they_are():
     expected = model.eval()(images)
     answers = quantize_dynamic(model, (images,), reduce_range=False).module(images)
     assert (answers - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (2, 3, 16)])
+def test_linears_with_a_bias_run_in_int8_on_onnx_runtime(shape):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).eval(), torch.randn(shape)
+    found = quantize_dynamic(model, (x,), target="onnxruntime").module
+    session = engines.compile(found, (x,), engine="onnxruntime")
+    assert session.facts()["int8_share"] == 1.0
+    with torch.no_grad():
+        torch.testing.assert_close(session(x), found(x), atol=1e-5, rtol=1e-4)

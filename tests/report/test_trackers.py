@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from optkit.config import _rerun
@@ -70,11 +71,12 @@ def _at_lengths(records, *lengths):
         for length in lengths:
             for m in record.measurements:
                 if m.name in ("accuracy", "latency", "macs"):
-                    value = 100 * length if m.name == "macs" else m.value * (length if m.name == "latency" else 1)
+                    value, raw = 100 * length if m.name == "macs" else m.value, m.raw
                     here = m.conditions | {"sequence_length": length}
                     if m.name == "latency":
                         here["interleaved"] += f"-{length}"
-                    measurements.append(replace(m, value=value, conditions=here))
+                        value, raw = value * length, (np.asarray(raw) * length).tolist()
+                    measurements.append(replace(m, value=value, raw=raw, conditions=here))
         found.append(replace(record, measurements=measurements))
     return found
 
@@ -132,7 +134,7 @@ def test_a_runs_recipe_holds_no_password():
 def test_a_failure_while_noting_what_was_sent_leaves_the_old_note(folder, monkeypatch):
     assert send(folder, Kept())
     before = (folder / "tracked.json").read_text()
-    monkeypatch.setattr("json.dump", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("pathlib.Path.replace", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         send(folder, Kept("other://"))
     assert (folder / "tracked.json").read_text() == before
