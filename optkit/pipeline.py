@@ -29,6 +29,7 @@ from optkit.core.logs import RUN_LOG, log_file
 from optkit.core.records import Cost, Record
 from optkit.core.stage import Context, Outcome
 from optkit.core.store import StageStore
+from optkit.core.surgeries import surgery_name
 from optkit.core.task import SealedTask
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
@@ -280,7 +281,7 @@ def _child(step: PlannedStep, parent: Variant, outcome: Outcome, cost: Cost) -> 
     target = target_of(stage)
     surgeries = parent.surgeries
     if outcome.surgery is not None:
-        surgeries = (*surgeries, {"by": target, "data": outcome.surgery})
+        surgeries = (*surgeries, {"by": surgery_name(type(stage)), "data": outcome.surgery})
     return Variant(
         id=step.id,
         parent=parent.id,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from optkit.core.errors import UserError
 from optkit.core.probe import PROBE_FILE, load_probe, save_probe
+from optkit.core.surgeries import FORMAT_1
 from optkit.core.trust import check_trust, rebuild, stage_class
 from optkit.core.variant import Variant
 
 VARIANT, WEIGHTS = "variant.json", "weights.safetensors"
 FILES = (VARIANT, WEIGHTS, PROBE_FILE)  # of which the last may be absent
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,18 @@ def open_artifact(folder: Path) -> Artifact:
         raise UserError(f"no variant at {folder}", fix=fix)
     try:
         description: dict[str, Any] = json.loads(path.read_text())
-        if description["format"] != FORMAT:
-            message = f"written in format {description['format']}, this optkit reads {FORMAT}"
-            raise UserError(message, key=str(path))
+        if description["format"] not in (1, FORMAT):
+            message = f"written in format {description['format']}, this optkit reads 1 to {FORMAT}"
+            raise UserError(message, key=str(path), fix="open it with the version of optkit that wrote it")
         inputs = tuple(InputSpec.from_json(spec) for spec in description["inputs"])
-        return Artifact(Variant.from_json(description["variant"]), inputs, folder)
+        variant = Variant.from_json(description["variant"])
+        if description["format"] == 1:
+            variant = replace(variant, surgeries=tuple(map(_named, variant.surgeries)))
+        return Artifact(variant, inputs, folder)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a variant: {error}", key=str(path)) from error
+
+
+def _named(surgery: dict[str, Any]) -> dict[str, Any]:
+    """A surgery of format 1, which held a module path, under the name that it has now."""
+    return surgery | {"by": FORMAT_1.get(surgery["by"], surgery["by"])}

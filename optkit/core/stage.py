@@ -69,7 +69,8 @@ class Stage(Protocol):
     """A dataclass whose fields are its config, their ranges checked in ``__post_init__``.
 
     A stage with a surgery also has a static ``replay(module, surgery, example) -> nn.Module`` that applies it to a
-    fresh module without data.
+    fresh module without data. It is saved under the stage's dotted path; optkit's own stages give it a name that stays
+    when files move, their ``surgery`` (`optkit.core.surgeries`).
     """
 
     technique: ClassVar[str]

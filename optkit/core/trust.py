@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from optkit.core.errors import UserError
+from optkit.core.surgeries import is_surgery_name, replayed_by
 from optkit.core.targets import check_parameters, locate
 
-MODELS, STAGES = "optkit.models", "optkit"
+MODELS = "optkit.models"
 OUTPUTS = ("transformers", "torch.return_types")
 CHECK = "check_saved"
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -76,10 +77,16 @@ def rebuild(model: Mapping[str, Any], trusted: tuple[str, ...] = ()) -> nn.Modul
 def stage_class(target: Any, trusted: tuple[str, ...] = ()) -> Any:
     """The class of a stage that a saved variant's surgery names, for its ``replay``.
 
+    Args:
+        target: a name of `optkit.core.surgeries`, or the dotted path of a stage of another package.
+        trusted: names of what may be called besides optkit's own stages.
+
     Raises:
-        UserError: it is not trusted, or replays nothing.
+        UserError: it is not known or not trusted, or replays nothing.
     """
-    found = _trusted(target, "surgery", (STAGES, *trusted))
+    if is_surgery_name(target):
+        return locate(replayed_by(target), "surgery")
+    found = _trusted(target, "surgery", trusted)
     if not (inspect.isclass(found) and callable(getattr(found, "replay", None))):
         raise UserError(f"{target} is no stage with a replay", key="surgery", value=target)
     return found

@@ -31,6 +31,7 @@ class SmallerDense:
 
     like: str
 
+    surgery: ClassVar[str] = "prune.smaller_dense/1"
     technique: ClassVar[str] = "control"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     adds: ClassVar[frozenset[str]] = frozenset({"cut"})

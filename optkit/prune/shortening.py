@@ -36,6 +36,7 @@ class DepthPruning(InSteps):
     greedy: bool = True
     examples: int = 1000
 
+    surgery: ClassVar[str] = "prune.depth/1"
     technique: ClassVar[str] = "prune"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     adds: ClassVar[frozenset[str]] = frozenset({"cut"})

@@ -60,6 +60,7 @@ class StructuredPruning(InSteps):
     threads: int | None = None
     batch_size: int | None = None
 
+    surgery: ClassVar[str] = "prune.structured/1"
     technique: ClassVar[str] = "prune"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     adds: ClassVar[frozenset[str]] = frozenset({"cut"})

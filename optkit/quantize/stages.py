@@ -105,6 +105,7 @@ class CalibratedInt8:
     min_int8_share: float | None = None
     protect: Sequence[str] = field(default_factory=list)
 
+    surgery: ClassVar[str] = "quantize.calibrated/1"
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     drops: ClassVar[frozenset[str]] = frozenset({"float"})
@@ -229,6 +230,7 @@ class DynamicQuantization:
     target: str = "inductor"
     reduce_range: bool | None = None
 
+    surgery: ClassVar[str] = "quantize.dynamic/1"
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     drops: ClassVar[frozenset[str]] = frozenset({"float"})
@@ -283,6 +285,7 @@ class WeightOnlyQuantization:
     batches: int = 32
     batch_size: int = 32
 
+    surgery: ClassVar[str] = "quantize.weight_only/1"
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     adds: ClassVar[frozenset[str]] = frozenset({"weight_only"})

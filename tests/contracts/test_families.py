@@ -13,6 +13,7 @@ from optkit.config import shipped
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import UserError
 from optkit.core.stage import Choosy, Context
+from optkit.core.surgeries import surgery_name
 from optkit.core.targets import build
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
@@ -108,8 +109,8 @@ def test_a_stage_works_on_a_family_and_what_it_makes_reloads(family, name, tmp_p
     )
     outcome = stage.apply(model, context)
     assert outcome.facts
-    target = f"{type(stage).__module__}.{type(stage).__qualname__}"
-    surgeries = ({"by": target, "data": json.loads(json.dumps(outcome.surgery))},) if outcome.surgery else ()
+    data = json.loads(json.dumps(outcome.surgery))
+    surgeries = ({"by": surgery_name(type(stage)), "data": data},) if data else ()
     folder = tmp_path / "artifact"
     folder.mkdir()
     variant = Variant("v", None, frozenset(), json.loads(json.dumps(spec.skeleton(built))), surgeries)

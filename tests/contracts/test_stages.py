@@ -12,6 +12,7 @@ from optkit.config import shipped, stage_catalogue
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import UserError
 from optkit.core.stage import Choosy, Stage
+from optkit.core.surgeries import surgery_name
 from optkit.core.targets import build
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
@@ -90,8 +91,8 @@ def test_it_changes_the_model_and_says_what_it_did(applied):
 
 def test_it_gives_what_reloads_to_the_same_answers(applied, stage, spec, digits, tmp_path):
     _, outcome, _ = applied
-    target = f"{type(stage).__module__}.{type(stage).__qualname__}"
-    surgeries = ({"by": target, "data": json.loads(json.dumps(outcome.surgery))},) if outcome.surgery else ()
+    data = json.loads(json.dumps(outcome.surgery))
+    surgeries = ({"by": surgery_name(type(stage)), "data": data},) if data else ()
     variant = Variant("v", None, frozenset(), spec.skeleton(outcome.module), surgeries)
     folder = tmp_path / "artifact"
     folder.mkdir()

@@ -106,9 +106,8 @@ def test_both_engines_run_the_kernel_and_no_float_product_in_its_place(model, bi
 def test_it_reloads_bit_by_bit_from_a_file_that_is_as_small_as_it_says(model, bits, group_size, tmp_path):
     found = quantize_weight_only(model, bits=bits, group_size=group_size)
     surgery = {"layers": list(found.layers), "bits": bits, "group_size": group_size}
-    by = "optkit.quantize.stages.WeightOnlyQuantization"
     spec = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "num_classes": 3, "widths": [128, 64]}}
-    variant = Variant("v", None, frozenset(), spec, ({"by": by, "data": surgery},))
+    variant = Variant("v", None, frozenset(), spec, ({"by": "quantize.weight_only/1", "data": surgery},))
     artifact = save_artifact(tmp_path, variant, found.module, X)
     with torch.no_grad():
         assert torch.equal(artifact.module()(*X), found.module(*X))
