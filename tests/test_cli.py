@@ -172,7 +172,7 @@ BAD = {
     "distill after int8": (["run", "test.yaml", "chain=[train,quantize,recover]"], "chain: 'recover' needs a model that is float"),
     "unknown stage in chain": (["run", "test.yaml", "chain=[train,maks]"], "chain: no stage 'maks' (did you mean 'mask'?)"),
     "missing file": (["run", "test.yaml", "model.checkpoint=no.safetensors"], "model.checkpoint: no file"),
-    "wrong checkpoint": (["run", "test.yaml", "model.checkpoint=wrong.safetensors"], "does not fit MLP: layers.1.weight is missing"),
+    "wrong checkpoint": (["run", "test.yaml", "model.checkpoint=wrong.safetensors"], "4 of the model's 4 (layers.1.weight, layers.1.bias, and 2 more); not in the model: 1 (x)"),
     "no test split": (["run", "test.yaml", "task=cifar10", "~task.limit", "~task.image_size", "task.path=data"], "has no test split"),
     "missing data folder": (["run", "test.yaml", "task=imagefolder", "~task.limit", "task.path=nodata"], "task.path: no folder"),
     "value not given": (["run", "test.yaml", "task=imagefolder"], "task.path"),
