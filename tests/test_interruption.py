@@ -50,7 +50,11 @@ def test_a_run_ends_in_one_line_that_names_the_stage(tmp_path, number, code, wor
     (tmp_path / "long.yaml").write_text(RECIPE)
     more = ["-m", "seed=0,1"] if number == signal.SIGTERM else []
     command = [sys.executable, "-m", "optkit", "run", "long.yaml", "--quiet", *more]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell without job control starts background work, such as these tests, with SIGINT ignored
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while process.poll() is None and not list(tmp_path.glob("runs/store/*.partial/training.pt")):
         time.sleep(0.1)
     process.send_signal(number)
