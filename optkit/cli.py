@@ -45,14 +45,14 @@ def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> N
     flags = [a for a in arguments if a in ("--debug", "--quiet")]
     overrides = [a for a in arguments if a not in flags]
     messages, overrides = _messages(overrides, debug="--debug" in flags, quiet="--quiet" in flags)
-    from optkit.config import launch
+    from optkit.recipe.compose import launch
 
     launch(recipe, overrides, _run_job, messages)
 
 
 def _run_job(cfg: Any) -> None:
     """One composed recipe: run it, then print its table and the verdict on it."""
-    from optkit.config import to_recipe, to_tracker
+    from optkit.recipe.compose import to_recipe, to_tracker
 
     recipe, tracker = to_recipe(cfg), to_tracker(cfg)
     from optkit.pipeline import run as run_recipe
@@ -89,9 +89,9 @@ def measure(run_folder: Path, arguments: tuple[str, ...], rows: str, quiet: bool
     log=json prints messages as JSON lines.
     """
     messages, overrides = _messages(arguments, debug, quiet)
-    from optkit.config import launch
     from optkit.core import ledger
     from optkit.core.errors import UserError
+    from optkit.recipe.compose import launch
 
     if found := {"-m", "--multirun"}.intersection(overrides):
         raise UserError("optkit measure measures one run", key=found.pop(), fix="leave it out")
@@ -102,7 +102,7 @@ def measure(run_folder: Path, arguments: tuple[str, ...], rows: str, quiet: bool
 
 def _measure_run(cfg: Any, folder: Path, names: str) -> None:
     """One composed recipe: measure its variants in a run's folder again, then say what the run shows now."""
-    from optkit.config import to_recipe, to_tracker
+    from optkit.recipe.compose import to_recipe, to_tracker
     from optkit.report import summarize, write_report
     from optkit.report.selection import SIZES, changed_keys, select
 
@@ -148,12 +148,12 @@ def ablate(
     log=json prints messages as JSON lines.
     """
     messages, overrides = _messages(arguments, debug, quiet)
-    from optkit.config import launch
+    from optkit.recipe.compose import launch
 
     command = " ".join(["optkit", *sys.argv[1:]])
 
     def job(cfg: Any) -> None:
-        from optkit.config import to_recipe
+        from optkit.recipe.compose import to_recipe
 
         built = to_recipe(cfg)
         from optkit.core.cache import write_text
@@ -194,15 +194,15 @@ def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique:
     log=json prints messages as JSON lines.
     """
     messages, overrides = _messages(arguments, debug, quiet)
-    from optkit.config import launch
+    from optkit.recipe.compose import launch
 
     launch(recipe, overrides, lambda cfg: _measure_layers(cfg, technique, metric), messages)
 
 
 def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
     """One composed recipe: print the table of its baseline; JSON, and a picture of cuts, go into the run folder."""
-    from optkit.config import to_recipe
     from optkit.core.errors import UserError
+    from optkit.recipe.compose import to_recipe
 
     if technique == "quantize" and metric != "loss":
         raise UserError("int8 is told apart by the loss alone", key="--metric", value=metric, fix="leave --metric out")
@@ -289,7 +289,7 @@ def _print_report(runs: list[Path], format_: str, p99_limit: float | None, wide:
 def recipes() -> None:
     """List the recipes that come with optkit."""
     _show_tracebacks(False)
-    from optkit.config import bundled_recipes
+    from optkit.recipe.compose import bundled_recipes
     from optkit.report.tables import print_pairs
 
     print_pairs(("recipe", "what it shows"), bundled_recipes())
@@ -299,7 +299,7 @@ def recipes() -> None:
 def stages() -> None:
     """List what can be in a chain, with parameters and defaults."""
     _show_tracebacks(False)
-    from optkit.config import stage_catalogue
+    from optkit.recipe.compose import stage_catalogue
     from optkit.report.tables import print_stages
 
     print_stages(stage_catalogue())

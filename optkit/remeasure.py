@@ -14,15 +14,17 @@ import torch
 from optkit.core.artifact import Artifact, open_artifact
 from optkit.core.environment import available_cores, environment, same_timing
 from optkit.core.errors import StageError, UserError
+from optkit.core.instantiate import TARGET
 from optkit.core.ledger import LEDGER_NAME, Ledger, read, unique
 from optkit.core.locks import exclusive
 from optkit.core.records import Record, variant_folder
 from optkit.core.setting import Setting
-from optkit.core.targets import TARGET
 from optkit.core.task import OfAnyLength
 from optkit.measure import Bench, Measure, reference_name, tasks_to_measure
 from optkit.measure.peaks import peaks
-from optkit.plan import Recipe, check_engines, not_run_on, target_of
+from optkit.recipe.keys import target_of
+from optkit.recipe.plan import check_engines, not_run_on
+from optkit.recipe.recipe import Recipe
 
 log = logging.getLogger(__name__)
 Key = tuple[int, str]  # a variant's step and id

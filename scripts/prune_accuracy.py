@@ -30,7 +30,7 @@ from optkit.core.statistics import difference_over_seeds
 from optkit.models import ResNetCIFAR
 from optkit.models.weights import load_weights
 from optkit.prune import prune_structured
-from optkit.prune.criteria import CRITERIA
+from optkit.prune.cut.criteria import CRITERIA
 from optkit.tasks import HubImages
 from optkit.training import TaskLoss, Trainer
 from optkit.training.checkpoint import load_state, save_state
@@ -65,7 +65,7 @@ def cut(arm: str, model: nn.Module, task: HubImages, seed: int) -> nn.Module:
     loss = lambda m, b: F.cross_entropy(m(*b.inputs), b.targets)  # noqa: E731
     return prune_structured(
         model, task.example(2), amount=AMOUNT, budget="macs", criterion=arm, batches=batches, loss_fn=loss, seed=seed
-    ).model
+    ).module
 
 
 def cut_by_torch_pruning(model: nn.Module) -> nn.Module:

@@ -38,11 +38,11 @@ TIMEOUT = 600  # CPU seconds for one model
 
 def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: bool) -> Row:
     """Prune one model and check the result."""
+    from optkit.core.calls import call
     from optkit.core.errors import OptkitError
+    from optkit.core.nested import outputs_of
     from optkit.prune import CutPlan, prune_structured
-    from optkit.prune.graph import call
-    from optkit.prune.nested import outputs_of
-    from optkit.prune.verify import deviation, run
+    from optkit.prune.cut.verify import deviation, run
 
     torch.manual_seed(0)
     model = make().eval()
@@ -52,7 +52,7 @@ def measure(make: Callable[[], nn.Module], inputs: Any, amount: float, deep: boo
     row: Row = {"dense": sum(p.numel() for p in model.parameters())}
     before, start = _pages(1), _Clock()
     try:
-        pruned, plan = (found := prune_structured(model, inputs, amount=amount)).model, found.plan
+        pruned, plan = (found := prune_structured(model, inputs, amount=amount)).module, found.plan
     except OptkitError as error:
         return row | {"failure": f"{type(error).__name__}: {error}"}
     row["seconds"] = start()

@@ -53,7 +53,7 @@ def main() -> None:
     for depth in args.depths:
         dense = ResNetCIFAR(depth).eval()
         image = (torch.randn(2, 3, 32, 32),)
-        cuts = {n: prune_structured(dense, image, amount=0.5, budget="macs", round_to=n).model for n in args.round_to}
+        cuts = {n: prune_structured(dense, image, amount=0.5, budget="macs", round_to=n).module for n in args.round_to}
         ratios = [f"{count_macs(dense, image) / count_macs(cut, image):.2f}" for cut in cuts.values()]
         print(f"| ResNet-{depth} | MACs | | | {' | '.join(ratios)} |", flush=True)
         for engine in args.engines:

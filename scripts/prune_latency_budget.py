@@ -61,7 +61,7 @@ def one(name: str, engine: str, amount: float) -> dict[str, Any]:
     except UserError as error:
         return row | {"refused": error.message}
     row["seconds"] = time.perf_counter() - start
-    return row | judge(model, pruned.model, engine, inputs) | pruned.plan.facts
+    return row | judge(model, pruned.module, engine, inputs) | pruned.plan.facts
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from optkit import engines
-from optkit.config import launch, to_recipe
 from optkit.core.errors import OptkitError
 from optkit.core.statistics import paired_difference
 from optkit.core.task import SealedTask, Task
 from optkit.measure.accuracy import answers
 from optkit.pipeline import baseline
 from optkit.quantize import quantize_static
-from optkit.quantize.stages import Calibration
+from optkit.quantize.stages.calibrated import Calibration
+from optkit.recipe.compose import launch, to_recipe
 from scripts.quantize_speed import NATIVE
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -63,7 +63,7 @@ def measure(make: Callable[[], nn.Module], inputs: Any, target: str) -> Row:
     from optkit.core.errors import OptkitError
     from optkit.core.macs import macs_by_operator
     from optkit.quantize import quantize_static
-    from optkit.quantize.proof import float_layers
+    from optkit.quantize.graph.float_layers import float_layers
 
     torch.manual_seed(0)
     model, x = classifier(make().eval(), inputs)

@@ -36,7 +36,7 @@ def no_rule_fails():
     told: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: told.append(record.getMessage())
-    rules = logging.getLogger("optkit.prune.rules")
+    rules = logging.getLogger("optkit.prune.trace.rules.dispatch")
     rules.addHandler(handler)
     yield told
     rules.removeHandler(handler)

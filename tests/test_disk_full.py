@@ -17,8 +17,8 @@ from optkit.core.variant import Variant
 from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.pipeline import run
-from optkit.plan import Recipe
 from optkit.prune import MagnitudePruning
+from optkit.recipe.recipe import Recipe
 from optkit.report import save_report, write_report
 from optkit.training import Train, Trainer
 from optkit.training.checkpoint import load_state, save_state

@@ -17,8 +17,9 @@ from optkit.core.stage import Outcome
 from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.pipeline import baseline, run
-from optkit.plan import Recipe, make_plan
 from optkit.prune import MagnitudePruning
+from optkit.recipe.plan import make_plan
+from optkit.recipe.recipe import Recipe
 from optkit.training import Train, Trainer
 
 FLOAT = frozenset({"float"})

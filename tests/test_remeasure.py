@@ -12,8 +12,8 @@ from optkit.core.setting import Setting
 from optkit.engines import Eager, Inductor
 from optkit.measure import Measure
 from optkit.pipeline import run
-from optkit.plan import Recipe
 from optkit.prune import MagnitudePruning
+from optkit.recipe.recipe import Recipe
 from optkit.remeasure import measure_again
 from optkit.report import read_rows
 from optkit.report.selection import changed_keys, select

@@ -84,7 +84,7 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True)
-class Premises:
+class KeyContext:
     """What is known when a variant is named, before any work.
 
     Attributes:
@@ -101,10 +101,10 @@ class Premises:
 
 
 @runtime_checkable
-class Dependent(Protocol):
+class ExtendsKey(Protocol):
     """A stage, or a part of one (its trainer), whose result depends on more than module, fields, task and seed."""
 
-    def depends_on(self, premises: Premises) -> Any:
+    def depends_on(self, context: KeyContext) -> Any:
         """What else it depends on (another model's identity, what this processor makes of ``auto``), as JSON.
 
         It is part of the id of the stage's variant.
@@ -113,7 +113,7 @@ class Dependent(Protocol):
 
 
 @runtime_checkable
-class Choosy(Protocol):
+class ChecksModel(Protocol):
     """A stage that some models are not fit for, and that can tell before any work."""
 
     def check(self, module: nn.Module, task: Task) -> None:

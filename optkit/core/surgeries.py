@@ -10,8 +10,8 @@ from optkit.core.errors import UserError
 REPLAYED_BY = {
     "prune.structured/1": "optkit.prune.StructuredPruning",
     "prune.depth/1": "optkit.prune.DepthPruning",
-    "prune.smaller_dense/1": "optkit.prune.controls.SmallerDense",
-    "quantize.calibrated/1": "optkit.quantize.stages.CalibratedInt8",
+    "prune.smaller_dense/1": "optkit.prune.stages.smaller_dense.SmallerDense",
+    "quantize.calibrated/1": "optkit.quantize.stages.calibrated.CalibratedInt8",
     "quantize.dynamic/1": "optkit.quantize.DynamicQuantization",
     "quantize.weight_only/1": "optkit.quantize.WeightOnlyQuantization",
 }

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from optkit.core.errors import UserError
+from optkit.core.instantiate import check_parameters, locate
 from optkit.core.surgeries import is_surgery_name, replayed_by
-from optkit.core.targets import check_parameters, locate
 
 MODELS = "optkit.models"
 OUTPUTS = ("transformers", "torch.return_types")

@@ -14,13 +14,10 @@ from optkit.distill.stages import Distillation
 from optkit.distill.taps import Taps, tapping
 from optkit.distill.terms import KINDS
 
-LogitDistillation = Distillation  # its name when logits were all there was
-
 __all__ = [
     "KINDS",
     "Distillation",
     "DistillationObjective",
-    "LogitDistillation",
     "Taps",
     "attention_map_loss",
     "attention_transfer_loss",

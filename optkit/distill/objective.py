@@ -16,7 +16,7 @@ from optkit.distill.pairs import Pairs, layer_pairs
 from optkit.distill.recorded import RecordedLogits
 from optkit.distill.taps import Attention, Tapped, Taps, tapping
 from optkit.distill.terms import ATTENTION, FEATURES, LOGITS, RELATIONS, Term
-from optkit.models.fit import answer_to
+from optkit.models.compatibility import answer_to
 
 CLOSED = -1e4  # scores below are masks
 

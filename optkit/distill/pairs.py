@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from optkit.core.calls import Inputs
 from optkit.core.checks import check_choice
 from optkit.core.errors import UserError
 from optkit.distill.taps import matching
-from optkit.models.stacks import Inputs, Stack, find_stacks
+from optkit.models.stacks import Stack, find_stacks
 
 WHICH = ("blocks", "stages", "last")
 Pairs = list[tuple[str, str]]

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from optkit.core.cache import kept
-from optkit.core.code import code_digest, code_elsewhere
 from optkit.core.errors import UserError
 from optkit.core.progress import track
+from optkit.core.source_digest import code_digest, code_elsewhere
 from optkit.core.task import POOL, Batch, SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.models.spec import module_code, weights_digest

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optkit.core.checks import check_choice, check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.layout import channels_last_
-from optkit.core.stage import Context, Outcome, Premises
+from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import POOL, Batch, Task
 from optkit.core.trust import check_trust
 from optkit.distill.objective import DistillationObjective, run_teacher
@@ -21,7 +21,7 @@ from optkit.distill.recorded import RecordedLogits, bytes_of_top
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_identity, teacher_name
 from optkit.distill.terms import LOGITS, read_terms
 from optkit.models import ModelSpec
-from optkit.models.fit import answer_to
+from optkit.models.compatibility import answer_to
 from optkit.training import Callback, Trainer, fit_stage
 from optkit.training.trainer import choose_precision
 
@@ -97,9 +97,9 @@ class Distillation:
         """The losses that compare layers inside the models."""
         return [term.name for term in self._terms if term.kind.of != LOGITS]
 
-    def depends_on(self, premises: Premises) -> Any:
+    def depends_on(self, context: KeyContext) -> Any:
         """The teacher's structure and weights: where it lies there may be another one later."""
-        return teacher_identity(self.teacher, premises)
+        return teacher_identity(self.teacher, context)
 
     def check(self, module: nn.Module, task: Task) -> None:
         """Raises UserError if such a model cannot learn so from its teacher."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from optkit.core.artifact import WEIGHTS, Artifact, open_artifact
 from optkit.core.errors import UserError
-from optkit.core.stage import Premises
-from optkit.core.targets import TARGET
+from optkit.core.instantiate import TARGET
+from optkit.core.stage import KeyContext
 from optkit.engines import Inductor
 
 BASELINE = "baseline"
@@ -99,14 +99,14 @@ def teacher_name(spec: Any) -> Any:
     return BASELINE if spec is None or spec == BASELINE else _open(spec).variant.id
 
 
-def teacher_identity(spec: Any, premises: Premises) -> Any:
+def teacher_identity(spec: Any, context: KeyContext) -> Any:
     """What tells a teacher from others that lie in the same place at other times; JSON."""
     if isinstance(spec, list):
-        return [teacher_identity(one, premises) for one in spec]
+        return [teacher_identity(one, context) for one in spec]
     if isinstance(spec, dict):
-        return premises.identify(spec)
+        return context.identify(spec)
     if spec is None or spec == BASELINE:
-        return premises.baseline
+        return context.baseline
     artifact = _open(spec)
     with (artifact.folder / WEIGHTS).open("rb") as file:
         return [artifact.variant.id, hashlib.file_digest(file, "sha256").hexdigest()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from optkit.core.checks import is_number
 from optkit.core.errors import UserError, did_you_mean
-from optkit.core.targets import parameters
+from optkit.core.instantiate import parameters
 from optkit.distill import features, losses
 from optkit.distill.pairs import check_pairs
 

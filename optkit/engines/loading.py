@@ -12,7 +12,7 @@ from torch import nn
 from optkit.core.artifact import open_artifact
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError, did_you_mean
-from optkit.core.targets import check_parameters
+from optkit.core.instantiate import check_parameters
 from optkit.core.trust import check_trust
 from optkit.engines.registry import ENGINES, Opens
 from optkit.engines.saved import ENGINE, Saved, read_session

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from optkit.core.code import code_elsewhere, code_of_module, is_elsewhere
 from optkit.core.errors import UserError
-from optkit.core.targets import TARGET, check_parameters, locate, parameters
+from optkit.core.instantiate import TARGET, check_parameters, locate, parameters
+from optkit.core.source_digest import code_elsewhere, code_of_module, is_elsewhere
 from optkit.models.weights import check_finite, load_weights
 
 INITIAL_WEIGHTS = ("checkpoint", "weights")

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Inputs = tuple[Any, ...] | Mapping[str, Any]
+from optkit.core.calls import Inputs, call
+from optkit.core.model_copy import sharing
+
 DIRECTION = "original1"  # of a weight norm: its zero lengths zero the weight, zeros here would make NaN of it
 
 
@@ -50,7 +52,7 @@ def find_stacks(model: nn.Module, inputs: Inputs) -> list[Stack]:
     alone), runs once, gives out a tensor like the one it takes in, and lets it through even if all of its own matrices
     and kernels are zero: that is what makes it residual. Where blocks hold blocks, the inner ones count.
     """
-    probe = structure_of(model).eval()
+    probe = sharing(model, buffers=True).eval()
     members = {
         member: (path, place)
         for path, container in probe.named_modules()
@@ -65,17 +67,6 @@ def find_stacks(model: nn.Module, inputs: Inputs) -> list[Stack]:
             found.setdefault(path, []).append(place)
     stacks = (_stack(probe, path, sorted(places), list(found)) for path, places in found.items())
     return [stack for stack in stacks if stack.blocks]
-
-
-def structure_of(model: nn.Module) -> nn.Module:
-    """A copy of a model that shares its tensors: modules can be taken out of it and hooked without a trace."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
-def run(model: nn.Module, inputs: Inputs) -> Any:
-    """Calls a model with a tuple of arguments or a mapping of keyword arguments."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -116,7 +107,7 @@ def _calls(probe: nn.Module, members: Iterable[nn.Module], inputs: Inputs) -> di
         member.register_forward_pre_hook(before, with_kwargs=True)
         member.register_forward_hook(after)
     with torch.no_grad():
-        run(probe, inputs)
+        call(probe, inputs)
     for member in calls:
         member._forward_pre_hooks.clear()
         member._forward_pre_hooks_with_kwargs.clear()

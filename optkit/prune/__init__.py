@@ -1,14 +1,15 @@
 """Pruning: masks and structured cuts as pure functions, and their stages."""
 
-from optkit.prune.analysis import kept_whole
-from optkit.prune.curves import Curve, Sensitivity, sensitivity
+from optkit.prune.cut.analysis import kept_whole
+from optkit.prune.cut.plan import CutPlan
 from optkit.prune.depth import DepthPlan, Shortened, prune_depth
-from optkit.prune.gradual import GradualMasks, GradualPruning, cubic_sparsity
-from optkit.prune.masking import MagnitudePruning
+from optkit.prune.gradual import GradualMasks, cubic_sparsity
 from optkit.prune.masks import Pattern, apply_masks_, magnitude_masks
-from optkit.prune.plan import CutPlan
-from optkit.prune.shortening import DepthPruning
-from optkit.prune.stages import StructuredPruning
+from optkit.prune.sensitivity import Curve, Sensitivity, sensitivity
+from optkit.prune.stages.depth import DepthPruning
+from optkit.prune.stages.gradual import GradualPruning
+from optkit.prune.stages.magnitude import MagnitudePruning
+from optkit.prune.stages.structured import StructuredPruning
 from optkit.prune.structured import Pruned, prune_structured
 
 __all__ = [

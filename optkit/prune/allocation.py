@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from optkit.core.errors import UserError, did_you_mean
-from optkit.prune.budget import Meter, Selector
-from optkit.prune.curves import Sensitivity
-from optkit.prune.groups import Units
+from optkit.prune.cut.selection import Meter, Selector
+from optkit.prune.cut.units import Units
+from optkit.prune.sensitivity import Sensitivity
 
 
 def order_by_harm(table: Sensitivity, units: Units, scores: np.ndarray, meter: Meter) -> np.ndarray:

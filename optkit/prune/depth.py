@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from optkit.core.calls import Inputs
 from optkit.core.checks import check_choice, check_share
 from optkit.core.errors import StageError, UserError
+from optkit.core.model_copy import sharing
 from optkit.core.progress import track
 from optkit.models.hf_config import depth_entries, set_entries
-from optkit.models.stacks import Inputs, Stack, find_stacks, structure_of
-from optkit.prune.verify import check_runs
-from optkit.prune.wrappers import unwrapped
+from optkit.models.stacks import Stack, find_stacks
+from optkit.prune.cut.verify import check_runs
+from optkit.prune.trace.wrappers import unwrapped
 
 log = logging.getLogger(__name__)
 ORDERS = ("loss", "position")
@@ -59,7 +61,7 @@ class DepthPlan:
 class Shortened:
     """A model with fewer blocks and the plan that made it."""
 
-    model: nn.Module
+    module: nn.Module
     plan: DepthPlan
 
 
@@ -193,7 +195,7 @@ def _plan(model: nn.Module, stacks: Sequence[Stack], gone: Sequence[str]) -> Dep
         raise UserError(message, key="keep", fix="keep more, name those that stay, or choose by=loss")
     kept = {s.path: kept[s.path] for s in stacks if len(kept[s.path]) < len(s.members)}
     sizes = {s.path: len(s.members) for s in stacks}
-    config, work = {}, structure_of(model)
+    config, work = {}, sharing(model, buffers=True)
     for path, places in kept.items():  # one after the other: they may share an entry
         if entries := depth_entries(work, path, sizes[path], places):
             config[path] = entries
@@ -207,7 +209,7 @@ def _by_loss(
     """The blocks without which the loss is lowest, in the order in which they go, and what was measured."""
     started = time.perf_counter()
     names = [name for stack in stacks for name in stack.block_paths()]
-    before, first = _loss(evaluate, structure_of(model), "all blocks"), dict[str, float]()
+    before, first = _loss(evaluate, sharing(model, buffers=True), "all blocks"), dict[str, float]()
     evaluations = 1
     gone, losses = list[str](), list[float]()
     for _ in track(range(count), "blocks removed", count):
@@ -216,7 +218,7 @@ def _by_loss(
             if name in gone or not _leaves_some(stacks, [*gone, name]):
                 continue
             without = _plan(model, stacks, [*gone, name])
-            shorter = _shorten_(structure_of(model), without.kept, without.config)
+            shorter = _shorten_(sharing(model, buffers=True), without.kept, without.config)
             measured[name] = _loss(evaluate, shorter, f"all blocks but {', '.join([*gone, name])}")
             evaluations += 1
         first = first or dict(measured)

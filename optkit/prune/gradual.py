@@ -1,4 +1,4 @@
-"""Gradual pruning: masks that grow while the model trains, on whatever objective."""
+"""Gradual pruning: masks that grow while the model trains, on any objective."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from optkit.core.checks import check_count, is_number
-from optkit.core.errors import UserError
-from optkit.core.stage import Context, Outcome
-from optkit.prune.masking import Masking
 from optkit.prune.masks import Masks, apply_masks_
-from optkit.training import Callback, Train, Training, check_training
+from optkit.training import Callback
 
 
 def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
@@ -69,43 +65,3 @@ class GradualMasks(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.current = state["masks"]
-
-
-@dataclass
-class GradualPruning(Masking):
-    """Set more and more of the smallest weights to zero while training (Zhu and Gupta, 2017), on any objective.
-
-    Attributes:
-        amount, scope, pattern, protect: see `Masking`; with a pattern, the smallest of what it removes go first.
-        initial, begin, end, every: see `GradualMasks`.
-        training: the training stage during which the masks grow; it says how to train, and on which objective.
-    """
-
-    initial: float = 0.0
-    begin: float = 0.0
-    end: float = 0.75
-    every: int = 20
-    training: Training = field(default_factory=Train)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("every", self.every)
-        for key, low, high in (("initial", 0.0, self.share), ("begin", 0.0, 1.0), ("end", self.begin, 1.0)):
-            value = getattr(self, key)
-            if not is_number(value) or not low <= value <= high:
-                raise UserError(f"{value!r} is not a share from {low:g} to {high:g}", key=key, value=value)
-        check_training("training", self.training)
-        trainer = self.training.trainer
-        for key, refused in (("select", trainer.select == "best"), ("patience", trainer.patience is not None)):
-            if refused:
-                message = "an early epoch would be kept, before the amount is reached"
-                fix = "last or ema" if key == "select" else "null"
-                raise UserError(message, key=f"training.trainer.{key}", value=getattr(trainer, key), fix=fix)
-
-    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
-        grown = GradualMasks(self.masks, self.share, self.initial, self.begin, self.end, self.every)
-        trained = self.training.apply(module, ctx, [grown])
-        # a moving average remembers weights from before they were masked
-        apply_masks_(trained.module, grown.current)
-        facts = self.facts(trained.module, grown.current) | trained.facts
-        return Outcome(trained.module, facts, resumed_s=trained.resumed_s)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
-from optkit.prune.analysis import protected_tensors
+from optkit.prune.cut.analysis import protected_tensors
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from optkit.core.calls import Inputs
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
 from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm, unmeasured
-from optkit.prune.analysis import Analysis
-from optkit.prune.budget import FLOOR, Selector, TooSmallError, missed, select
-from optkit.prune.criteria import CRITERIA, LossFn, data_for, weigh_by_use
-from optkit.prune.curves import Sensitivity
-from optkit.prune.graph import Inputs
-from optkit.prune.latency import LatencyBudget
-from optkit.prune.plan import CutPlan
-from optkit.prune.whole import why_frozen
+from optkit.prune.cut.analysis import Analysis
+from optkit.prune.cut.blockers import why_frozen
+from optkit.prune.cut.criteria import CRITERIA, LossFn, data_for, weigh_by_use
+from optkit.prune.cut.plan import CutPlan
+from optkit.prune.cut.selection import FLOOR, Selector, TooSmallError, missed, select
+from optkit.prune.latency.budget import LatencyBudget
+from optkit.prune.sensitivity import Sensitivity
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
 class Pruned:
     """A pruned model and the plan that made it."""
 
-    model: nn.Module
+    module: nn.Module
     plan: CutPlan
 
 
@@ -66,7 +66,7 @@ def prune_structured(
     outputs, operators without a rule) nothing is cut, and ``plan.frozen`` says why.
 
     A cut by latency depends on the machine: which channels go is decided by what the blocks of the model take there
-    (see :class:`~optkit.prune.latency_table.LatencyTable`), and how many by timing the cut model against the dense one
+    (see :class:`~optkit.prune.latency.table.LatencyTable`), and how many by timing the cut model against the dense one
     until their ratio is right within 3%, or as near as it comes, at most 10% off; ``plan.facts`` holds what was timed.
 
     Args:

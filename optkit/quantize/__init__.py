@@ -1,13 +1,15 @@
 """Quantization on one graph: pure functions, and their stages."""
 
-from optkit.quantize.analysis import LayerCost, LayerCosts
-from optkit.quantize.aware import Freezing, QuantizationAwareTraining
 from optkit.quantize.dynamic import DynamicInt8, quantize_dynamic, replay_dynamic
-from optkit.quantize.layerwise import LayerError
-from optkit.quantize.mixed import quantize_within
-from optkit.quantize.pt2e import Calibrated, Quantized, calibrate, quantize_static, replay_static
-from optkit.quantize.qat import PreparedQAT, convert_qat, prepare_qat
-from optkit.quantize.stages import DynamicQuantization, StaticQuantization, WeightOnlyQuantization
+from optkit.quantize.graph.layers import LayerError
+from optkit.quantize.mixed_precision import quantize_within
+from optkit.quantize.qat.graph import PreparedQAT, convert_qat, prepare_qat
+from optkit.quantize.sensitivity import LayerCost, LayerCosts
+from optkit.quantize.stages.dynamic import DynamicQuantization
+from optkit.quantize.stages.qat import Freezing, QuantizationAwareTraining
+from optkit.quantize.stages.static import StaticQuantization
+from optkit.quantize.stages.weight_only import WeightOnlyQuantization
+from optkit.quantize.static import Calibrated, Quantized, calibrate, quantize_static, replay_static
 from optkit.quantize.weight_only import WeightOnly, quantize_weight_only, replay_weight_only
 
 __all__ = [

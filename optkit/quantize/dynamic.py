@@ -17,11 +17,11 @@ from optkit.core.compat import recurrence_by_shape, return_structure
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
 from optkit.engines.program import export_program
-from optkit.quantize.annotate import LINEAR, Scheme, weighted
-from optkit.quantize.conversion import convert, prepare, quiet
-from optkit.quantize.observers import SMALLEST
-from optkit.quantize.pt2e import REVISION, copy_of, definite_range
-from optkit.quantize.simplify import simplify
+from optkit.quantize.graph.annotate import LINEAR, Scheme, weighted
+from optkit.quantize.graph.conversion import convert, prepare, quiet
+from optkit.quantize.graph.observers import SMALLEST
+from optkit.quantize.graph.simplify import simplify
+from optkit.quantize.static import REVISION, copy_of, definite_range
 
 DYNAMIC_TARGETS = ("inductor", "onnxruntime")
 
@@ -82,7 +82,7 @@ def replay_dynamic(
     revision: int = REVISION,
 ) -> GraphModule:
     """The structure that `quantize_dynamic` gives; on a fresh model, the weights are loaded over it."""
-    from optkit.quantize.targets.inductor import name_calls_apart
+    from optkit.quantize.graph.targets.inductor import name_calls_apart
 
     with quiet(), recurrence_by_shape():
         program, structure = export_program(copy_of(model).eval(), example_inputs)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_pattern
 from optkit.core.errors import StageError, UserError
-from optkit.quantize.observers import scale_of
-from optkit.quantize.rounding import gptq, second_moments
+from optkit.quantize.accuracy.gptq import gptq, second_moments
+from optkit.quantize.graph.observers import scale_of
 
 BITS, GROUP_SIZES = (8, 4), (32, 64, 128, 256)
 KERNELS = ("aten._weight_int8pack_mm", "aten._weight_int4pack_mm_for_cpu")
@@ -54,7 +54,7 @@ def quantize_weight_only(
         bits: 8 or 4.
         group_size: of 4-bit weights: how many inputs share a scale.
         protect: patterns of layer paths that stay in float.
-        batches: inputs to round the weights by, with GPTQ (see `optkit.quantize.rounding`): what matters is then the
+        batches: inputs to round the weights by, with GPTQ (`optkit.quantize.accuracy.gptq`): what matters is then the
             error of a layer's output. None rounds each weight to the nearest.
 
     Raises:

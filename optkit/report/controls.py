@@ -7,7 +7,7 @@ from typing import Any
 
 from optkit.core.setting import Setting
 from optkit.core.statistics import CONFIDENCE
-from optkit.report.rows import Row, place
+from optkit.report.rows import Row, describe_setting
 
 BEATS, WORSE, NEITHER = "beats", "is worse than", "does not beat"
 
@@ -83,9 +83,9 @@ def _sentence(rows: Sequence[Row], show: Callable[[float], str]) -> str:
     low, high = map(show, row["control_margin_ci"])
     text = (
         f"{row['stage']} {found} {row['control']} beyond chance: {show(row['control_margin'])} points [{low}, {high}], "
-        f"corrected p {_p(row['control_margin_p_holm'])}, on {place(row)}"
+        f"corrected p {_p(row['control_margin_p_holm'])}, on {describe_setting(row)}"
     )
-    return text + _otherwise(found, [(judgement(other), place(other)) for other in rows])
+    return text + _otherwise(found, [(judgement(other), describe_setting(other)) for other in rows])
 
 
 def _pooled_sentence(entries: Sequence[Row], show: Callable[[float], str]) -> str:
@@ -94,13 +94,13 @@ def _pooled_sentence(entries: Sequence[Row], show: Callable[[float], str]) -> st
     interval = " [{}, {}]".format(*map(show, margin["ci"])) if margin["ci"] else ""
     text = (
         f"{entry['stage']} {found} {entry['control']} beyond chance: {show(margin['value'])} points{interval} "
-        f"over {_seeds(entry['seeds'])} and the test examples, on {place(entry)}"
+        f"over {_seeds(entry['seeds'])} and the test examples, on {describe_setting(entry)}"
     )
     if len(entry["seeds"]) == 1:
         text += "; one seed says nothing about others"
     if entry["seeds_without"]:
         text += f"; without {_seeds(entry['seeds_without'])}, where one of the two is missing"
-    return text + _otherwise(found, [(pooled_judgement(other), place(other)) for other in entries])
+    return text + _otherwise(found, [(pooled_judgement(other), describe_setting(other)) for other in entries])
 
 
 def _seeds(seeds: Sequence[int]) -> str:

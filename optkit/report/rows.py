@@ -14,7 +14,7 @@ from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record, unpack_bits
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate, median, paired_difference, quotient, ratio_of_medians
-from optkit.report.many import correct_for_many
+from optkit.report.multiple_testing import correct_for_many
 from optkit.report.sweep import MIN_CALLS, add_limits
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
     )
 
 
-def place(row: Row) -> str:
+def describe_setting(row: Row) -> str:
     """Where a row was measured, in words."""
     return f"{row['engine']} at {Setting.of(row)}"
 

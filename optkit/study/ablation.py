@@ -15,7 +15,8 @@ from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.variant import variant_id
 from optkit.pipeline import Run, make_folder, run
-from optkit.plan import MODEL, Recipe, baseline_place, check_chain, make_plan, traits_after
+from optkit.recipe.plan import baseline_place, check_chain, make_plan, traits_after
+from optkit.recipe.recipe import MODEL, Recipe
 from optkit.study.game import Subset
 from optkit.study.result import BEST, Measured, summarize
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optkit.core.errors import UserError, did_you_mean
-from optkit.core.targets import parameters as parameters_of
+from optkit.core.instantiate import parameters as parameters_of
 
 FIELDS = ("lr", "weight_decay")
 FUSED = ("sgd", "adam", "adamw")  # one kernel a step on CPUs and GPUs

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import nn
 
 from optkit.core.errors import UserError
+from optkit.core.instantiate import parameters
 from optkit.core.stage import Context, Outcome
-from optkit.core.targets import parameters
 from optkit.training.callbacks import Callback, KeepZeros
 from optkit.training.objectives import Objective, TaskLoss
 from optkit.training.trainer import Trainer

@@ -21,7 +21,7 @@ from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError, did_you_mean
 from optkit.core.layout import channels_last_
 from optkit.core.progress import track
-from optkit.core.stage import Premises
+from optkit.core.stage import KeyContext
 from optkit.core.task import Batch, Task
 from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import load_state, save_state
@@ -100,9 +100,9 @@ class Trainer:
         self.optimizer_options = {k: v for k, v in self.optimizer_options.items() if v is not None}
         check_optimizer(self.optimizer, self.optimizer_options)
 
-    def depends_on(self, premises: Premises) -> str:
+    def depends_on(self, context: KeyContext) -> str:
         """The precision that ``auto`` means on this machine."""
-        return choose_precision(self.precision, premises.device)
+        return choose_precision(self.precision, context.device)
 
     def fit(
         self,

@@ -9,15 +9,15 @@ from datasets import Dataset
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from optkit.config import shipped
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import UserError
-from optkit.core.stage import Choosy, Context
+from optkit.core.instantiate import build
+from optkit.core.stage import ChecksModel, Context
 from optkit.core.surgeries import surgery_name
-from optkit.core.targets import build
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.models import ModelSpec
+from optkit.recipe.compose import shipped
 from optkit.tasks import Digits, TextFiles
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -95,7 +95,7 @@ def test_a_stage_works_on_a_family_and_what_it_makes_reloads(family, name, tmp_p
         with pytest.raises(UserError, match=reason):
             stage.check(model, SealedTask(task))
         stage = _stage(name, STAGES[name], without)
-    if isinstance(stage, Choosy):
+    if isinstance(stage, ChecksModel):
         stage.check(model, SealedTask(task))
     context = Context(
         task=SealedTask(task),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from optkit.config import bundled_recipes
+from optkit.recipe.compose import bundled_recipes
 
 SMALL = [
     "debug=smoke",

@@ -8,15 +8,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from optkit.config import shipped, stage_catalogue
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import UserError
-from optkit.core.stage import Choosy, Stage
+from optkit.core.instantiate import build
+from optkit.core.stage import ChecksModel, Stage
 from optkit.core.surgeries import surgery_name
-from optkit.core.targets import build
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.models import ModelSpec
+from optkit.recipe.compose import shipped, stage_catalogue
 
 RESNET = ModelSpec("optkit.models.ResNetCIFAR", {"depth": 14, "in_channels": 1, "num_classes": 10, "width": 8})
 VIT = ModelSpec(
@@ -50,7 +50,7 @@ def stage(request):
 @pytest.fixture
 def spec(stage, digits):
     """The first model that the stage itself says it is fit for."""
-    if not isinstance(stage, Choosy):
+    if not isinstance(stage, ChecksModel):
         return RESNET
     for spec in (RESNET, VIT):
         try:

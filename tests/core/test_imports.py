@@ -7,10 +7,10 @@ import textwrap
 import pytest
 
 from optkit.core import imports
-from optkit.core.code import code_of, code_of_module
 from optkit.core.errors import UserError
 from optkit.core.imports import digest, imported_sources
-from optkit.core.targets import locate
+from optkit.core.instantiate import locate
+from optkit.core.source_digest import code_of, code_of_module
 
 OWN = "own_of_the_test"
 

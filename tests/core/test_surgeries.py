@@ -6,14 +6,14 @@ import json
 import pytest
 import yaml
 
-from optkit.config import shipped
 from optkit.core.artifact import open_artifact
 from optkit.core.errors import UserError
+from optkit.core.instantiate import locate
 from optkit.core.surgeries import FORMAT_1, REPLAYED_BY, surgery_name
-from optkit.core.targets import locate
 from optkit.core.trust import stage_class
 from optkit.prune import StructuredPruning
 from optkit.quantize import StaticQuantization
+from optkit.recipe.compose import shipped
 
 TARGETS = [yaml.safe_load(path.read_text()).get("_target_") for path in (shipped("conf") / "stage").rglob("*.yaml")]
 

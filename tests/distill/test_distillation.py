@@ -148,7 +148,7 @@ def test_an_interrupted_distillation_gets_its_projections_back(texts, text_conte
 
 def test_a_layer_dropped_student_learns_from_its_teacher(texts, text_context):
     teacher = _bert(texts, layers=4, seed=1)
-    student = prune_depth(teacher, texts.example(2), keep=2, by="position").model
+    student = prune_depth(teacher, texts.example(2), keep=2, by="position").module
     stage = Distillation({"kd": 1.0, "hidden": 1.0, "attention": 1.0}, trainer=Trainer(epochs=1, **ADAMW))
     outcome = stage.apply(student, text_context(teacher))
     assert outcome.facts["projections"] == {}

@@ -49,7 +49,7 @@ def test_a_shorter_student_is_compared_with_its_teacher(cases, name):
     torch.manual_seed(0)
     teacher = (TextClassifier if name in TEXTS else ImageClassifier)(make()).eval()
     task = _Task(inputs)
-    student = prune_depth(teacher, task.example(2), amount=0.5, by="position").model
+    student = prune_depth(teacher, task.example(2), amount=0.5, by="position").module
     losses = {"hidden": 1.0, "attention": 1.0}
     batch = Batch(task.example(2), torch.tensor([0, 1]), torch.tensor([0, 1]))
     with DistillationObjective(task, student, teacher, read_terms(losses, None, 4.0), alpha=1.0) as objective:

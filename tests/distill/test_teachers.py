@@ -95,7 +95,7 @@ def test_a_teachers_folder_runs_no_other_code(folder, digits, tmp_path):
     path = folder / "variant.json"
     data = json.loads(path.read_text())
     node = {"_target_": "os.system", "command": f"touch {tmp_path}/pwned"}
-    data["variant"]["model"] = {"target": "optkit.core.targets.build", "params": {"node": node, "key": "x"}}
+    data["variant"]["model"] = {"target": "optkit.core.instantiate.build", "params": {"node": node, "key": "x"}}
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="teacher: .*would run code"):
         Distillation(teacher=str(folder)).check(SPEC.build(0), SealedTask(digits))

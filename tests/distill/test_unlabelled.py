@@ -14,8 +14,9 @@ from optkit.core.task import NO_LABEL, POOL, SealedTask
 from optkit.distill import Distillation
 from optkit.engines import Eager
 from optkit.models import ModelSpec
-from optkit.plan import Recipe, make_plan
 from optkit.prune import StructuredPruning
+from optkit.recipe.plan import make_plan
+from optkit.recipe.recipe import Recipe
 from optkit.tasks import HubImages, ImageFolder, TextFiles
 from optkit.training import Train, Trainer
 

@@ -385,7 +385,7 @@ def test_results_of_techniques_are_compiled_and_saved_themselves(tmp_path):
     pruned = prune_structured(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), (x,), amount=0.5)
     session = engines.compile(pruned, (x,), engine="onnxruntime")
     with torch.no_grad():
-        assert_same(session(x), pruned.model(x), CLOSE)
+        assert_same(session(x), pruned.module(x), CLOSE)
     engines.save_program(pruned, (x,), tmp_path / "model.pt2")
     with pytest.raises(UserError, match="a str is no model"):
         engines.compile("model", (x,), engine="eager")

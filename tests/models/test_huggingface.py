@@ -5,13 +5,13 @@ import torch
 import transformers
 import yaml
 
-from optkit.config import shipped
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import UserError
-from optkit.core.targets import locate
+from optkit.core.instantiate import locate
 from optkit.core.variant import Variant
 from optkit.models import ModelSpec, huggingface
 from optkit.models.spec import weights_digest
+from optkit.recipe.compose import shipped
 
 TEXTS = {
     "num_classes": 3, "inputs": ["input_ids", "attention_mask"], "vocab_size": 50, "pad_token_id": 0, "max_length": 16,

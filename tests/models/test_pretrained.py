@@ -60,7 +60,7 @@ def test_an_uncut_model_loads(bert, tmp_path):
 )
 def test_a_uniform_cut_of_the_ffn_loads_with_a_smaller_intermediate_size(name, inputs, protect, tmp_path, request):
     model = request.getfixturevalue(name)
-    cut = prune_structured(model, inputs, amount=0.3, budget="macs", scope="local", protect=protect).model
+    cut = prune_structured(model, inputs, amount=0.3, budget="macs", scope="local", protect=protect).module
     before = copy.deepcopy(cut.state_dict())
     assert save_pretrained(cut, inputs, tmp_path / "hf") is None
     check(cut, inputs, tmp_path / "hf")
@@ -70,14 +70,14 @@ def test_a_uniform_cut_of_the_ffn_loads_with_a_smaller_intermediate_size(name, i
 
 @pytest.mark.parametrize(("name", "inputs"), [("bert", IDS), ("vit", IMAGES)])
 def test_fewer_layers_load(name, inputs, tmp_path, request):
-    cut = prune_depth(request.getfixturevalue(name), inputs, keep=1, by="position").model
+    cut = prune_depth(request.getfixturevalue(name), inputs, keep=1, by="position").module
     assert save_pretrained(cut, inputs, tmp_path / "hf") is None
     check(cut, inputs, tmp_path / "hf")
     assert transformers.AutoConfig.from_pretrained(tmp_path / "hf").num_hidden_layers == 1
 
 
 def test_a_cut_that_differs_between_layers_says_which_tensor_no_config_has(bert, tmp_path):
-    cut = prune_structured(bert, IDS, amount=0.1, protect=("*layer.0*",)).model
+    cut = prune_structured(bert, IDS, amount=0.1, protect=("*layer.0*",)).module
     reason = save_pretrained(cut, IDS, tmp_path / "hf")
     assert reason is not None
     assert "no config of BertForSequenceClassification has" in reason

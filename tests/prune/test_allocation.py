@@ -10,8 +10,8 @@ from scipy.optimize import isotonic_regression
 from optkit.core.errors import UserError
 from optkit.prune import Curve, Sensitivity, prune_structured, sensitivity
 from optkit.prune.allocation import hull_slopes, order_by_harm
-from optkit.prune.budget import Meter, Selector, select
-from optkit.prune.groups import Slot, Units
+from optkit.prune.cut.selection import Meter, Selector, select
+from optkit.prune.cut.units import Slot, Units
 from tests.prune import zoo
 
 SIZE = 10
@@ -90,8 +90,8 @@ def test_the_harmless_layer_is_cut():
     model = zoo.mlp().eval()
     table = sensitivity(model, VECTOR, lambda net: float((net[2].weight == 0).all(1).sum()))
     pruned = prune_structured(model, VECTOR, amount=0.5, scope="sensitivity", sensitivity=table)
-    assert pruned.model[2].out_features == 32
-    assert pruned.model[0].out_features < 36
+    assert pruned.module[2].out_features == 32
+    assert pruned.module[0].out_features < 36
     zoo.assert_exact(model, pruned, VECTOR)
 
 

@@ -72,14 +72,14 @@ def _loss(model):
 def test_what_stays_computes_what_it_computed(net):
     before = copy.deepcopy(net.state_dict())
     made = prune_depth(net, (X,), keep=[0, 2, 3])
-    torch.testing.assert_close(made.model(X), _without(net, {1, 4}), rtol=0, atol=0)
-    assert type(made.model) is Net
+    torch.testing.assert_close(made.module(X), _without(net, {1, 4}), rtol=0, atol=0)
+    assert type(made.module) is Net
     assert made.plan.facts["removed"] == ["blocks.1", "blocks.4"]
     assert len(net.blocks) == 5
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
-    assert [b.place for b in made.model.blocks] == [0, 1, 2]
+    assert [b.place for b in made.module.blocks] == [0, 1, 2]
     assert [b.place for b in net.blocks] == [0, 1, 2, 3, 4]
-    assert all(b.width == 6 for b in made.model.blocks)
+    assert all(b.width == 6 for b in made.module.blocks)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
@@ -92,7 +92,7 @@ def test_greedy_removes_what_a_brute_force_would(net):
     made = prune_depth(net, (X,), keep=2, evaluate=_loss)
     assert set(made.plan.facts["removed"]) == {f"blocks.{i}" for i in gone}
     assert made.plan.facts["evaluations"] == 1 + 5 + 4 + 3
-    assert made.plan.facts["losses"][-1] == pytest.approx(_loss(made.model))
+    assert made.plan.facts["losses"][-1] == pytest.approx(_loss(made.module))
     assert made.plan.facts["loss_before"] == pytest.approx(_loss(net))
 
 
@@ -222,12 +222,12 @@ def test_families_of_transformers_lose_a_block_and_say_so_in_their_config(cases,
     made = prune_depth(model, inputs, keep=[stack.block(1)])
     assert model.config.to_dict() == expected_config
     fresh = DepthPlan.from_dict(json.loads(json.dumps(made.plan.to_dict()))).apply(make().eval())
-    from_config = type(model)(type(model.config).from_dict(made.model.config.to_dict())).eval()
+    from_config = type(model)(type(model.config).from_dict(made.module.config.to_dict())).eval()
     for other in (fresh, from_config):
-        other.load_state_dict(made.model.state_dict())
-        assert torch.equal(_answers(other, inputs), _answers(made.model, inputs))
+        other.load_state_dict(made.module.state_dict())
+        assert torch.equal(_answers(other, inputs), _answers(made.module, inputs))
     model.get_submodule(stack.block(0)).register_forward_hook(_give_back, with_kwargs=True)
-    torch.testing.assert_close(_answers(model, inputs), _answers(made.model, inputs))
+    torch.testing.assert_close(_answers(model, inputs), _answers(made.module, inputs))
 
 
 def _give_back(_, args, kwargs, output):
@@ -239,9 +239,9 @@ def _give_back(_, args, kwargs, output):
 def test_stages_of_different_depths_in_a_config(cases):
     make, inputs = cases["swin"]
     made = prune_depth(make(), inputs, keep=["*.0.blocks.0", "*.1.blocks.*"])
-    assert made.model.config.depths == [1, 2]
+    assert made.module.config.depths == [1, 2]
     both = prune_depth(make(), inputs, keep=2, by="position")
-    assert both.model.config.depths == [1, 1]
+    assert both.module.config.depths == [1, 1]
 
 
 def _resnet():
@@ -284,4 +284,4 @@ def test_the_stage_refuses_before_any_work(context, mlp, digits):
 def test_every_choice_of_two_blocks_is_what_skipping_gives(net):
     for stay in itertools.combinations(range(5), 2):
         made = prune_depth(net, (X,), keep=list(stay))
-        assert torch.equal(made.model(X), _without(net, set(range(5)) - set(stay)))
+        assert torch.equal(made.module(X), _without(net, set(range(5)) - set(stay)))

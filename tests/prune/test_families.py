@@ -30,12 +30,12 @@ def test_family(cases, name):
                 parameter.mul_(3)  # attention far from uniform, so that an error in a scale would show
     pruned = prune_structured(model, inputs, amount=0.5)
     assert 0.45 <= zoo.share(pruned) <= 0.55
-    assert type(pruned.model) is type(model)
+    assert type(pruned.module) is type(model)
     zoo.assert_exact(model, pruned, inputs)
     zoo.assert_replays(make, pruned, inputs)
-    outputs = pruned.model(**inputs)
+    outputs = pruned.module(**inputs)
     (outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state).sum().backward()
-    assert all(p.grad is not None for n, p in pruned.model.named_parameters() if "pooler" not in n)
+    assert all(p.grad is not None for n, p in pruned.module.named_parameters() if "pooler" not in n)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "vit"])
@@ -43,12 +43,12 @@ def test_pruned_again_exported_and_compiled(cases, name):
     make, inputs = cases[name]
     inputs = inputs | ({"use_cache": False} if name == "llama" else {})
     once = prune_structured(zoo.randomize(make()), inputs, amount=0.3)
-    twice = prune_structured(once.model, inputs, amount=0.3)
-    zoo.assert_exact(once.model, twice, inputs)
-    expected = zoo.run(twice.model, inputs)
+    twice = prune_structured(once.module, inputs, amount=0.3)
+    zoo.assert_exact(once.module, twice, inputs)
+    expected = zoo.run(twice.module, inputs)
     for made in (
-        torch.export.export(twice.model, (), inputs, strict=False).module(),
-        torch.compile(twice.model, backend="aot_eager"),
+        torch.export.export(twice.module, (), inputs, strict=False).module(),
+        torch.compile(twice.module, backend="aot_eager"),
     ):
         for a, b in zip(zoo.run(made, inputs), expected, strict=True):
             assert torch.allclose(a, b, atol=1e-5)

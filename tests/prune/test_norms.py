@@ -64,14 +64,14 @@ def test_weight_norm_is_cut_to_the_weights_that_stay(norm, dim):
     with torch.no_grad():
         dense[2].weight[:, [k for k in range(32) if k not in first]] = 0
         dense[4].weight[:, [k for k in range(24) if k not in second]] = 0
-    assert torch.allclose(pruned.model(*VECTOR), dense(*VECTOR), atol=1e-5)
-    assert torch.allclose(pruned.model[2].weight, dense[2].weight[second][:, first], atol=1e-6)
+    assert torch.allclose(pruned.module(*VECTOR), dense(*VECTOR), atol=1e-5)
+    assert torch.allclose(pruned.module[2].weight, dense[2].weight[second][:, first], atol=1e-6)
     zoo.assert_replays(lambda: mlp(norm, dim), pruned, VECTOR)
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
-    twice = prune_structured(pruned.model, VECTOR, amount=0.3)
-    assert twice.model[0].out_features < len(first)
-    twice.model.train()(*VECTOR).sum().backward()
-    assert all(p.grad is not None for p in twice.model.parameters())
+    twice = prune_structured(pruned.module, VECTOR, amount=0.3)
+    assert twice.module[0].out_features < len(first)
+    twice.module.train()(*VECTOR).sum().backward()
+    assert all(p.grad is not None for p in twice.module.parameters())
 
 
 def test_weight_norms_are_ranked_by_the_weights_not_by_the_length_of_their_directions():
@@ -95,7 +95,7 @@ def test_a_weight_norm_of_a_convolution_before_a_batch_norm():
     torch.manual_seed(0)
     model, plain = make(parametrizations.weight_norm).eval(), make(lambda layer: layer).eval()
     pruned = prune_structured(model, IMAGE, amount=0.4)
-    assert pruned.model[0].out_channels < 16
+    assert pruned.module[0].out_channels < 16
     kept = zoo.indices(pruned.plan.kept[pruned.plan.cuts["1.weight"]["0"]])
     second = zoo.indices(pruned.plan.kept[pruned.plan.cuts["3.bias"]["0"]])
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_a_weight_norm_of_a_convolution_before_a_batch_norm():
                 getattr(mine, name).copy_(getattr(theirs, name))
         plain[3].weight[[k for k in range(16) if k not in kept]] = 0
         plain[5].weight[:, [k for k in range(12) if k not in second]] = 0
-    assert torch.allclose(pruned.model(*IMAGE), plain(*IMAGE), atol=1e-5)
+    assert torch.allclose(pruned.module(*IMAGE), plain(*IMAGE), atol=1e-5)
 
 
 def test_a_direction_that_is_read_without_its_norm_stays_whole():
@@ -119,7 +119,7 @@ def test_a_direction_that_is_read_without_its_norm_stays_whole():
 
     model = zoo.randomize(Both())
     pruned = prune_structured(model, VECTOR, amount=0.3)
-    assert pruned.model.a.out_features == 16
+    assert pruned.module.a.out_features == 16
     assert "read without it" in pruned.plan.frozen["b.weight[1]"][0]
     zoo.assert_exact(model, pruned, VECTOR)
 
@@ -147,12 +147,12 @@ def test_parametrizations_per_channel_are_cut(kind):
     model = make().eval()
     pruned = prune_structured(model, VECTOR, amount=0.4)
     kept = zoo.indices(pruned.plan.kept[pruned.plan.cuts["2.weight"]["1"]])
-    assert pruned.model[0].out_features == len(kept) < 32
-    assert torch.allclose(pruned.model[0].weight, model[0].weight[kept])
+    assert pruned.module[0].out_features == len(kept) < 32
+    assert torch.allclose(pruned.module[0].weight, model[0].weight[kept])
     zoo.assert_replays(make, pruned, VECTOR)
     with torch.no_grad():
         model[2].weight[:, [k for k in range(32) if k not in kept]] = 0
-    assert torch.allclose(pruned.model(*VECTOR), model(*VECTOR), atol=1e-5)
+    assert torch.allclose(pruned.module(*VECTOR), model(*VECTOR), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_parametrizations_that_mix_channels_are_named(wrap, reason):
     layers = [nn.Linear(8, 32), wrap(nn.Linear(32, 32)), nn.Linear(32, 16), nn.Linear(16, 4)]
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2], nn.ReLU(), layers[3]).eval()
     pruned = prune_structured(model, VECTOR, amount=0.1)
-    assert pruned.model[2].weight.shape[1] == 32
+    assert pruned.module[2].weight.shape[1] == 32
     assert reason in pruned.plan.frozen["0.weight[0]"]
-    assert pruned.model[4].out_features < 16
+    assert pruned.module[4].out_features < 16
     zoo.assert_exact(model, pruned, VECTOR)
     with pytest.raises(UserError, match=f"at most .* because of .*{reason}"):
         prune_structured(model, VECTOR, amount=0.6)

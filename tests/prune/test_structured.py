@@ -10,10 +10,10 @@ from torch import nn
 from optkit.core.errors import StageError, UserError
 from optkit.models import MLP
 from optkit.prune import StructuredPruning
-from optkit.prune.criteria import CRITERIA, NEED_DATA
-from optkit.prune.plan import CutPlan
+from optkit.prune.cut.criteria import CRITERIA, NEED_DATA
+from optkit.prune.cut.plan import CutPlan
+from optkit.prune.cut.verify import check_runs, deviation, run
 from optkit.prune.structured import prune_structured
-from optkit.prune.verify import check_runs, deviation, run
 from optkit.tasks import Digits
 from tests.prune import zoo
 
@@ -50,7 +50,7 @@ def test_cut_is_exact_and_replays(name):
     before = copy.deepcopy(model.state_dict())
     pruned = prune_structured(model, inputs, amount=0.5)
     assert 0.45 <= zoo.share(pruned) <= 0.55
-    assert sum(p.numel() for p in pruned.model.parameters()) == pruned.plan.facts["params_after"]
+    assert sum(p.numel() for p in pruned.module.parameters()) == pruned.plan.facts["params_after"]
     zoo.assert_exact(model, pruned, inputs)
     zoo.assert_replays(make, pruned, inputs)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -73,7 +73,7 @@ def test_macs_are_those_that_the_flop_counter_sees():
     for make, inputs in (CASES["cifar_resnet"], CASES["resnext"], CASES["grouped_queries"]):
         model = zoo.randomize(make())
         pruned = prune_structured(model, inputs, amount=0.4, budget="macs")
-        for net, key in ((model, "macs_before"), (pruned.model, "macs_after")):
+        for net, key in ((model, "macs_before"), (pruned.module, "macs_after")):
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 net(*inputs)
             assert counter.get_total_flops() // 2 == pruned.plan.facts[key]
@@ -82,13 +82,13 @@ def test_macs_are_those_that_the_flop_counter_sees():
 def test_padded_shortcuts_are_cut_where_the_padding_can_follow():
     free = prune_structured(zoo.CifarResNet().eval(), IMAGE, amount=0.5)
     fixed = prune_structured(zoo.CifarResNet(fixed=True).eval(), IMAGE, amount=0.5)
-    assert free.model.linear.in_features < 32
-    assert fixed.model.linear.in_features >= 24  # the 24 padded channels of the last group stay
+    assert free.module.linear.in_features < 32
+    assert fixed.module.linear.in_features >= 24  # the 24 padded channels of the last group stay
 
 
 def test_heads_are_cut_whole_with_the_keys_they_share():
     model = zoo.randomize(zoo.Encoder())
-    attention = prune_structured(model, TOKENS, amount=0.5).model.attention
+    attention = prune_structured(model, TOKENS, amount=0.5).module.attention
     assert attention.head_dim == 4
     assert attention.heads == 2 * attention.groups < 8
 
@@ -96,17 +96,17 @@ def test_heads_are_cut_whole_with_the_keys_they_share():
 def test_rms_norm_weights_make_up_for_the_cut():
     model = zoo.randomize(zoo.RMSDecoder())
     pruned = prune_structured(model, TOKENS, amount=0.5)
-    width = pruned.model.embed.embedding_dim
+    width = pruned.module.embed.embedding_dim
     assert width < 24
-    assert pruned.model.norm1.eps == pytest.approx(0.1 * 24 / width)
+    assert pruned.module.norm1.eps == pytest.approx(0.1 * 24 / width)
     assert pruned.plan.scales["norm1.weight"][0] == pytest.approx((24 / width) ** 0.5)
 
 
 def test_hard_coded_sizes_freeze_what_they_touch():
     model = zoo.randomize(zoo.HardCoded())
     pruned = prune_structured(model, (torch.randn(2, 3, 8, 8),), amount=0.3)
-    assert pruned.model.conv.out_channels == 8
-    assert pruned.model.mix.out_features < 16
+    assert pruned.module.conv.out_channels == 8
+    assert pruned.module.mix.out_features < 16
     assert any("written out" in reason for reason in pruned.plan.frozen["conv.weight[0]"])
     zoo.assert_exact(model, pruned, (torch.randn(2, 3, 8, 8),))
 
@@ -151,7 +151,7 @@ def test_operators_in_forms_of_their_own(between, width, frozen_by):
     pruned = prune_structured(model, VECTOR, amount=0.3)
     zoo.assert_exact(model, pruned, VECTOR)
     if frozen_by is None:
-        assert pruned.model.a.out_features < 32
+        assert pruned.module.a.out_features < 32
     else:
         assert f"{frozen_by} in the model" in pruned.plan.frozen["a.weight[0]"]
 
@@ -229,7 +229,7 @@ def test_what_a_run_writes_to_a_model_does_not_reach_the_users(make):
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     for module, before in zip(model.modules(), written, strict=True):
         assert all(value is before[name] for name, value in vars(module).items() if name != "training")
-    assert type(model(*VECTOR)[0]) is type(pruned.model(*VECTOR)[0]) is torch.Tensor
+    assert type(model(*VECTOR)[0]) is type(pruned.module(*VECTOR)[0]) is torch.Tensor
 
 
 def test_operators_without_a_rule_freeze_and_are_reported():
@@ -242,7 +242,7 @@ def test_operators_without_a_rule_freeze_and_are_reported():
             return self.c(self.b(self.a(x).sort(-1).values).relu())
 
     pruned = prune_structured(Sorted().eval(), VECTOR, amount=0.3)
-    assert pruned.model.a.out_features == 16
+    assert pruned.module.a.out_features == 16
     assert "sort in the model" in pruned.plan.frozen["a.weight[0]"]
     assert "sort in the model" in pruned.plan.summary()
 
@@ -252,7 +252,7 @@ def test_heads_that_only_training_uses_are_cut_too():
     inputs = (torch.randn(2, 3, 64, 64),)
     pruned = prune_structured(model, inputs, amount=0.3)
     zoo.assert_exact(model, pruned, inputs)
-    outputs = pruned.model.train()(*inputs)
+    outputs = pruned.module.train()(*inputs)
     assert [tuple(t.shape) for t in outputs] == [(2, 10)] * 3
 
 
@@ -260,7 +260,7 @@ def test_heads_that_only_training_uses_are_cut_too():
 def test_round_to_keeps_multiples(multiple):
     model = torchvision.models.resnet18(num_classes=10).eval()
     pruned = prune_structured(model, IMAGE, amount=0.5, round_to=multiple, budget="macs")
-    convs = [m for m in pruned.model.modules() if isinstance(m, nn.Conv2d)]
+    convs = [m for m in pruned.module.modules() if isinstance(m, nn.Conv2d)]
     assert all(conv.out_channels % multiple == 0 for conv in convs)
     assert abs(zoo.share(pruned, "macs") - 0.5) < 0.03
 
@@ -270,31 +270,31 @@ def test_protected_layers_stay_whole():
     pruned = prune_structured(model, IMAGE, amount=0.1, protect=["layer4*", "conv1"])
     for name, module in model.layer4.named_modules():
         if isinstance(module, nn.Conv2d):
-            assert module.weight.shape == pruned.model.layer4.get_submodule(name).weight.shape
+            assert module.weight.shape == pruned.module.layer4.get_submodule(name).weight.shape
     assert "protect" in pruned.plan.frozen["layer4.1.conv1.weight[0]"]
 
 
 def test_pruned_again_exported_compiled_and_trained():
     model = zoo.randomize(zoo.CifarResNet())
     once = prune_structured(model, IMAGE, amount=0.3)
-    twice = prune_structured(once.model, IMAGE, amount=0.3)
-    zoo.assert_exact(once.model, twice, IMAGE)
-    torch.export.export(twice.model, IMAGE)
-    compiled = torch.compile(twice.model, backend="aot_eager")
-    assert torch.allclose(compiled(*IMAGE), twice.model(*IMAGE), atol=1e-5)
-    optimizer = torch.optim.SGD(twice.model.parameters(), lr=0.1)
-    twice.model.train()(*IMAGE).square().mean().backward()
+    twice = prune_structured(once.module, IMAGE, amount=0.3)
+    zoo.assert_exact(once.module, twice, IMAGE)
+    torch.export.export(twice.module, IMAGE)
+    compiled = torch.compile(twice.module, backend="aot_eager")
+    assert torch.allclose(compiled(*IMAGE), twice.module(*IMAGE), atol=1e-5)
+    optimizer = torch.optim.SGD(twice.module.parameters(), lr=0.1)
+    twice.module.train()(*IMAGE).square().mean().backward()
     optimizer.step()
-    assert all(p.grad is not None for p in twice.model.parameters())
+    assert all(p.grad is not None for p in twice.module.parameters())
 
 
 def test_replay_of_two_cuts_in_a_row():
     model = zoo.CifarResNet().eval()
     once = prune_structured(model, IMAGE, amount=0.3)
-    twice = prune_structured(once.model, IMAGE, amount=0.3)
+    twice = prune_structured(once.module, IMAGE, amount=0.3)
     fresh = twice.plan.apply(once.plan.apply(zoo.CifarResNet()))
-    fresh.load_state_dict(twice.model.state_dict())
-    assert torch.equal(fresh.eval()(*IMAGE), twice.model.eval()(*IMAGE))
+    fresh.load_state_dict(twice.module.state_dict())
+    assert torch.equal(fresh.eval()(*IMAGE), twice.module.eval()(*IMAGE))
 
 
 def test_plan_round_trip(tmp_path):
@@ -311,10 +311,10 @@ def test_training_mode_gradients_and_dtype_are_kept():
     pruned = prune_structured(model, (IMAGE[0].double(),), amount=0.4)
     assert model.training
     assert not model.layers[0].training
-    assert pruned.model.training
-    assert not pruned.model.linear.weight.requires_grad
-    assert pruned.model.linear.weight.dtype == torch.float64
-    assert all(p.grad is None for p in [*model.parameters(), *pruned.model.parameters()])
+    assert pruned.module.training
+    assert not pruned.module.linear.weight.requires_grad
+    assert pruned.module.linear.weight.dtype == torch.float64
+    assert all(p.grad is None for p in [*model.parameters(), *pruned.module.parameters()])
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -407,7 +407,7 @@ def test_outputs_that_are_not_finite_must_be_the_same_and_are_not_enough():
 
 def test_a_cut_that_makes_nan_is_not_taken_for_exact():
     model, cut = zoo.mlp().eval(), prune_structured(zoo.mlp(), VECTOR, amount=0.3)
-    outputs = [tensor.detach() * float("nan") for tensor in run(cut.model, VECTOR).outputs]
+    outputs = [tensor.detach() * float("nan") for tensor in run(cut.module, VECTOR).outputs]
     assert deviation(model, cut.plan, VECTOR, outputs) == float("inf")
 
 

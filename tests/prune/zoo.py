@@ -55,7 +55,7 @@ def run(model: nn.Module, inputs) -> list[torch.Tensor]:
 def assert_exact(model: nn.Module, pruned, inputs, tolerance: float = 1e-4) -> None:
     """The zeroed dense model and the cut one agree, to ``tolerance`` of the spread of the outputs."""
     dense = run(zeroed(model, pruned.plan).eval(), inputs)
-    small = run(pruned.model.eval(), inputs)
+    small = run(pruned.module.eval(), inputs)
     assert len(dense) == len(small)
     for a, b in zip(dense, small, strict=True):
         assert a.shape == b.shape
@@ -65,9 +65,9 @@ def assert_exact(model: nn.Module, pruned, inputs, tolerance: float = 1e-4) -> N
 def assert_replays(make, pruned, inputs) -> None:
     """The plan turns a fresh instance into a model that takes the pruned weights and gives the same bits."""
     fresh = pruned.plan.from_json(pruned.plan.to_json()).apply(make())
-    assert type(fresh) is type(pruned.model)
-    fresh.load_state_dict(pruned.model.state_dict())
-    for a, b in zip(run(fresh.eval(), inputs), run(pruned.model.eval(), inputs), strict=True):
+    assert type(fresh) is type(pruned.module)
+    fresh.load_state_dict(pruned.module.state_dict())
+    for a, b in zip(run(fresh.eval(), inputs), run(pruned.module.eval(), inputs), strict=True):
         assert torch.equal(a, b)
 
 

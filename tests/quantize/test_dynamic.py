@@ -12,7 +12,7 @@ from optkit.engines import Eager, Inductor, ONNXRuntime
 from optkit.measure.static import measure_macs, measure_static
 from optkit.models import huggingface
 from optkit.quantize import quantize_dynamic, replay_dynamic
-from tests.quantize.test_pt2e import PreActivation
+from tests.quantize.test_static import PreActivation
 
 VARIANT = Variant("v", None, frozenset({"int8"}), {})
 SMALL = {

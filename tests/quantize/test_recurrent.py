@@ -6,8 +6,8 @@ from torch import nn
 
 from optkit.core.compat import recurrence_by_shape
 from optkit.quantize import StaticQuantization, quantize_static
-from optkit.quantize.proof import left_in_float
-from optkit.quantize.pt2e import export_graph
+from optkit.quantize.graph.float_layers import left_in_float
+from optkit.quantize.static import export_graph
 
 LAYERS = {
     "gru": lambda: nn.GRU(8, 16, 2, bidirectional=True, batch_first=True),

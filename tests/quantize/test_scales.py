@@ -6,9 +6,9 @@ from torch import nn
 
 from optkit import engines
 from optkit.quantize import quantize_dynamic, quantize_static, quantize_weight_only
-from optkit.quantize.fake import LearnedScales, MaxScales
-from optkit.quantize.observers import OBSERVERS, ActivationObserver, Grid, Statistics, WeightObserver
-from optkit.quantize.rounding import gptq
+from optkit.quantize.accuracy.gptq import gptq
+from optkit.quantize.graph.observers import OBSERVERS, ActivationObserver, Grid, Statistics, WeightObserver
+from optkit.quantize.qat.fake_quant import LearnedScales, MaxScales
 
 TINY = [1e-6, 1e-12, 1e-30]
 

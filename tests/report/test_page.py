@@ -13,10 +13,10 @@ from optkit.core.setting import Setting
 from optkit.report import rows, write_report
 from optkit.report.page import render_page
 from optkit.report.page.costs import break_evens
+from optkit.report.page.formatting import count, seconds, signed
 from optkit.report.page.runs import open_runs, variant_names
 from optkit.report.page.steps import changes
 from optkit.report.page.verdict import verdict
-from optkit.report.page.words import count, seconds, signed
 from tests.report.runs import HOSTILE, answers, chain, hostile, sensitivity, series, sweep, two_lengths, write_run
 
 

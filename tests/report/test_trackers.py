@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from optkit.config import _rerun
 from optkit.core.errors import UserError
+from optkit.recipe.compose import _rerun
 from optkit.report import rows
 from optkit.report.trackers import MLflow, TensorBoard, WandB, send
 from tests.conftest import make_record

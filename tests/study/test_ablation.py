@@ -5,7 +5,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from optkit.controls import NO_TEACHER, RANDOM_PRUNE, SMALLER_DENSE
 from optkit.core import ledger
 from optkit.core.cache import read_json
 from optkit.core.errors import StageError, UserError
@@ -15,9 +14,10 @@ from optkit.core.statistics import difference_over_seeds
 from optkit.distill import Distillation
 from optkit.engines import Eager
 from optkit.measure import Measure
-from optkit.plan import Recipe
 from optkit.prune import MagnitudePruning, StructuredPruning
-from optkit.prune.controls import SmallerDense
+from optkit.prune.stages.smaller_dense import SmallerDense
+from optkit.recipe.controls import NO_TEACHER, RANDOM_PRUNE, SMALLER_DENSE
+from optkit.recipe.recipe import Recipe
 from optkit.report import rows
 from optkit.report.ablation import ablation_markdown
 from optkit.study.ablation import RESULT, ablate

@@ -9,8 +9,8 @@ from optkit.core.setting import Setting
 from optkit.report.ablation import effect_cells, in_doubt
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
+from optkit.report.page.formatting import DASH, TIMES, signed
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, TIMES, signed
 
 Effect = Mapping[str, Any]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate
+from optkit.report.page.formatting import against, called, headline_ratio, interval, points, times
 from optkit.report.page.steps import changes, main_line
-from optkit.report.page.words import against, called, headline_ratio, interval, points, times
-from optkit.report.rows import Row, is_trusted, place, relative_speedup
+from optkit.report.rows import Row, describe_setting, is_trusted, relative_speedup
 
 LEARNING = ("model", "engine", "train", "distill")  # what is not meant to make a model faster
 MOST_PLACES = 3
@@ -41,7 +41,7 @@ def _whole(line: Sequence[Row], end: Row, best: Row | None) -> list[str]:
     if best is None or best["variant"] != end["variant"]:
         cost = "" if end["accuracy_delta"] is None else f", for an accuracy change of {points(end, 'accuracy_delta')}"
         ratio = times(end, headline_ratio(end))
-        return [f"The whole chain ({stages}) on {place(end)} is {ratio} as fast as {against(end)}{cost}."]
+        return [f"The whole chain ({stages}) on {describe_setting(end)} is {ratio} as fast as {against(end)}{cost}."]
     if best["engine"] == best["reference"] or headline_ratio(best) != "speedup" or not best["speedup_same_engine"]:
         return []
     ratio = times(best, "speedup_same_engine")
@@ -58,7 +58,10 @@ def _int8(line: Sequence[Row]) -> list[str]:
         return []
     everywhere = "" if len(losing) == len(compared) else " everywhere"
     lacking = ", which has no int8 dot products" if losing[0][0]["int8_dot_product"] is False else ""
-    places = [f"“{called(row)}” is {_against(ratio, called(parent))} on {place(row)}" for row, parent, ratio in losing]
+    places = [
+        f"“{called(row)}” is {_against(ratio, called(parent))} on {describe_setting(row)}"
+        for row, parent, ratio in losing
+    ]
     more = f"; and at {len(places) - MOST_PLACES} more places" if len(places) > MOST_PLACES else ""
     return [f"int8 does not pay{everywhere} on this processor{lacking}: {'; '.join(places[:MOST_PLACES])}{more}."]
 
@@ -83,7 +86,7 @@ def _no_faster(line: Sequence[Row], end: Row) -> list[str]:
             continue
         ratio = Estimate(step.ratio, *step.ratio_ci)
         if ratio.low <= 1:
-            found.append(f"The step “{step.name}” is {_against(ratio, 'its parent')} on {place(end)}.")
+            found.append(f"The step “{step.name}” is {_against(ratio, 'its parent')} on {describe_setting(end)}.")
     return found
 
 

@@ -8,9 +8,9 @@ from optkit.core.setting import Setting
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.costs import break_evens
+from optkit.report.page.formatting import MINUS, count, name, seconds
 from optkit.report.page.runs import ShownRun, headline
-from optkit.report.page.words import MINUS, count, name, seconds
-from optkit.report.rows import place
+from optkit.report.rows import describe_setting
 
 ENDLESS = " A whisker that reaches ten times as far stands for one without end."
 
@@ -61,7 +61,7 @@ def cost_figures(run: ShownRun) -> list[Figure]:
             ["variant", "measured on", "stages s", "saved s per million", "examples to break even"],
             [
                 [
-                    name(b.row), place(b.row), f"{b.cost_s:.1f}",
+                    name(b.row), describe_setting(b.row), f"{b.cost_s:.1f}",
                     f"{1e6 * b.saved_s:,.1f}".replace("-", MINUS), _even(b.examples, b.low, b.high),
                 ]
                 for b in even

@@ -6,8 +6,8 @@ from optkit.core.setting import Setting
 from optkit.report.caveats import footnote, mark
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
+from optkit.report.page.formatting import DASH, change, name, ratio
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, change, name, ratio
 from optkit.report.rows import Row
 
 

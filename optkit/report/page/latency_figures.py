@@ -7,8 +7,8 @@ from typing import Any
 from optkit.report.caveats import MARK, mark
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
+from optkit.report.page.formatting import DASH, name
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, name
 from optkit.report.rows import Row
 from optkit.report.sweep import HEADERS, WORDS, Sweep, limit_cells, limit_title, sweeps
 

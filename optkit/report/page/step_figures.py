@@ -8,9 +8,9 @@ from typing import Any
 from optkit.report.caveats import doubtful
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
+from optkit.report.page.formatting import DASH, TIMES, interval, percent_interval, signed
 from optkit.report.page.runs import ShownRun, headline
 from optkit.report.page.steps import Change, changes
-from optkit.report.page.words import DASH, TIMES, interval, percent_interval, signed
 
 
 def step_figures(run: ShownRun) -> list[Figure]:

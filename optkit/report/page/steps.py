@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optkit.core.setting import Setting
-from optkit.report.page.words import name
+from optkit.report.page.formatting import name
 from optkit.report.plot import steady_latency
 from optkit.report.rows import Row, is_trusted, relative_speedup
 

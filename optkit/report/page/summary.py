@@ -11,9 +11,9 @@ from optkit.report.caveats import MARK, doubtful, remedy
 from optkit.report.comparable import differences, gpu, processor, surroundings
 from optkit.report.controls import against_controls
 from optkit.report.page.content import Table
+from optkit.report.page.formatting import DASH, TIMES, against, change, headline_ratio, name, ratio, seconds, signed
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import DASH, TIMES, against, change, headline_ratio, name, ratio, seconds, signed
-from optkit.report.rows import Row, place
+from optkit.report.rows import Row, describe_setting
 
 
 def title(runs: Sequence[ShownRun]) -> str:
@@ -61,7 +61,7 @@ def _tiles(run: ShownRun) -> list[dict[str, str]]:
     delta_low, delta_high = row["accuracy_delta_ci"]
     of = "" if key == "speedup" else f", against {against(row)}"
     tiles = [
-        _tile("speedup", f"{row[key]:.2f}{TIMES}", f"{low:.2f} to {high:.2f}, {place(row)}{of}"),
+        _tile("speedup", f"{row[key]:.2f}{TIMES}", f"{low:.2f} to {high:.2f}, {describe_setting(row)}{of}"),
         _tile("change, points", signed(row["accuracy_delta"]), f"{signed(delta_low)} to {signed(delta_high)}"),
         _tile("accuracy", f"{100 * row['accuracy']:.1f}%", f"of {row['examples']:,} test examples"),
     ]
@@ -103,7 +103,7 @@ def _served(row: Row) -> list[str]:
     size = DASH if row["size_mb"] is None else f"{row['size_mb']:.2f}"
     return [
         name(row),
-        place(row),
+        describe_setting(row),
         ratio(row, headline_ratio(row)) + ("" if headline_ratio(row) == "speedup" else f" of {against(row)}"),
         change(row),
         size,

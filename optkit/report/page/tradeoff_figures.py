@@ -12,8 +12,8 @@ from optkit.report.caveats import MARK
 from optkit.report.comparable import differences, surroundings
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
+from optkit.report.page.formatting import change, name, percent_interval, ratio
 from optkit.report.page.runs import ShownRun
-from optkit.report.page.words import change, name, percent_interval, ratio
 from optkit.report.plot import on_front, steady_latency
 from optkit.report.rows import Row
 

@@ -10,10 +10,10 @@ from optkit.core.records import folder_of
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate
 from optkit.report.caveats import MARK, doubtful, remedy
-from optkit.report.many import LEVEL, TOLERANCES
+from optkit.report.multiple_testing import LEVEL, TOLERANCES
 from optkit.report.page.chain_verdict import judge_chain
-from optkit.report.page.words import against, called, headline_ratio, points, times
-from optkit.report.rows import Row, is_trusted, place
+from optkit.report.page.formatting import against, called, headline_ratio, points, times
+from optkit.report.rows import Row, describe_setting, is_trusted
 
 MOST_SETTINGS = 4
 
@@ -96,12 +96,12 @@ def _sentence(rows: Sequence[Row], best: Row | None, folder: Path | None) -> str
         doubt = any(row["caveat"] and row["step"] > 0 for row in rows)
         among = "Among the timings that can be trusted, no technique" if doubt else "No technique"
         return (
-            f"{among} pays without a measurable loss. Serve the baseline itself{_home(best, folder)} on {place(best)}: "
-            f"it is {times(best, 'speedup')} as fast as on {best['reference']}."
+            f"{among} pays without a measurable loss. Serve the baseline itself{_home(best, folder)} on "
+            f"{describe_setting(best)}: it is {times(best, 'speedup')} as fast as on {best['reference']}."
         )
     text = (
-        f"Serve “{called(best)}”{_home(best, folder)} on {place(best)}: it is {times(best, headline_ratio(best))} as "
-        f"fast as {against(best)}"
+        f"Serve “{called(best)}”{_home(best, folder)} on {describe_setting(best)}: "
+        f"it is {times(best, headline_ratio(best))} as fast as {against(best)}"
     )
     if headline_ratio(best) != "speedup":
         text += f", and {times(best, 'speedup')} as fast as the baseline on {best['reference']}, on the processor"
@@ -138,7 +138,7 @@ def _remarks(rows: Sequence[Row], choices: Sequence[Choice]) -> list[str]:
     if more is not None and more.row is not None:
         remarks.append(
             f"For a measured change of {points(more.row, 'accuracy_delta')}, “{called(more.row)}” on "
-            f"{place(more.row)} is {times(more.row, headline_ratio(more.row))} as fast."
+            f"{describe_setting(more.row)} is {times(more.row, headline_ratio(more.row))} as fast."
         )
     if best is not None and best["accuracy_delta_detectable"]:
         remarks.append(
@@ -150,9 +150,9 @@ def _remarks(rows: Sequence[Row], choices: Sequence[Choice]) -> list[str]:
     if hidden:
         row = max(hidden, key=_surely)
         remarks.append(
-            f"“{called(row)}” on {place(row)} is faster and does not count as keeping its accuracy: its change of "
-            f"{points(row, 'accuracy_delta')} shows by itself (p = {row['accuracy_delta_p']:.3f}), though not among "
-            f"{row['accuracy_compared']} variants (p = {row['accuracy_delta_p_holm']:.3f})."
+            f"“{called(row)}” on {describe_setting(row)} is faster and does not count as keeping its accuracy: "
+            f"its change of {points(row, 'accuracy_delta')} shows by itself (p = {row['accuracy_delta_p']:.3f}), "
+            f"though not among {row['accuracy_compared']} variants (p = {row['accuracy_delta_p_holm']:.3f})."
         )
     compared = max((row["accuracy_compared"] or 0 for row in rows), default=0)
     if best is not None and len(rows) > 2:
@@ -179,7 +179,7 @@ def _without_choice(rows: Sequence[Row]) -> str:
     fastest = max(trusted, key=_surely)
     return (
         f"No change of accuracy is known: of the baseline on {fastest['reference']} there are no answers to the same "
-        f"examples. The fastest, “{called(fastest)}” on {place(fastest)}, is "
+        f"examples. The fastest, “{called(fastest)}” on {describe_setting(fastest)}, is "
         f"{times(fastest, headline_ratio(fastest))} as fast as {against(fastest)}."
     )
 

@@ -1,0 +1,252 @@
+"""How important a unit is: scores of single weights, summed over everything that is cut together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from optkit.core.errors import UserError
+from optkit.prune.cut.units import Units
+
+LossFn = Callable[[nn.Module, Any], torch.Tensor]
+Slices = dict[tuple[str, int], np.ndarray]  # (parameter, dimension) -> a score for each index
+NEED_DATA = ("taylor", "fisher", "activation")
+NORMS = ("l1", "l2", "bn_scale", "fpgm", "activation")  # linear in the weights; the others are changes of the loss
+CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
+
+
+def data_for(criterion: str, batches: Iterable[Any] | None, loss_fn: LossFn | None) -> list[Any]:
+    """The batches that the criterion reads, to be read again and again; none if it needs none.
+
+    Raises:
+        UserError: if it needs data and none is given.
+    """
+    if criterion not in NEED_DATA:
+        return []
+    if batches is None or loss_fn is None:
+        raise UserError(
+            f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn"
+        )
+    return list(batches)
+
+
+class Importance:
+    """How much every slice of every weight matters, found once; what units are worth is summed as often as they change.
+
+    - ``random``: uniform, the control that every other criterion has to beat.
+    - ``l1``, ``l2``: norm of all weights that go with the unit (Li et al., ICLR 2017; over coupled weights as in Fang
+      et al., CVPR 2023).
+    - ``bn_scale``: the batch norm scales (Liu et al., "Network slimming", ICCV 2017).
+    - ``fpgm``: distance of a filter to the others of its layer (He et al., CVPR 2019).
+    - ``taylor``: squared first-order change of the loss when the unit goes (Molchanov et al., CVPR 2019).
+    - ``fisher``: second-order change with the diagonal Fisher information (Theis et al., 2018).
+    - ``activation``: weights times the norm of the inputs they see (Sun et al., "Wanda", ICLR 2024).
+
+    Groups of which a criterion says nothing (layers without batch norm under ``bn_scale``, weights that no module's
+    ``weight`` holds under ``activation``, or that the loss does not depend on) are ranked by ``l2``.
+
+    Args:
+        criterion: one of ``CRITERIA``.
+        dims: the dimensions of each parameter whose slices may be cut.
+        model: the dense model, in evaluation mode; neither its weights nor its gradients are touched.
+        batches: data for the criteria in ``NEED_DATA``.
+        loss_fn: ``loss_fn(model, batch)`` to a scalar, for these.
+        seed: of the random criterion.
+        norms: weight norms g * v / |v|: the name of each g with that of its v and the dimension with norms of its own.
+    """
+
+    def __init__(
+        self,
+        criterion: str,
+        dims: Mapping[str, Sequence[int]],
+        model: nn.Module,
+        batches: Iterable[Any] | None,
+        loss_fn: LossFn | None,
+        seed: int,
+        norms: Mapping[str, tuple[str, int]] | None = None,
+    ):
+        self.criterion, self._dims, self._seed = criterion, dims, seed
+        self._tables: list[Slices] = []  # one, or one for each batch where the criterion squares sums
+        self._squares: Slices = {}
+        params = {name: p.detach().abs() if p.is_complex() else p.detach() for name, p in model.named_parameters()}
+        for g, (v, dim) in (norms or {}).items():  # the length of v says nothing; the weight is what counts
+            params[v], params[g] = torch._weight_norm(params[v], params[g], dim), torch.zeros_like(params[g])
+        if criterion not in ("random", "l1"):
+            self._squares = self._sums((name, p.float().square()) for name, p in params.items())
+        if criterion == "l1":
+            self._tables = [self._sums((name, p.abs()) for name, p in params.items())]
+        elif criterion == "bn_scale":
+            norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+            held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
+            self._tables = [self._sums((name, p.abs()) for name, p in params.items() if name in held)]
+        elif criterion == "fpgm":
+            self._tables = [self._slices(((name, p) for name, p in params.items() if p.ndim > 1), _distances)]
+        elif criterion in ("taylor", "fisher"):
+            self._tables = [
+                self._sums(products.items()) for products in _products(criterion, model, batches or (), loss_fn)
+            ]
+            _some(len(self._tables))
+        elif criterion == "activation":
+            self._tables = [self._sums(_wanda(model, batches or (), loss_fn).items())]
+
+    def of(self, units: Units) -> np.ndarray:
+        """Importance of every unit, larger is better."""
+        if self.criterion == "random":
+            return np.random.default_rng(self._seed).random(units.count)
+        if self.criterion == "l2":
+            return np.sqrt(_over_units(units, self._squares))
+        scores = [_over_units(units, table) for table in self._tables]
+        total = sum(found**2 if self.criterion == "taylor" else found for found in scores) / len(scores)
+        silent = np.bincount(units.group, total, minlength=len(units.names)) == 0
+        squares = _over_units(units, self._squares)
+        return np.where(silent[units.group], np.sqrt(squares) if self.criterion in NORMS else squares, total)
+
+    def _sums(self, elements: Iterable[tuple[str, torch.Tensor]]) -> Slices:
+        """Sum the scores of single weights over each slice."""
+        return self._slices(elements, lambda x, dim: x.sum([d for d in range(x.ndim) if d != dim] or ()))
+
+    def _slices(
+        self, values: Iterable[tuple[str, torch.Tensor]], reduce: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> Slices:
+        found = {}
+        for name, value in values:
+            value = value.float()
+            for dim in self._dims.get(name, ()):
+                slices = value if value.ndim == 1 else reduce(value, dim)
+                found[name, dim] = slices.double().cpu().numpy()
+        return found
+
+
+def normalize(units: Units, scores: np.ndarray) -> np.ndarray:
+    """Make layers comparable: each score over the mean of those in its group that are at least as large, summed over
+    the weights that the unit lives in.
+
+    Of scores that are squares, the quotient is the layer-adaptive score of Lee et al. (LAMP, ICLR 2021) times the size
+    of the group. Where scores are all alike it equals the inverse of the share kept so far, so a global ranking falls
+    back to equal shares of layers that are coupled alike, and none collapses; where a few channels carry a layer, the
+    others go first. A channel of a residual stream lives in the weights of every block that reads or writes it, and
+    goes after those inside one block.
+    """
+    result = np.empty_like(scores)
+    order = np.lexsort((-scores, units.group))
+    sizes = np.bincount(units.group, minlength=len(units.names))
+    for members in np.split(order, np.cumsum(sizes)[:-1]):
+        result[members] = members.size * scores[members] / np.maximum(np.cumsum(scores[members]), 1e-300)
+    return result * np.maximum(units.coupled, 1)
+
+
+def weigh_by_use(scores: np.ndarray, params: np.ndarray, macs: np.ndarray) -> np.ndarray:
+    """Scores under which weights that are used more often go sooner, for budgets that count every use.
+
+    Two views of what a channel is worth meet halfway here, by the square root: that layers of equal cost are worth the
+    same, whatever their number of weights, and that weights are worth the same, wherever they are. A weight of an early
+    convolution is used at thousands of places, one of a late convolution at a few.
+
+    Args:
+        scores: normalized scores of the units.
+        params: parameters that each unit holds.
+        macs: multiply-accumulates that each unit takes.
+    """
+    return scores * np.sqrt(params / np.maximum(macs, 1.0))
+
+
+def _over_units(units: Units, slices: Slices) -> np.ndarray:
+    scores = np.zeros(units.count)
+    for slot in units.slots:
+        if (slot.param, slot.dim) in slices:
+            held = slot.units >= 0
+            scores += np.bincount(slot.units[held], slices[slot.param, slot.dim][held], minlength=units.count)
+    return scores
+
+
+def _distances(weight: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sum of the distances of each slice to all others, if this dimension is the one the layer makes."""
+    if dim != 0:
+        return torch.zeros(weight.shape[dim], device=weight.device)
+    flat = weight.flatten(1)
+    return torch.cdist(flat, flat).sum(1)
+
+
+def _products(
+    criterion: str, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """For each batch the change of the loss, to first order or by its square, when single weights go."""
+    params = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    for batch in batches:
+        with torch.enable_grad(), _unfrozen(params.values()):
+            loss = loss_fn(model, batch)
+            if not loss.requires_grad:
+                fix = "let the forward pass and loss_fn keep gradients, or choose a criterion that needs none"
+                raise UserError("no gradient flows from the loss to the model", key="loss_fn", fix=fix)
+            grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        products = {n: p.detach() * g for (n, p), g in zip(params.items(), grads, strict=True) if g is not None}
+        yield products if criterion == "taylor" else {name: x.float().square() for name, x in products.items()}
+
+
+@contextmanager
+def _unfrozen(params: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, gradients are taken of frozen parameters, too: they matter as much as the others."""
+    frozen = [p for p in params if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> dict[str, torch.Tensor]:
+    """|weight| times the root mean square of the input feature it multiplies."""
+    squares: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, module: nn.Module, inputs: tuple) -> None:
+        x = inputs[0].detach().float() if inputs and isinstance(inputs[0], torch.Tensor) else torch.zeros(())
+        spatial = module.weight.ndim - 2
+        if x.ndim > spatial + 1 and x.numel():
+            dims = [d for d in range(x.ndim) if d != x.ndim - 1 - spatial]
+            squares[name] = squares.get(name, 0) + x.square().mean(dims)
+
+    handles = []
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim > 1 and not isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_pre_hook(lambda m, x, name=name: watch(name, m, x)))
+    count = 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                loss_fn(model, batch)
+                count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    norms = {name: (total / _some(count)).sqrt() for name, total in squares.items()}
+    return {f"{name}.weight": _weigh(model.get_submodule(name), norm) for name, norm in norms.items()}
+
+
+def _weigh(module: nn.Module, norm: torch.Tensor) -> torch.Tensor:
+    weight = module.weight.detach().abs().float()
+    tail = (1,) * (weight.ndim - 2)
+    groups = getattr(module, "groups", 1)
+    if weight.shape[1] * groups == norm.numel() and not _holds_inputs_first(module):
+        seen = norm.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
+        return weight * seen.reshape(weight.shape[0], -1, *tail)
+    return weight * norm.reshape(-1, 1, *tail) if weight.shape[0] == norm.numel() else weight
+
+
+def _holds_inputs_first(module: nn.Module) -> bool:
+    """Whether the weight is (in, out, ...): transposed convolutions, and the Conv1D of GPT-2."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
+    return bool(getattr(module, "transposed", False)) or "transformers.pytorch_utils.Conv1D" in kinds
+
+
+def _some(count: int) -> int:
+    if not count:
+        raise UserError("no batch was given", key="batches", fix="give at least one; an iterator can be read only once")
+    return count

@@ -1,0 +1,1 @@
+"""Pruning stages, one file each."""

@@ -1,0 +1,1 @@
+"""From a model to channel labels: its operators are recorded, then propagated by rules."""

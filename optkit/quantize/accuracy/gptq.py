@@ -1,0 +1,145 @@
+"""GPTQ: weights rounded so that a layer's output keeps its value, not each weight its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.functional import unfold
+
+from optkit.quantize.graph.annotate import LINEAR, aten, behind_observer, tensor_at
+from optkit.quantize.graph.layers import Call, each_call
+from optkit.quantize.graph.observers import EPS
+
+DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it
+BLOCK = 128  # columns whose errors are passed on to the columns behind them in one product
+
+
+def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> int:
+    """Puts weights on their int8 grid by GPTQ (Frantar et al., 2023): the error of one is made up for by the others.
+
+    Needs the second moments of every layer's inputs at once: ``inputs * taps`` squared floats for each group of each
+    layer, whatever the number of batches.
+
+    Args:
+        graph: with observers, calibrated, whose scheme is the one that will be used; its weights change in place.
+        batches: inputs; read once.
+
+    Returns:
+        How many weights were rounded: those of linear layers and of one- and two-dimensional convolutions.
+    """
+    moments = _Moments()
+    observers: dict[str, str] = {}
+
+    def visit(call: Call) -> None:
+        weight = behind_observer(call.layer.node.args[1])
+        if weight.op == "get_attr" and (columns := _columns(call)) is not None:
+            moments.add(str(weight.target), columns)
+            observers[str(weight.target)] = call.layer.observers[1]
+
+    each_call(graph, batches, visit)
+    with torch.no_grad():
+        for path, moment in moments.found.items():
+            weight, observer = tensor_at(graph, path), graph.get_submodule(observers[path])
+            shape = (len(moment), len(weight) // len(moment), -1)
+            scale = observer.calculate_qparams()[0].double().view(*shape[:2], 1)  # type: ignore[operator]
+            limits = (int(observer.quant_min), int(observer.quant_max))  # type: ignore[arg-type]
+            nearest = partial(_nearest, scale=scale, limits=limits)
+            weight.copy_(gptq(weight.reshape(shape), moment, nearest).reshape(weight.shape))
+    return len(moments.found)
+
+
+def gptq(weight: Tensor, moment: Tensor, nearest: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Weights on their grid, column after column.
+
+    Args:
+        weight: ``(groups, outputs, inputs)``.
+        moment: second moments of the inputs ``(groups, inputs, inputs)``.
+        nearest: gives the points of the grid next to the values of a column ``(groups, outputs, 1)``, float64, and the
+            column's number.
+    """
+    weight, moment = weight.double().clone(), moment.double().clone()
+    diagonal = moment.diagonal(dim1=1, dim2=2)
+    dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)  # inputs that were never there
+    diagonal += DAMPING * diagonal.mean(1, keepdim=True)
+    diagonal.masked_fill_(dead, 1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    for start in range(0, weight.shape[2], BLOCK):
+        stop = min(start + BLOCK, weight.shape[2])
+        errors = torch.zeros_like(weight[:, :, start:stop])
+        for column in range(start, stop):
+            value = weight[:, :, column : column + 1]
+            rounded = nearest(value, column)
+            error = (value - rounded) / factor[:, column, column, None, None]
+            weight[:, :, column + 1 : stop] -= error * factor[:, column, None, column + 1 : stop]
+            weight[:, :, column : column + 1] = rounded
+            errors[:, :, column - start : column - start + 1] = error
+        weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return weight.float()
+
+
+def second_moments(model: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """Of the inputs of linear layers of a model, ``(1, inputs, inputs)``, by the layers' paths.
+
+    Args:
+        model: run as it is.
+        layers: paths of linear layers.
+        batches: inputs; read once.
+    """
+    moments = _Moments()
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, given: moments.add(path, given[0].reshape(1, -1, given[0].shape[-1]).float())
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in layers]
+    try:
+        with torch.no_grad():
+            for inputs in batches:
+                model(*inputs)
+    finally:
+        for found in hooks:
+            found.remove()
+    return moments.found
+
+
+class _Moments:
+    """Mean second moments ``(groups, inputs, inputs)`` by name, whatever comes in how many batches."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, name: str, columns: Tensor) -> None:
+        """Takes in ``(groups, rows, inputs)``."""
+        size, seen = columns.shape[1], self._rows.get(name, 0)
+        moment = torch.bmm(columns.transpose(1, 2), columns) / size
+        self.found[name] = self.found[name].lerp_(moment, size / (seen + size)) if seen else moment
+        self._rows[name] = seen + size
+
+
+def _nearest(value: Tensor, _: int, scale: Tensor, limits: tuple[int, int]) -> Tensor:
+    return (value / scale).round().clamp(*limits) * scale
+
+
+def _columns(call: Call) -> Tensor | None:
+    """What the weights of each output are multiplied with, ``(groups, rows, inputs * taps)``; None where unknown."""
+    node, x = call.layer.node, call.rounded[0]
+    if node.target in LINEAR:
+        return x.reshape(1, -1, x.shape[-1])
+    if node.target not in (aten.conv1d.default, aten.conv2d.default):
+        return None
+    _, stride, padding, dilation, groups = (*call.rest, *(None, 1, 0, 1, 1)[len(call.rest) :])
+    kernel: tuple[int, ...] = tuple(call.operands[1].shape[2:])
+    if node.target is aten.conv1d.default:
+        x, kernel = x.unsqueeze(2), (1, *kernel)
+        stride, padding, dilation = (1, *_many(stride)), (0, *_many(padding)), (1, *_many(dilation))
+    columns = unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)  # (N, inputs * taps, places)
+    return columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _many(given: int | Iterable[int]) -> tuple[int, ...]:
+    return (given,) if isinstance(given, int) else tuple(given)

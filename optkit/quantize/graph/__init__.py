@@ -1,0 +1,1 @@
+"""The exported graph: where it is observed, for which engine, and how it becomes int8."""

@@ -1,0 +1,101 @@
+"""Mixed precision: as few layers in float as bring the accuracy back, chosen by what each of them costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from optkit.core.checks import check_choice
+from optkit.core.errors import StageError
+from optkit.quantize.graph.layers import int8_layers, simulated
+from optkit.quantize.static import ROUNDINGS, Quantized, calibrate_static, check_repeatable, quantize_static
+
+Evaluate = Callable[[nn.Module], float]
+
+
+def quantize_within(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    max_drop: float,
+    accuracy: Evaluate,
+    loss: Evaluate,
+    observer: str = "histogram",
+    rounding: str = "nearest",
+    correct_bias: bool = False,
+    **options: Any,
+) -> Quantized:
+    """Static int8 that loses at most so much accuracy: the layers whose rounding costs most stay in float.
+
+    Layers are ranked by the loss of the int8 model with that layer alone in float, and the fewest of the first are
+    sought by bisection. In both, a layer in float has the weights and biases from before `rounding` and `correct_bias`.
+    What is returned was judged as the very graph that the engine will get, run in eager mode.
+
+    Args:
+        model, example_inputs, batches, observer, rounding, correct_bias, options: as for `quantize_static`.
+        max_drop: how much the accuracy may fall below the float model's; 0.01 is a point.
+        accuracy: of a model, on examples that it may be chosen by: validation, never test.
+        loss: of a model, on such examples; it tells layers apart that accuracy does not.
+
+    Returns:
+        The graph; `Quantized.protect` has the layers in float.
+
+    Raises:
+        UserError, StageError: as `quantize_static`; an iterator for `batches`; nothing short of the float model is good
+            enough.
+    """
+    check_choice("rounding", rounding, ROUNDINGS)
+    check_repeatable(batches)
+    least = accuracy(model) - max_drop
+    protect = tuple(options.pop("protect", ()))
+    tools: dict[str, Any] = {"rounding": rounding, "correct_bias": correct_bias}
+    plain = calibrate_static(model, example_inputs, batches, observer=observer, protect=protect, **options)
+    calibrated = plain.with_tools(batches, observer, **tools)
+    quantized = calibrated.convert(observer)
+    if accuracy(quantized.module) >= least:
+        return quantized
+    graph, original = calibrated.choose(observer).graph, plain.graph
+    losses = losses_in_float(graph, loss, original)
+    ranked = sorted(losses, key=losses.__getitem__)
+    few = fewest(ranked, lambda paths: accuracy(simulated(graph, paths, original)) >= least)
+    options |= tools | {"observer": observer}
+    for count in range(few, len(ranked)):
+        kept = (*protect, *ranked[:count])
+        quantized = quantize_static(model, example_inputs, batches, protect=kept, **options)
+        if accuracy(quantized.module) >= least:
+            return quantized
+    raise StageError(
+        f"no int8 model is within {max_drop} of the float model's accuracy",
+        key="max_drop",
+        value=max_drop,
+        fix="allow more, or train for int8: stage@stages.NAME=quantize/qat",
+    )
+
+
+def losses_in_float(graph: GraphModule, loss: Evaluate, original: GraphModule | None = None) -> dict[str, float]:
+    """The loss of a calibrated graph in int8, for every layer of it that alone is in float, by its path.
+
+    Args:
+        graph, original: as for `simulated`.
+        loss: of a model.
+    """
+    paths = dict.fromkeys(layer.path for layer in int8_layers(graph))
+    with torch.no_grad():
+        return {path: loss(simulated(graph, [path], original)) for path in paths}
+
+
+def fewest(ranked: list[str], good: Callable[[list[str]], bool]) -> int:
+    """How many of the first are needed at least, by bisection; one more than there are says that all are too few."""
+    low, high = 1, len(ranked) + 1
+    while low < high:
+        middle = (low + high) // 2
+        if middle > len(ranked) or good(ranked[:middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,1 @@
+"""Quantization-aware training on the graph of static quantization."""

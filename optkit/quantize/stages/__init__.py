@@ -1,0 +1,1 @@
+"""Quantization stages, one file each."""

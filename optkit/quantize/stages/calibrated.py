@@ -1,0 +1,138 @@
+"""What post-training and quantization-aware int8 share: a calibration, a target and a proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from optkit.core.checks import check_choice, check_count, check_pattern, check_share
+from optkit.core.engine import made_for
+from optkit.core.errors import UserError
+from optkit.core.stage import Context, KeyContext, Outcome
+from optkit.core.task import Task
+from optkit.engines import ENGINES
+from optkit.quantize.stages.proof import prove_int8
+from optkit.quantize.static import (
+    OBSERVERS,
+    REVISION,
+    TARGETS,
+    Quantized,
+    definite_range,
+    describe,
+    replay_static,
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Inputs to calibrate with, the same as often as they are read: a sample of the train split, not augmented.
+
+    Attributes:
+        task: its train split is read.
+        batch_size: examples in a batch.
+        batches: how many of them at most.
+        seed: of the sample.
+    """
+
+    task: Task
+    batch_size: int
+    batches: int
+    seed: int
+
+    @classmethod
+    def of(cls, ctx: Context, batches: int, batch_size: int) -> Calibration:
+        """Of a stage's task, in a smoke run no more than its steps."""
+        return cls(ctx.task, batch_size, min(batches, ctx.max_steps or batches), ctx.seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        found = self.task.batches("train", self.batch_size, seed=self.seed)
+        return (batch.inputs for batch in islice(found, self.batches))
+
+    @property
+    def examples(self) -> int:
+        """How many there are in all."""
+        return min(self.batches * self.batch_size, self.task.size("train"))
+
+
+@dataclass
+class CalibratedInt8:
+    """What post-training and quantization-aware int8 have in common: a target, a calibration, a proof.
+
+    Attributes:
+        target: the engine whose kernels the graph is annotated for: ``inductor``, ``onnxruntime`` or ``openvino``.
+        observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
+            error), ``percentile`` or ``entropy``.
+        batches: calibration batches.
+        batch_size: examples in each.
+        reduce_range: 7 bits for weights; null: where this processor's int8 kernels would overflow with 8.
+        min_int8_share: the share of MACs that must run in the engine's int8 kernels, or the stage fails and names the
+            layers that do not; null: no share is asked for, and nothing is compiled for it.
+        protect: patterns of layer paths that stay in float; products of attention are ``PATH.matmul``.
+    """
+
+    target: str = "inductor"
+    observer: str = "histogram"
+    batches: int = 32
+    batch_size: int = 32
+    reduce_range: bool | None = None
+    min_int8_share: float | None = None
+    protect: Sequence[str] = field(default_factory=list)
+
+    surgery: ClassVar[str] = "quantize.calibrated/1"
+    technique: ClassVar[str] = "quantize"
+    needs: ClassVar[frozenset[str]] = frozenset({"float"})
+    drops: ClassVar[frozenset[str]] = frozenset({"float"})
+
+    @property
+    def adds(self) -> frozenset[str]:
+        return made_for(self.target)
+
+    def __post_init__(self) -> None:
+        check_choice("target", self.target, TARGETS)
+        check_choice("observer", self.observer, OBSERVERS)
+        check_count("batches", self.batches)
+        check_count("batch_size", self.batch_size)
+        check_choice("reduce_range", self.reduce_range, (None, True, False))
+        if self.min_int8_share is not None and self.min_int8_share != 1:
+            check_share("min_int8_share", self.min_int8_share)
+
+    def depends_on(self, context: KeyContext) -> bool:
+        """What a null `reduce_range` means on this processor."""
+        return definite_range(self.reduce_range)
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        if self.min_int8_share is not None and (reason := ENGINES[self.target]().unavailable()):
+            raise UserError(f"{self.target} does not work here: {reason}", key="min_int8_share")
+        layers = {path.removesuffix(".weight") for path, x in module.named_parameters() if x.dim() > 1}
+        for pattern in self.protect:
+            # where products of attention are is known of the exported graph alone
+            if not pattern.endswith("matmul"):
+                check_pattern("protect", pattern, layers, "layer")
+
+    def calibration(self, ctx: Context) -> Calibration:
+        """The inputs to calibrate with."""
+        return Calibration.of(ctx, self.batches, self.batch_size)
+
+    def outcome(self, quantized: Quantized, ctx: Context) -> Outcome:
+        """The int8 graph with its facts and its surgery, its int8 share proved if that is asked for."""
+        facts = {"calibration_examples": self.calibration(ctx).examples} | describe(quantized)
+        surgery = {
+            "activations": quantized.activations,
+            "reduce_range": quantized.reduce_range,
+            "target": quantized.target,
+            "protect": list(quantized.protect),
+            "smoothed": list(quantized.smoothed),
+            "revision": REVISION,
+        }
+        if self.min_int8_share is not None:
+            example = ctx.task.example(2)
+            facts["int8_share"] = prove_int8(quantized.module, example, self.target, self.min_int8_share)
+        return Outcome(quantized.module, facts, surgery=surgery)
+
+    @staticmethod
+    def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        return replay_static(module, example, **({"revision": 1} | surgery))

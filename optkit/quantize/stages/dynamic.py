@@ -1,0 +1,73 @@
+"""The stage of dynamic int8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from optkit.core.checks import check_choice
+from optkit.core.engine import made_for
+from optkit.core.probe import EXAMPLES
+from optkit.core.stage import Context, KeyContext, Outcome
+from optkit.core.task import Task
+from optkit.quantize.dynamic import (
+    DYNAMIC_TARGETS,
+    check_linears,
+    describe_dynamic,
+    quantize_dynamic,
+    replay_dynamic,
+)
+from optkit.quantize.static import (
+    REVISION,
+    definite_range,
+)
+
+
+@dataclass
+class DynamicQuantization:
+    """int8 for linear layers, activations scaled at every call (torchao PT2E); needs no data.
+
+    Attributes:
+        target: the engine whose kernels the graph is annotated for.
+        reduce_range: 7 bits for weights; null: where this processor's int8 kernels would overflow with 8.
+    """
+
+    target: str = "inductor"
+    reduce_range: bool | None = None
+
+    surgery: ClassVar[str] = "quantize.dynamic/1"
+    technique: ClassVar[str] = "quantize"
+    needs: ClassVar[frozenset[str]] = frozenset({"float"})
+    drops: ClassVar[frozenset[str]] = frozenset({"float"})
+
+    @property
+    def adds(self) -> frozenset[str]:
+        return made_for(self.target)
+
+    def __post_init__(self) -> None:
+        check_choice("target", self.target, DYNAMIC_TARGETS)
+        check_choice("reduce_range", self.reduce_range, (None, True, False))
+
+    def depends_on(self, context: KeyContext) -> bool:
+        """What a null `reduce_range` means on this processor."""
+        return definite_range(self.reduce_range)
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        check_linears(module)
+
+    def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        example = ctx.task.example(EXAMPLES)
+        found = quantize_dynamic(module.eval(), example, target=self.target, reduce_range=self.reduce_range)
+        facts = describe_dynamic(found.module) | {"weight_bits": 7 if found.reduce_range else 8}
+        return Outcome(
+            found.module,
+            facts,
+            surgery={"reduce_range": found.reduce_range, "target": found.target, "revision": REVISION},
+        )
+
+    @staticmethod
+    def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        target, revision = surgery.get("target", "inductor"), surgery.get("revision", 1)
+        return replay_dynamic(module, example, surgery["reduce_range"], target, revision)

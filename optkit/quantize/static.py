@@ -1,0 +1,367 @@
+"""Static int8 on torchao's PT2E graph, annotated for the engine that is to run it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from optkit.core.checks import check_choice
+from optkit.core.compat import recurrence_by_shape, return_structure
+from optkit.core.environment import cpu
+from optkit.core.errors import StageError, UserError
+from optkit.core.probe import keep_probe
+from optkit.engines.program import export_program
+from optkit.quantize.accuracy.bias_correction import correct_biases
+from optkit.quantize.accuracy.equalization import equalize_layers, multiply, smooth_inputs
+from optkit.quantize.accuracy.gptq import round_weights
+from optkit.quantize.graph.annotate import Scheme, keep_in_float
+from optkit.quantize.graph.conversion import activation_nodes, convert, prepare, quiet
+from optkit.quantize.graph.float_layers import left_in_float, name_some
+from optkit.quantize.graph.layers import LayerError, layer_errors
+from optkit.quantize.graph.simplify import simplify
+
+TARGETS = ("inductor", "onnxruntime", "openvino")
+OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
+ROUNDINGS = ("nearest", "gptq")
+# 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
+REVISION = 2
+log = logging.getLogger(__name__)
+Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A converted graph, and what rebuilds it.
+
+    Attributes:
+        module: the graph.
+        activations: scale, zero point and integer range of every activation in it, by node name.
+        reduce_range: whether weights, and the factors of products of activations, take 7 bits.
+        target: the engine it is annotated for.
+        protect: paths of the layers that stay in float.
+        smoothed: names of the nodes whose activations are multiplied in front of linear layers.
+        tools: how many layers or activations each accuracy tool changed.
+    """
+
+    module: GraphModule
+    activations: dict[str, list[float | int]]
+    reduce_range: bool
+    target: str = "inductor"
+    protect: tuple[str, ...] = ()
+    smoothed: tuple[str, ...] = ()
+    tools: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A graph whose observers have seen the calibration data; every scheme can be read off it.
+
+    Attributes:
+        graph: with observers.
+        reduce_range, target, protect, smoothed, tools: as in `Quantized`.
+    """
+
+    graph: GraphModule
+    reduce_range: bool
+    target: str
+    protect: tuple[str, ...] = ()
+    smoothed: tuple[str, ...] = ()
+    tools: dict[str, int] = field(default_factory=dict)
+
+    def choose(self, observer: str) -> Calibrated:
+        """A copy whose observers give the ranges of one scheme, a name of ``OBSERVERS``."""
+        check_choice("observer", observer, OBSERVERS)
+        graph = copy.deepcopy(self.graph)
+        for module in observers(graph):
+            module.scheme = observer
+        return replace(self, graph=graph)
+
+    def round_weights(self, batches: Iterable[tuple[Tensor, ...]], observer: str = "histogram") -> Calibrated:
+        """A copy with GPTQ's weights, see `optkit.quantize.accuracy.gptq`; to be converted with this scheme."""
+        return self._tool("gptq", round_weights, batches, observer)
+
+    def correct_biases(self, batches: Iterable[tuple[Tensor, ...]], observer: str = "histogram") -> Calibrated:
+        """A copy with corrected biases, to be converted with this scheme (`optkit.quantize.accuracy`)."""
+        return self._tool("bias_correction", correct_biases, batches, observer)
+
+    def layer_errors(self, batches: Iterable[tuple[Tensor, ...]], observer: str = "histogram") -> list[LayerError]:
+        """The signal to quantization noise of every layer on its own, the noisiest first."""
+        return layer_errors(self.choose(observer).graph, batches)
+
+    def with_tools(
+        self, batches: Iterable[tuple[Tensor, ...]], observer: str, rounding: str, correct_bias: bool
+    ) -> Calibrated:
+        """What those of the two tools make of it that are asked for, see `quantize_static`."""
+        found = self.round_weights(batches, observer) if rounding == "gptq" else self
+        return found.correct_biases(batches, observer) if correct_bias else found
+
+    def _tool(self, name: str, tool: Tool, batches: Iterable[tuple[Tensor, ...]], observer: str) -> Calibrated:
+        chosen = self.choose(observer)
+        if not (changed := tool(chosen.graph, batches)):
+            raise StageError(f"{name} has nothing to do: no layer of this model is of a kind that it knows")
+        return replace(chosen, tools=chosen.tools | {name: changed})
+
+    def convert(self, observer: str = "histogram") -> Quantized:
+        """The int8 graph with the ranges of one scheme, a name of ``OBSERVERS``.
+
+        Raises:
+            StageError: no operator could be quantized.
+        """
+        converted = convert(self.choose(observer).graph, self.target)
+        activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in activation_nodes(converted)}
+        if not activations:
+            reasons = name_some(left_in_float(converted, self.protect), 3)
+            raise StageError("no operator of this model could be quantized" + (f": {reasons}" if reasons else ""))
+        return Quantized(
+            converted, activations, self.reduce_range, self.target, self.protect, self.smoothed, self.tools
+        )
+
+
+def products_saturate() -> bool:
+    """Whether this processor's int8 kernels add pairs of products in 16 bits (x86 without VNNI), which overflow."""
+    isa = set(cpu()["isa"])
+    return "avx2" in isa and not isa & {"avx512_vnni", "avx_vnni"}
+
+
+def definite_range(reduce_range: bool | None) -> bool:
+    """``reduce_range`` with None made definite: so that this processor's kernels do not overflow."""
+    return products_saturate() if reduce_range is None else reduce_range
+
+
+def quantize_static(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    target: str = "inductor",
+    observer: str = "histogram",
+    reduce_range: bool | None = None,
+    protect: Iterable[str] = (),
+    equalize: bool = False,
+    smooth: float | None = None,
+    rounding: str = "nearest",
+    correct_bias: bool = False,
+) -> Quantized:
+    """Post-training static quantization: int8 weights per channel, int8 activations per tensor.
+
+    Args:
+        model: a float model in eval mode; not touched.
+        example_inputs: inputs to export with, of any batch size; it and the length of texts stay free.
+        batches: inputs to calibrate with, one tuple a batch; read one at a time.
+        target: the engine whose kernels the graph is annotated for.
+        observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
+            error), ``percentile`` or ``entropy``.
+        reduce_range: give weights 7 of their 8 bits, and both factors of products of activations, so that sums of two
+            products fit 16 bits. None does so where this processor's kernels need it (`products_saturate`).
+        protect: patterns of layers that stay in float, see `layer_path`.
+        equalize: cross-layer equalization, see `equalize_layers`.
+        smooth: the alpha of SmoothQuant for linear layers, 0.5 for most models, see `smooth_inputs`; None: no.
+        rounding: of weights: ``nearest`` or ``gptq``, see `optkit.quantize.accuracy.gptq`.
+        correct_bias: see `optkit.quantize.accuracy.bias_correction`.
+
+    Each of the last four reads the batches once more.
+
+    Returns:
+        The graph with quantize and dequantize nodes, which the engine lowers to int8 kernels.
+
+    Raises:
+        UserError: no such target, observer or rounding; a pattern that matches no layer; an iterator that several
+            passes would have to read.
+        StageError: no operator could be quantized, or an accuracy tool found nothing to do.
+    """
+    calibrated = calibrate_static(
+        model,
+        example_inputs,
+        batches,
+        target=target,
+        observer=observer,
+        reduce_range=reduce_range,
+        protect=protect,
+        equalize=equalize,
+        smooth=smooth,
+        rounding=rounding,
+        correct_bias=correct_bias,
+    )
+    return calibrated.convert(observer)
+
+
+def calibrate_static(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    observer: str,
+    rounding: str = "nearest",
+    correct_bias: bool = False,
+    **options: Any,
+) -> Calibrated:
+    """What `quantize_static` does before the conversion."""
+    check_choice("observer", observer, OBSERVERS)
+    check_choice("rounding", rounding, ROUNDINGS)
+    if rounding != "nearest" or correct_bias:
+        check_repeatable(batches)
+    calibrated = calibrate(model, example_inputs, batches, schemes=(observer,), **options)
+    return calibrated.with_tools(batches, observer, rounding, correct_bias)
+
+
+def calibrate(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    target: str = "inductor",
+    reduce_range: bool | None = None,
+    schemes: Iterable[str] = OBSERVERS,
+    protect: Iterable[str] = (),
+    equalize: bool = False,
+    smooth: float | None = None,
+) -> Calibrated:
+    """One pass over the calibration data, for as many schemes as are to be tried; see `quantize_static`."""
+    if equalize or smooth is not None:
+        check_repeatable(batches)
+    graph = export_graph(model, example_inputs, target)
+    kept = keep_in_float(graph, protect)
+    tools: dict[str, int] = {}
+    smoothed: list[str] = []
+    if equalize:
+        tools["equalization"] = equalize_layers(graph, batches)
+    if smooth is not None:
+        tools["smoothing"], smoothed = smooth_inputs(graph, batches, smooth)
+    if nothing := [name for name, changed in tools.items() if not changed]:
+        raise StageError(f"{nothing[0]} has nothing to do: no activation of this model can take other scales")
+    calibrated = calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=schemes)
+    return replace(calibrated, protect=kept, smoothed=tuple(smoothed), tools=tools)
+
+
+def check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Raise a UserError for batches that can be read only once."""
+    if iter(batches) is batches:
+        message = "the accuracy tools and max_drop read the batches several times, which an iterator gives only once"
+        raise UserError(message, key="batches", fix="a list, or an object whose __iter__ begins anew")
+
+
+def export_graph(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], target: str, revision: int = REVISION
+) -> GraphModule:
+    """A model's float graph as a target wants it: no norm folded, nothing observed; the model is not touched."""
+    from optkit.quantize.graph.targets import target as find_target
+
+    check_choice("target", target, TARGETS)
+    with quiet(), recurrence_by_shape():
+        program, structure = export_program(copy_of(model).eval(), example_inputs)
+        graph = find_target(target).rewrite(program)
+        return_structure(graph, structure)
+    if revision > 1:
+        simplify(graph)
+    return graph
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps computed tensors as attributes (``torch.nn.utils.weight_norm``)."""
+    kept = (x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf)
+    return copy.deepcopy(model, {id(x): x.detach().clone() for x in kept})
+
+
+def calibrate_graph(
+    graph: GraphModule,
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    target: str,
+    reduce_range: bool | None,
+    schemes: Iterable[str] = OBSERVERS,
+) -> Calibrated:
+    """What `calibrate` does once the graph is there; batch norms are folded into the layers they follow, in place."""
+    reduce_range = definite_range(reduce_range)
+    prepared = _observed(graph, target, reduce_range, tuple(schemes))
+    with torch.no_grad():
+        for number, inputs in enumerate(batches):
+            if not number:
+                keep_probe(prepared, inputs)
+            prepared(*inputs)
+    return Calibrated(prepared, reduce_range, target)
+
+
+def replay_static(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    activations: dict[str, list[float | int]],
+    reduce_range: bool = False,
+    target: str = "inductor",
+    protect: Iterable[str] = (),
+    smoothed: Sequence[str] = (),
+    revision: int = REVISION,
+) -> GraphModule:
+    """The structure that `quantize_static` gave, rebuilt without calibration; the weights are loaded over it.
+
+    Args:
+        model: a fresh model of the structure that was quantized.
+        example_inputs: as for `quantize_static`.
+        activations, reduce_range, target, protect, smoothed: from `Quantized`.
+        revision: of the rules that made the graph, ``REVISION`` then; 1 for what was saved without one.
+
+    Raises:
+        UserError: other versions of torch and torchao made the graph, and these quantize other activations.
+    """
+    graph = export_graph(model, example_inputs, target, revision)
+    keep_in_float(graph, protect)
+    multiply(graph, smoothed)
+    prepared = _observed(graph, target, reduce_range, (), revision)
+    with torch.no_grad():
+        prepared(*example_inputs)
+    converted = convert(prepared, target)
+    nodes = list(activation_nodes(converted))
+    if unknown := {node.name for node in nodes} ^ set(activations):
+        message = f"this torch and torchao quantize other activations than it was saved with: {sorted(unknown)[0]}"
+        raise UserError(message, fix="run the recipe again, or install the versions that its record names")
+    for node in nodes:
+        scale, *integers = activations[node.name]
+        if len(integers) == 3 and integers[1] < 0:
+            # older variants for OpenVINO hold signed activations; as unsigned ones they have the same values
+            integers = [integer - integers[1] for integer in integers]
+        node.args = (node.args[0], scale, *integers, *node.args[2 + len(integers) : 5], torch.uint8)
+    converted.recompile()
+    return converted
+
+
+def _observed(
+    graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...], revision: int = REVISION
+) -> GraphModule:
+    from optkit.quantize.graph.observers import WITH_HISTOGRAM
+    from optkit.quantize.graph.targets import target as find_target
+
+    scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)), revision)
+    return prepare(graph, find_target(target).quantizer(scheme))
+
+
+def observers(graph: GraphModule) -> Iterator[Any]:
+    """The observers of activations, each once."""
+    from optkit.quantize.graph.observers import ActivationObserver
+
+    return (module for module in graph.modules() if isinstance(module, ActivationObserver))
+
+
+def describe(quantized: Quantized) -> dict[str, Any]:
+    """How many weights and activations are quantized, to how many bits, and what is left in float.
+
+    What stays in float without having been asked for is logged, too.
+    """
+    left = left_in_float(quantized.module, quantized.protect)
+    if unasked := {path: why for path, why in left.items() if why != "protected"}:
+        log.warning("stay in float: %s", name_some(unasked))
+    weights = [n for n in quantized.module.graph.nodes if "dequantize_per_channel" in str(n.target)]
+    return {
+        "target": quantized.target,
+        "quantized_weights": len(weights),
+        "quantized_activations": len(quantized.activations),
+        "weight_bits": 7 if quantized.reduce_range else 8,
+        **quantized.tools,
+        **({"in_float": list(quantized.protect)} if quantized.protect else {}),
+        **({"left_in_float": left} if left else {}),
+    }

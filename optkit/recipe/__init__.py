@@ -1,0 +1,1 @@
+"""Recipes: composed, checked, and planned before any work."""

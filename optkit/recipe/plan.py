@@ -1,0 +1,278 @@
+"""What a run will do: the recipe checked, every variant named, before any work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from optkit.core.engine import Engine
+from optkit.core.environment import available_cores
+from optkit.core.errors import PlanError, UserError, did_you_mean
+from optkit.core.source_digest import code_digest, code_elsewhere
+from optkit.core.stage import ChecksModel, KeyContext, Stage
+from optkit.core.task import SealedTask, Task
+from optkit.core.variant import variant_id
+from optkit.measure import tasks_to_measure
+from optkit.models import ModelSpec
+from optkit.models.compatibility import answer_to
+from optkit.recipe.controls import CONTROLS, Numbered, control_chain
+from optkit.recipe.keys import SHARED_CODE, dependencies, params_of, pool_of, source, sources, target_of, within
+from optkit.recipe.recipe import AUTO, MODEL, Recipe
+
+START = frozenset({"float"})
+OWN, OTHER = "own", "other"
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A stage in its place in a chain; `stage` is None for the model as loaded.
+
+    Attributes:
+        number: its place after the baseline, which is 0; stages that make the baseline have negative ones. In a control
+            it is that of the stage it stands for.
+        chain: names of the stages from the one after the baseline to this.
+        of: `OWN` in the recipe's own chain, `OTHER` in other chains of its stages, or the name of a control.
+    """
+
+    name: str
+    stage: Stage | None
+    id: str
+    parent: str | None
+    seed: int
+    number: int
+    chain: tuple[str, ...] = ()
+    of: str = OWN
+
+    @property
+    def control(self) -> str | None:
+        return None if self.of in (OWN, OTHER) else self.of
+
+    @property
+    def folder(self) -> str:
+        """Its name among the variants of a run."""
+        if self.of == OTHER:
+            return f"{self.number}-{'+'.join(self.chain)}"
+        return f"{self.control}-{self.number}-{self.name}" if self.control else f"{self.number}-{self.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: every step from the model as loaded, of which those from `baseline` on are measured.
+
+    The steps of the recipe's chain come first, then those in which other chains part from it; a step's parent stands
+    before it.
+
+    Attributes:
+        trusted: full names of the model's builder and the stages, which its saved variants may name.
+    """
+
+    run: str
+    spec: ModelSpec
+    steps: tuple[PlannedStep, ...]
+    trusted: tuple[str, ...]
+
+    @property
+    def baseline(self) -> PlannedStep:
+        return next(step for step in self.steps if step.number == 0)
+
+    @property
+    def last(self) -> PlannedStep:
+        """The end of the recipe's own chain."""
+        return [step for step in self.steps if step.of == OWN][-1]
+
+    @property
+    def measured(self) -> tuple[PlannedStep, ...]:
+        return tuple(step for step in self.steps if step.number >= 0)
+
+
+def check_chain(recipe: Recipe) -> None:
+    """Refuses a chain that cannot work. Looks at no data.
+
+    Raises:
+        PlanError: an unknown or repeated name, a stage that lacks a trait, a baseline that is not in the chain.
+        UserError: an engine that is not there, or a chain whose last variant no engine runs.
+    """
+    if repeated := [name for name in recipe.chain if recipe.chain.count(name) > 1]:
+        message = f"'{repeated[0]}' stands twice"
+        raise PlanError(message, key="chain", fix="add it again under another name: +stage@stages.again=...")
+    traits = traits_after(recipe, recipe.chain)
+    for control in recipe.controls:
+        if control not in CONTROLS:
+            fix = did_you_mean(str(control), CONTROLS)
+            raise PlanError(f"no control '{control}'", key="controls", value=control, fix=fix)
+    if recipe.baseline not in (AUTO, MODEL, *recipe.chain):
+        fix = did_you_mean(recipe.baseline, [AUTO, MODEL, *recipe.chain])
+        raise PlanError(f"'{recipe.baseline}' is not in the chain", key="baseline", value=recipe.baseline, fix=fix)
+    check_engines(recipe.engines)
+    reasons = {name: engine.unsupported(traits) for name, engine in recipe.engines.items()}
+    if all(reasons.values()):
+        message = "no engine runs the last variant: " + "; ".join(f"{n}: {r}" for n, r in reasons.items())
+        raise PlanError(message, key="engines", fix="add one, such as +engine@engines.inductor=inductor")
+
+
+def check_engines(engines: Mapping[str, Engine]) -> None:
+    """Raises UserError for an engine that does not work on this machine."""
+    for name, engine in engines.items():
+        if reason := engine.unavailable():
+            raise UserError(
+                f"does not work here: {reason}", key=f"engines.{name}", fix=f"or leave it out: ~engines.{name}"
+            )
+
+
+def not_run_on(engines: Mapping[str, Engine], traits: frozenset[str]) -> dict[str, str]:
+    """Why engines do not run a variant with these traits, by engine; those that do are left out."""
+    reasons = {name: engine.unsupported(traits) for name, engine in engines.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def traits_after(recipe: Recipe, chain: Sequence[str]) -> frozenset[str]:
+    """What is true of the last variant of a chain of the recipe's stages.
+
+    Raises:
+        PlanError: an unknown name, or a stage that lacks a trait.
+    """
+    traits = START
+    taken_by: dict[str, str] = {}
+    for name in chain:
+        if name not in recipe.stages:
+            raise PlanError(f"no stage '{name}'", key="chain", value=name, fix=did_you_mean(name, recipe.stages))
+        stage = recipe.stages[name]
+        for trait in sorted(stage.needs - traits):
+            culprit = f"'{taken_by[trait]}' took away" if trait in taken_by else "no stage before it gives"
+            fix = f"put it before '{taken_by[trait]}'" if trait in taken_by else "change the chain"
+            raise PlanError(f"'{name}' needs a model that is {trait}, which {culprit}", key="chain", fix=fix)
+        traits = (traits - stage.drops) | stage.adds
+        taken_by |= dict.fromkeys(stage.drops, name)
+    return traits
+
+
+def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
+    """Plans the whole chain; loads the data, whose fingerprint is part of every variant's id.
+
+    Args:
+        recipe: what to run.
+        chains: other chains of the recipe's stages, from the model as loaded; they share what they begin with.
+    """
+    check_chain(recipe)
+    spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
+    # a checkpoint that does not fit is found here, not after the data is decoded
+    model = spec.build(recipe.seed).eval()
+    first = baseline_place(recipe)
+    code = [torch.__version__, code_digest(*SHARED_CODE), source(type(recipe.task))]
+    start = variant_id(MODEL, spec.identity(model), recipe.seed, recipe.task.fingerprint, code)
+    for task in tasks_to_measure(recipe.task, recipe.measure):
+        _check_fit(model, task)
+    _check_stages(model, recipe)
+    steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
+    own = _numbered(recipe, recipe.chain, first)
+    context = KeyContext(None, _identify(recipe), work_device(), recipe.threads or available_cores())
+    _grow(steps, recipe, context, start, own, OWN)
+    cut = [step.id for step in steps.values() if step.stage and "cut" in step.stage.adds]
+    for control in recipe.controls:
+        _grow(steps, recipe, context, start, control_chain(control, own, cut[-1] if cut else None), control)
+    for chain in chains:
+        _grow(steps, recipe, context, start, _numbered(recipe, chain, first), OTHER)
+    engines = recipe.engines.values()
+    measured = [asdict(e) | {"is": target_of(e), **code_elsewhere([type(e)])} for e in engines]  # type: ignore[call-overload]
+    run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
+    # its variants may name what the recipe names, and nothing else of the same packages
+    trusted = sorted({spec.skeleton(model)["target"], *map(target_of, recipe.stages.values())})
+    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), tuple(trusted))
+
+
+def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered]:
+    """A chain's stages with their names and numbers; the baseline's last is 0."""
+    return [(name, recipe.stages[name], place - first) for place, name in enumerate(chain, 1)]
+
+
+def _grow(
+    steps: dict[str, PlannedStep], recipe: Recipe, context: KeyContext, start: str, chain: Sequence[Numbered], of: str
+) -> None:
+    """Adds the steps of a chain that are not there yet, by id.
+
+    What a control has made already is made again for another chain: a variant stands in the ledger once, as either.
+    """
+    last = steps[start]
+    for place, (name, stage, number) in enumerate(chain, 1):
+        seed = recipe.seed * 1009 + place
+        # the recipe's own chain comes first, so that others find the baseline
+        baseline = next((step.id for step in steps.values() if step.number == 0), None)
+        depends_on = dependencies(stage, replace(context, baseline=baseline))
+        made = variant_id(
+            last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, sources(stage), depends_on,
+            *pool_of(stage, recipe.task),
+        )  # fmt: skip
+        if made in steps and steps[made].of not in (OWN, of):
+            made = variant_id(made, of)
+        names = (*last.chain, name) if number > 0 else ()
+        last = steps.setdefault(made, PlannedStep(name, stage, made, last.id, seed, number, names, of))
+
+
+def _check_fit(model: nn.Module, task: Task) -> None:
+    """Whether the model takes the task's inputs and answers with its classes.
+
+    Raises:
+        UserError: it does not.
+    """
+    logits, classes = answer_to(task.example(2), model, "model"), task.model_defaults()["num_classes"]
+    if logits.shape != (2, classes):
+        message = f"{type(model).__name__} gives {list(logits.shape)} for 2 examples of {classes} classes"
+        raise UserError(message, key="model", fix="it must return logits, one for each class")
+
+
+def _check_stages(model: nn.Module, recipe: Recipe) -> None:
+    """Whether every stage of the chain, and every stage within one, can work on such a model, as far as it can tell.
+
+    Raises:
+        UserError: one cannot.
+    """
+    todo: list[tuple[str, Any]] = [(f"stages.{name}", recipe.stages[name]) for name in recipe.chain]
+    while todo:
+        path, stage = todo.pop(0)
+        todo += [(f"{path}.{name}", inner) for name, inner in within(stage).items()]
+        if isinstance(stage, ChecksModel):
+            try:
+                stage.check(model, SealedTask(recipe.task))
+            except UserError as error:
+                key = f"{path}.{error.key}" if error.key else path
+                raise type(error)(error.message, key=key, value=error.value, fix=error.fix) from error
+
+
+def baseline_place(recipe: Recipe) -> int:
+    """How many stages of the chain belong to making the baseline."""
+    if recipe.baseline == MODEL:
+        return 0
+    if recipe.baseline != AUTO:
+        return recipe.chain.index(recipe.baseline) + 1
+    opening = 0
+    while opening < len(recipe.chain) and recipe.stages[recipe.chain[opening]].technique == "train":
+        opening += 1
+    return opening
+
+
+def work_device() -> torch.device:
+    """Where stages train and calibrate."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_other(recipe: Recipe, node: dict[str, Any]) -> tuple[ModelSpec, nn.Module]:
+    """Another model than the recipe's, for its task: a teacher. Raises UserError."""
+    spec = ModelSpec.from_config(node, recipe.task.model_defaults(), "teacher")
+    return spec, spec.build(recipe.seed, "teacher")
+
+
+def _identify(recipe: Recipe) -> Callable[[dict[str, Any]], Any]:
+    """Gives the identity of another model; each is built once, however many chains it is in."""
+
+    @cache
+    def identity(text: str) -> list[Any]:
+        spec, module = build_other(recipe, json.loads(text))
+        return spec.identity(module)
+
+    return lambda node: identity(json.dumps(node, sort_keys=True))

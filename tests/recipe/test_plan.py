@@ -1,0 +1,394 @@
+import ast
+import importlib
+import sys
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+
+from optkit.core.artifact import save_artifact
+from optkit.core.errors import PlanError, UserError
+from optkit.core.instantiate import build, locate
+from optkit.core.source_digest import ROOT, code_files, code_of, version_of
+from optkit.core.variant import Variant
+from optkit.distill import Distillation
+from optkit.engines import Eager, Inductor
+from optkit.models import ModelSpec
+from optkit.prune import GradualPruning, MagnitudePruning, StructuredPruning
+from optkit.quantize import QuantizationAwareTraining, StaticQuantization
+from optkit.quantize.static import products_saturate
+from optkit.recipe.keys import SHARED_CODE, code_of_folder, params_of
+from optkit.recipe.plan import check_chain, make_plan
+from optkit.recipe.recipe import Recipe
+from optkit.tasks import Digits
+from optkit.training import Train, Trainer
+
+MODEL = {"_target_": "optkit.models.MLP", "widths": [8], "num_classes": None, "input_shape": None}
+
+
+@pytest.fixture
+def recipe(digits):
+    stages = {
+        "train": Train(),
+        "tune": Train(),
+        "mask": MagnitudePruning(),
+        "recover": Distillation(),
+        "quantize": StaticQuantization(),
+    }
+    engines = {"eager": Eager(), "inductor": Inductor()}
+    return Recipe("r", dict(MODEL), digits, ["train", "mask", "recover", "quantize"], stages, engines, Eager())
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        (["train", "quantize", "recover"], "'recover' needs a model that is float, which 'quantize' took away.*before"),
+        (["train", "quantize", "mask"], "'mask' needs a model that is float"),
+        (["train", "quantise"], "did you mean 'quantize'"),
+        (["train", "mask", "mask"], "'mask' stands twice"),
+    ],
+)
+def test_a_chain_that_cannot_work_is_refused(recipe, chain, message):
+    with pytest.raises(PlanError, match=message):
+        check_chain(replace(recipe, chain=chain))
+
+
+def test_a_variant_that_no_engine_runs_is_refused(recipe):
+    with pytest.raises(PlanError, match="no engine runs the last variant.*eager"):
+        check_chain(replace(recipe, engines={"eager": Eager()}))
+
+
+def test_an_engine_that_is_not_there_is_refused(recipe, monkeypatch):
+    monkeypatch.setattr(Inductor, "unavailable", lambda self: "no C++ compiler found (install g++)")
+    with pytest.raises(UserError, match=r"engines\.inductor: does not work here.*install g\+\+"):
+        check_chain(recipe)
+
+
+@pytest.mark.parametrize(
+    ("chain", "baseline", "expected"),
+    [
+        (["train", "mask", "recover"], "auto", ["train", "mask", "recover"]),
+        (["train", "tune", "mask"], "auto", ["tune", "mask"]),
+        (["mask", "train"], "auto", ["model", "mask", "train"]),
+        (["train", "mask", "recover"], "mask", ["mask", "recover"]),
+        (["train", "mask"], "model", ["model", "train", "mask"]),
+        ([], "auto", ["model"]),
+    ],
+)
+def test_the_baseline_is_what_opens_the_chain_or_what_the_recipe_names(recipe, chain, baseline, expected):
+    plan = make_plan(replace(recipe, chain=chain, baseline=baseline))
+    assert [s.name for s in plan.measured] == expected
+    assert [s.number for s in plan.measured] == list(range(len(expected)))
+
+
+def test_an_unknown_baseline_is_refused(recipe):
+    with pytest.raises(PlanError, match="baseline.*did you mean 'train'"):
+        check_chain(replace(recipe, baseline="trian"))
+
+
+def _ids(recipe):
+    return [step.id for step in make_plan(recipe).steps]
+
+
+def _same(before, after):
+    return [a == b for a, b in zip(before, after, strict=True)]
+
+
+def test_ids_are_the_same_for_the_same_recipe_and_prefix(recipe):
+    assert _ids(recipe) == _ids(replace(recipe))
+    assert _ids(replace(recipe, chain=["train", "mask"])) == _ids(recipe)[:3]
+
+
+@dataclass
+class Foreign:
+    """A stage of somebody else's package."""
+
+    technique: ClassVar[str] = "foreign"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    adds: ClassVar[frozenset[str]] = frozenset()
+    drops: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, module, ctx):
+        raise AssertionError("never run here")
+
+
+@pytest.mark.parametrize(
+    ("change", "first_changed"),
+    [
+        ({"seed": 1}, 0),
+        ({"model": MODEL | {"widths": [9]}}, 0),
+        ({"stages": {"train": Train(Trainer(epochs=11))}}, 1),
+        ({"max_steps": 3}, 1),
+        ({"stages": {"mask": MagnitudePruning(0.6)}}, 2),
+        ({"stages": {"mask": Foreign()}}, 2),
+        ({"stages": {"recover": Distillation(temperature=2.0)}}, 3),
+        ({"threads": 1}, 5),
+        ({"out": "elsewhere"}, 5),
+    ],
+)
+def test_ids_change_with_what_decides_the_weights_and_from_there_on(recipe, change, first_changed):
+    stages = recipe.stages | change.get("stages", {})
+    before, after = _ids(recipe), _ids(replace(recipe, **(change | {"stages": stages})))
+    assert _same(before, after) == [n < first_changed for n in range(5)]
+
+
+def test_the_kind_of_a_training_within_a_stage_decides_the_id_and_is_in_its_params(recipe):
+    @dataclass
+    class Other(Train):
+        """As `Train` by its fields."""
+
+    ours, theirs = (
+        replace(recipe, stages=recipe.stages | {"mask": GradualPruning(training=t())}) for t in (Train, Other)
+    )
+    assert _ids(ours)[2] != _ids(theirs)[2]
+    params = params_of(ours.stages["mask"])
+    assert params["training"]["_target_"] == "optkit.training.stages.Train"
+    assert build({"_target_": "optkit.prune.GradualPruning", **params}, "mask") == ours.stages["mask"]
+
+
+def test_other_data_is_another_variant(recipe):
+    assert _ids(recipe)[0] != _ids(replace(recipe, task=Digits(image_size=8, crop=1, limit=255)))[0]
+
+
+def test_changed_code_is_another_variant(recipe, monkeypatch):
+    from optkit.recipe import keys
+
+    before = _ids(recipe)
+    real = keys.code_digest
+    monkeypatch.setattr(keys, "code_digest", lambda *parts: real(*parts) + ("x" if parts[0] == "prune" else ""))
+    assert _same(before, _ids(recipe)) == [True, True, False, False, False]
+
+
+def test_the_code_of_a_stage_holds_all_of_optkit_that_its_folder_imports():
+    for folder in ("training", "prune", "quantize", "distill"):
+        covered = set(code_files(*SHARED_CODE, *code_of_folder(folder)))
+        left = {file for start in covered for file in _imported(start)} - covered
+        assert not left, f"{folder} uses {left}"
+
+
+def _imported(file):
+    """The files of optkit that a file of it imports, at its top or within functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("optkit."):
+            path = ROOT.joinpath(*node.module.split(".")[1:])
+            yield path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize(("package", "first_changed"), [("torchao", 4), ("accelerate", 1), ("openvino", 5)])
+def test_another_version_of_a_package_that_decides_weights_is_another_variant(
+    recipe, monkeypatch, package, first_changed
+):
+    from optkit.recipe import keys
+
+    before = _ids(recipe)
+    monkeypatch.setattr(keys, "version_of", lambda name: "other" if name == package else version_of(name))
+    assert _same(before, _ids(recipe)) == [n < first_changed for n in range(5)]
+
+
+def test_another_version_of_the_package_that_a_model_comes_from_is_another_variant(recipe, monkeypatch):
+    from optkit.core import source_digest
+
+    theirs = ModelSpec("torchvision.ops.MLP", {"in_channels": 4, "hidden_channels": [4]})
+    ours = ModelSpec.from_config(MODEL, recipe.task.model_defaults())
+    before = [s.identity(s.build(0)) for s in (theirs, ours)]
+    monkeypatch.setattr(source_digest, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    assert _same(before, [s.identity(s.build(0)) for s in (theirs, ours)]) == [False, True]
+
+
+def test_a_stage_of_another_package_has_the_code_that_it_derives_from(recipe, monkeypatch):
+    from optkit.recipe import keys
+
+    @dataclass
+    class Derived(MagnitudePruning):
+        """As its parent."""
+
+    derived = replace(recipe, stages=recipe.stages | {"mask": Derived()})
+    before = _ids(derived)
+    real = keys.code_digest
+    monkeypatch.setattr(keys, "code_digest", lambda *parts: real(*parts) + ("x" if parts[0] == "prune" else ""))
+    assert _same(before, _ids(derived)) == [True, True, False, False, False]
+
+
+def test_changed_code_of_a_task_of_another_package_is_another_variant(recipe, monkeypatch):
+    from optkit.recipe import keys
+
+    class Theirs(Digits):
+        """As its parent."""
+
+    theirs = replace(recipe, task=Theirs(image_size=8, crop=1, limit=64))
+    before = _ids(theirs)
+    assert _ids(theirs) == before
+    monkeypatch.setattr(keys, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    assert _same(before, _ids(theirs)) == [False] * 5
+
+
+def test_a_class_without_a_file_is_like_itself_alone():
+    one, two = (type("Typed", (), {"__module__": "typed_into_a_notebook"}) for _ in range(2))
+    assert code_of(one) == code_of(one) != code_of(two)
+
+
+OWN = {
+    "stage": """
+from dataclasses import dataclass
+from optkit.prune import MagnitudePruning
+from . import losses
+
+@dataclass
+class Mine(MagnitudePruning): ...
+""",
+    "net": """
+from optkit.models import MLP
+from . import losses
+
+class Net(MLP): ...
+
+def build(num_classes=10, input_shape=(1, 8, 8)):
+    return MLP(list(input_shape), num_classes, widths=[8])
+""",
+    "data": """
+from optkit.tasks import Digits
+from . import losses
+
+class Data(Digits): ...
+""",
+    "serving": """
+from optkit.engines import Eager
+from . import losses
+
+class Server(Eager): ...
+""",
+    "losses": "from . import temperature",
+    "temperature": "VALUE = 1",
+    "unrelated": "",
+    "__init__": "",
+}
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    """Writes a package with a stage, a model, a task and an engine, and imports one of them as a new process would."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def forget():
+        for name in [n for n in sys.modules if n.partition(".")[0] == "own_package"]:
+            del sys.modules[name]
+
+    def write(path, **changes):
+        (tmp_path / "own_package").mkdir(exist_ok=True)
+        for name, text in (OWN | changes).items():
+            (tmp_path / "own_package" / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        forget()
+        return locate(f"own_package.{path}", "x")
+
+    yield write
+    forget()
+
+
+def _with_own(recipe, path, kind):
+    """The recipe with the class or function of the package in the place that it is for."""
+    if path == "stage.Mine":
+        return replace(recipe, stages=recipe.stages | {"mask": kind()})
+    if path.startswith("net"):
+        return replace(recipe, model={"_target_": f"own_package.{path}", "num_classes": None, "input_shape": None})
+    if path == "data.Data":
+        return replace(recipe, task=kind(image_size=8, crop=1, limit=64))
+    return replace(recipe, engines=recipe.engines | {"served": kind()})
+
+
+@pytest.mark.parametrize(
+    ("path", "first_changed"),
+    [("stage.Mine", 2), ("net.Net", 0), ("net.build", 0), ("data.Data", 0), ("serving.Server", 5)],
+)
+def test_an_edit_of_what_ones_own_package_imports_is_another_variant(recipe, own_package, path, first_changed):
+    def planned(**changes):
+        plan = make_plan(_with_own(recipe, path, own_package(path, **changes)))
+        return [step.id for step in plan.steps], plan.run
+
+    (before, run), (same, same_run) = planned(), planned(unrelated="VALUE = 2")
+    assert (same, same_run) == (before, run)
+    after, other_run = planned(temperature="VALUE = 2")
+    assert _same(before, after) == [n < first_changed for n in range(5)]
+    assert other_run != run
+
+
+TAUGHT = {
+    "alone": Distillation(),
+    "within pruning": GradualPruning(training=Distillation()),
+    "within quantization": QuantizationAwareTraining(training=Distillation()),
+    "among others": Distillation(teacher=["baseline", MODEL]),
+}
+
+
+@pytest.mark.parametrize("stage", TAUGHT.values(), ids=TAUGHT)
+def test_another_baseline_is_another_teacher(recipe, stage):
+    chain = ["train", "tune", "mask", "recover"]
+    taught = replace(recipe, chain=chain, stages=recipe.stages | {"recover": stage})
+    of_tune, of_train = (_ids(replace(taught, baseline=name)) for name in ("auto", "train"))
+    assert _same(of_tune, of_train) == [True, True, True, True, False]
+
+
+def test_the_baseline_of_other_chains_and_controls_is_the_recipes_own(recipe):
+    stages = recipe.stages | {"mask": StructuredPruning()}
+    chained = replace(recipe, chain=["train", "tune", "mask", "recover"], stages=stages, controls=["random_prune"])
+    plans = [
+        make_plan(replace(chained, baseline=name), chains=[["train", "tune", "recover"]]) for name in ("auto", "train")
+    ]
+    assert [step.of for step in plans[0].steps[5:]] == ["random_prune", "random_prune", "other"]
+    assert _same(*([step.id for step in plan.steps[5:]] for plan in plans)) == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["folder", "checkpoint", "list"])
+def test_another_teacher_in_the_same_place_is_another_variant(recipe, tmp_path, kind):
+    spec = ModelSpec.from_config(MODEL, recipe.task.model_defaults())
+    file = tmp_path / "weights.safetensors"
+
+    def put(seed):
+        model = spec.build(seed).eval()
+        variant = Variant("abc", None, frozenset({"float"}), spec.skeleton(model))
+        save_artifact(tmp_path, variant, model, recipe.task.example(2))
+
+    put(1)
+    one = {"folder": str(tmp_path), "checkpoint": MODEL | {"checkpoint": str(file)}}
+    teacher = one.get(kind) or [*one.values()]
+    taught = replace(recipe, stages=recipe.stages | {"recover": Distillation(teacher=teacher)})
+    before = _ids(taught)
+    assert _ids(taught) == before
+    put(2)
+    assert _same(before, _ids(taught)) == [True, True, True, False, False]
+
+
+def test_what_auto_means_on_this_processor_is_in_the_id(recipe, monkeypatch):
+    recipe = replace(recipe, stages=recipe.stages | {"train": Train(Trainer(precision="fp32"))})
+    before, saturate = _ids(recipe), products_saturate()
+    monkeypatch.setattr("optkit.quantize.static.products_saturate", lambda: not saturate)
+    assert _same(before, _ids(recipe)) == [True, True, True, True, False]
+    monkeypatch.setattr("optkit.training.trainer.cpu", lambda: {"isa": ["amx_bf16"]})
+    at_bf16 = _ids(recipe)
+    monkeypatch.setattr("optkit.training.trainer.cpu", lambda: {"isa": []})
+    assert _same(at_bf16, _ids(recipe)) == [True, True, True, False, False]
+
+
+def test_a_cut_to_a_latency_is_of_its_machine_and_of_the_threads_of_the_run(recipe, monkeypatch):
+    cut = replace(recipe, chain=["train", "cut"], stages=recipe.stages | {"cut": StructuredPruning(budget="latency")})
+    by_macs = replace(cut, stages=recipe.stages | {"cut": StructuredPruning()})
+    one, two = (_ids(replace(cut, threads=n)) for n in (1, 2))
+    assert _same(one, two) == [True, True, False]
+    assert _ids(replace(by_macs, threads=1)) == _ids(replace(by_macs, threads=2))
+    monkeypatch.setattr("optkit.prune.latency.table.cpu", lambda: {"name": "another"})
+    assert _same(one, _ids(replace(cut, threads=1))) == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"_target_": "optkit.models.MLP", "input_shape": [5]}, r"MLP does not take this task's inputs \[2, 1, 8, 8\]"),
+        (
+            {"_target_": "optkit.models.MLP", "num_classes": 3, "input_shape": None},
+            r"\[2, 3\] for 2 examples of 10 classes",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_the_task_is_refused(recipe, model, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(replace(recipe, model=model))
