@@ -113,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     named = ("teacher", "teacher_epochs", "student", "epochs", "limit")
     settings = {name: getattr(args, name) for name in named} | {"checkpoint": args.checkpoint.name}
-    results = Results(args.results, settings)
+    results = Results(args.results, settings, "distill_accuracy")
     task = cifar10(args.data, args.limit)
     teacher = taught(args, task)
     for seed in range(args.seeds):

@@ -155,7 +155,7 @@ def main() -> None:
     arms = args.arms or [*(["torch_pruning"] if installed else []), *CRITERIA]
     task = cifar10(args.data)
     settings = {"depth": args.depth, "steps": args.steps, "dense_steps": args.dense_steps}
-    results = Results(args.results, settings | {"checkpoint": args.checkpoint.name})
+    results = Results(args.results, settings | {"checkpoint": args.checkpoint.name}, "prune_accuracy")
     for seed in range(args.seeds):
         for arm in [*(["dense"] if seed == 0 else []), *arms]:
             if results.has(arm=arm, seed=seed):

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = Results(args.results, {"threads": args.threads})
+    results = Results(args.results, {"threads": args.threads}, "prune_latency_budget")
     for name in args.models:
         for engine in args.engines:
             for amount in args.amounts:

@@ -18,14 +18,15 @@ class Results:
     Args:
         path: of the file; None keeps nothing.
         settings: what decides a row besides what the row itself names.
+        script: of this folder, whose ``table`` shows the rows (`scripts.result_tables`).
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any]):
+    def __init__(self, path: Path | None, settings: Mapping[str, Any], script: str | None = None):
         self.path, self.rows = path, list[dict[str, Any]]()
         settings = json.loads(json.dumps(settings, default=str))
         whole = self._whole_lines()
         if not whole:
-            self._append({"settings": settings})
+            self._append({"settings": settings, "script": script})
         elif (theirs := whole[0].get("settings")) != settings:
             sys.exit(f"{path} holds rows of other settings, {theirs}, asked were {settings}: name another file")
         self.rows = whole[1:]
