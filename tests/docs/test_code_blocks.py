@@ -1,0 +1,135 @@
+"""Every code block of README and docs works: Python runs, commands and recipes compose."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+
+import click
+import pytest
+import yaml
+
+from optkit.cli import cli
+from optkit.recipe.compose import launch, to_recipe
+from tests.docs.blocks import PAGES, ROOT, Block, all_blocks, blocks
+
+BLOCKS = all_blocks()
+LANGUAGES = {"python", "sh", "yaml", "text"}
+# a new reason is a decision: a block that does not run may be wrong
+NOT_RUN = [
+    ("docs/getting-started.md", "python", "needs the folder of a run"),
+    ("docs/recipes.md", "sh", "needs a package of yours"),
+]
+COMPOSED = ("run", "measure", "ablate", "sensitivity")
+# runs the blocks of one page in one namespace; a traceback names the page and its line
+RUNNER = """
+import json, sys
+page, parts = json.load(sys.stdin)
+space = {"__name__": "__main__"}
+for line, text in parts:
+    exec(compile("\\n" * (line - 1) + text, page, "exec"), space)
+"""
+
+
+def of_language(language: str) -> dict[str, list[Block]]:
+    """Blocks that are to run, by page."""
+    found = defaultdict(list)
+    for block in BLOCKS:
+        if block.language == language and block.reason is None:
+            found[block.page].append(block)
+    return dict(found)
+
+
+def test_every_block_says_its_language():
+    assert [(b.page, b.line) for b in BLOCKS if b.language not in LANGUAGES] == []
+
+
+def test_no_command_hides_outside_a_fence():
+    for page in PAGES:
+        outside = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        assert re.findall(r"^    (?:optkit|python) .*", outside, re.MULTILINE) == [], page
+
+
+def test_blocks_that_do_not_run_are_these():
+    assert [(b.page, b.language, b.reason) for b in BLOCKS if b.reason is not None] == NOT_RUN
+
+
+@pytest.mark.parametrize("page", of_language("python"))
+def test_python_runs(page, tmp_path, image_folder):
+    parts = [(block.line, block.text) for block in of_language("python")[page]]
+    shutil.copytree(image_folder, tmp_path / "CIFAR-10-images")
+    command = [sys.executable, "-c", RUNNER]
+    done = subprocess.run(
+        command, input=json.dumps([page, parts]), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture
+def workspace(image_folder, tmp_path, monkeypatch):
+    """A folder that has what the placeholders of commands stand for."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DIR/train.parquet", "DIR/test.parquet", "MODEL_DIR/config.json", "FILE"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def compose(recipe: str, arguments: list[str]) -> list:
+    """The recipes that a command builds, checked, without any work."""
+    found = []
+    launch(recipe, arguments, lambda cfg: found.append(to_recipe(cfg)))
+    return found
+
+
+@pytest.mark.parametrize("page", of_language("yaml"))
+def test_recipes_compose(page, workspace):
+    for block in of_language("yaml")[page]:
+        recipe = yaml.safe_load(block.text)
+        path = workspace / f"{recipe['name']}.yaml"
+        path.write_text(block.text)
+        folder = [f"task.path={workspace / 'images'}"] if "path" in recipe.get("task", {}) else []
+        (built,) = compose(str(path), folder)
+        assert built.name == recipe["name"]
+        assert built.chain == recipe["chain"]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The words of the block's optkit commands."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [w for w in words if w and w[0] == "optkit"]
+
+
+@pytest.mark.parametrize("page", of_language("sh"))
+def test_commands_compose(page, workspace):
+    for block in of_language("yaml").get(page, []):
+        (workspace / f"{yaml.safe_load(block.text)['name']}.yaml").write_text(
+            block.text.replace("/data/images", "images")
+        )
+    for block in of_language("sh")[page]:
+        for _, name, *rest in commands(block):
+            for folder in (workspace / word for word in rest if word.startswith(("RUN", "runs/"))):
+                folder.mkdir(parents=True, exist_ok=True)
+            command = cli.commands[name]
+            context = command.make_context(name, list(rest))
+            if name in COMPOSED:
+                recipe, arguments = context.params.get("recipe"), list(context.params["arguments"])
+                of_files = any(argument.startswith("task.path") for argument in arguments)
+                if recipe in (None, "RECIPE"):  # `optkit measure` reads the recipe of a run
+                    recipe = "resnet20_cifar10" if of_files else "quickstart"
+                composed = compose(recipe, arguments)
+                assert composed or "--cfg" in arguments, (page, block.line)
+
+
+def test_scripts_in_commands_are_there():
+    for block in BLOCKS:
+        if block.language == "sh":
+            for path in re.findall(r"scripts/\w+\.(?:py|sh)", block.text):
+                assert (ROOT / path).is_file(), (block.page, path)
