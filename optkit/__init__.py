@@ -1,4 +1,4 @@
-"""optkit: prune, quantize and distill PyTorch models, and measure on real engines what each step brought and cost."""
+"""optkit prunes, distills and quantizes PyTorch models, and measures on your engine what each step gains and costs."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ ANYWHERE = PASS_THROUGH | {"allow_interspersed_args": True, "help_option_names":
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="optkit")
 def cli() -> None:
-    """Prune, quantize and distill PyTorch models, and measure on real engines what each step brought and cost."""
+    """Prune, distill and quantize PyTorch models, and measure on your engine what each step gains and costs."""
 
 
 @cli.command(context_settings=PASS_THROUGH, add_help_option=False)

@@ -155,7 +155,7 @@ def documents(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def add(run: Path, command: str | None, root: Path) -> str:
-    """Keeps a copy of a run's ledger, or of an experiment's rows, without what tells one machine from others of its kind.
+    """Keeps a copy of a run's ledger, or of an experiment's rows, without the kernel's name and without paths.
 
     Returns:
         Its name.

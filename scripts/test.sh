@@ -8,5 +8,6 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports --no-cache
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 export OMP_WAIT_POLICY=passive # an idle thread must not spin on a core that another process's tests need
 exec pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"

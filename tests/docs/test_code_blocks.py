@@ -10,13 +10,12 @@ import subprocess
 import sys
 from collections import defaultdict
 
-import click
 import pytest
 import yaml
 
 from optkit.cli import cli
 from optkit.recipe.compose import launch, to_recipe
-from tests.docs.blocks import PAGES, ROOT, Block, all_blocks, blocks
+from tests.docs.blocks import PAGES, ROOT, Block, all_blocks
 
 BLOCKS = all_blocks()
 LANGUAGES = {"python", "sh", "yaml", "text"}
