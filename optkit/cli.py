@@ -31,7 +31,7 @@ def cli() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> None:
-    """Run RECIPE (a file, or a bundled name), or what is left of it.
+    """Run RECIPE (a file, or a bundled name), or continue it.
 
     \b
     ARGUMENTS are Hydra's: overrides such as stages.prune.amount=0.6,
@@ -75,14 +75,14 @@ def _run_job(cfg: Any) -> None:
 @cli.command(context_settings=ANYWHERE)
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--rows", default="all", show_default=True, help="marked, or variants such as 2-recover,3-quantize.")
+@click.option("--rows", default="all", show_default=True, help="all, marked, or variants such as 2-recover,3-quantize.")
 @click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def measure(run_folder: Path, arguments: tuple[str, ...], rows: str, quiet: bool, debug: bool) -> None:
     """Evaluate and time the variants of the RUN folder again, without making them.
 
     \b
-    After a busy night: --rows marked times the rows that could not be trusted.
+    --rows marked times the rows again whose timing cannot be trusted.
     ARGUMENTS are overrides of measure, engines, task and threads, such as
     measure.seconds=20 'measure.batch_sizes=[64]' +engine@engines.openvino=openvino.
     Reports show each figure as it was last measured; the ledger keeps all.
@@ -124,9 +124,14 @@ def _measure_run(cfg: Any, folder: Path, names: str) -> None:
 @cli.command(context_settings=ANYWHERE)
 @click.argument("recipe")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--orders", is_flag=True, help="Also the other orders that the stages allow.")
-@click.option("--seeds", type=int, default=1, show_default=True, help="Train and measure everything so many times.")
-@click.option("--engine", default="best", show_default=True, help="Whose figures count; best: each variant's fastest.")
+@click.option("--orders", is_flag=True, help="Also run the other orders that the stages allow.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="How many times to train and measure everything.")
+@click.option(
+    "--engine",
+    default="best",
+    show_default=True,
+    help="The engine whose figures count; best: the fastest for each variant.",
+)
 @click.option("--subsets", type=click.Choice(("auto", "all", "leave-one-out")), default="auto", show_default=True)
 @click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -140,11 +145,11 @@ def ablate(
     quiet: bool,
     debug: bool,
 ) -> None:
-    """Run every subset of RECIPE's stages, and say what each technique brings: Shapley values, interactions, order.
+    """Run every subset of RECIPE's stages, and show what each technique contributes: Shapley values, interactions, order.
 
     \b
-    ARGUMENTS are overrides, as for run. What chains begin with alike is
-    made once; an interrupted study is continued by the same command.
+    ARGUMENTS are overrides, as for run. Stages that chains share at their
+    start are made once. The same command continues an interrupted study.
     log=json prints messages as JSON lines.
     """
     messages, overrides = _messages(arguments, debug, quiet)
@@ -181,11 +186,11 @@ def ablate(
 @click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique: str, quiet: bool, debug: bool) -> None:
-    """Show what the layers of RECIPE's baseline are worth: loss on validation against the share removed.
+    """Measure for each layer of RECIPE's baseline the loss on validation against the share removed.
 
     \b
-    With --technique quantize: what int8 does to each of them, as the
-    recipe's first static quantization calibrates it.
+    With --technique quantize: the error that int8 makes in each layer, as
+    the recipe's first static quantization calibrates it.
 
     \b
     ARGUMENTS are overrides, as for run. Channels are ranked as the
@@ -232,19 +237,19 @@ def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Write it to this file.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")
 @click.option(
     "--p99-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="MS",
-    help="Name the largest batch size within it, instead of within measure.p99_limit_ms.",
+    help="Name the largest batch size within this p99 latency, instead of measure.p99_limit_ms.",
 )
-@click.option("--wide", is_flag=True, help="Every column of the table, however narrow the terminal is.")
+@click.option("--wide", is_flag=True, help="Show every column of the table, however narrow the terminal is.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def report(
     runs: tuple[str, ...], format_: str, output: Path | None, p99_limit: float | None, wide: bool, debug: bool
 ) -> None:
-    """Show what RUN folders hold: as a table, Markdown, CSV or JSON rows, or a page for a browser.
+    """Show the results in RUN folders: as a table, Markdown, CSV or JSON rows, or a page for a browser.
 
     \b
     The page (html) is one file that opens offline; without --output
@@ -266,7 +271,7 @@ def report(
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def diff(first: Path, second: Path, format_: str, debug: bool) -> None:
-    """Compare two RUN folders: their recipes, and each variant with its namesake."""
+    """Compare two RUN folders: their recipes, and each variant with the variant of the same name."""
     _show_tracebacks(debug)
     import json
 
@@ -297,7 +302,7 @@ def recipes() -> None:
 
 @cli.command()
 def stages() -> None:
-    """List what can be in a chain, with parameters and defaults."""
+    """List the stages that a chain can have, with parameters and defaults."""
     _show_tracebacks(False)
     from optkit.recipe.compose import stage_catalogue
     from optkit.report.tables import print_stages
@@ -306,8 +311,8 @@ def stages() -> None:
 
 
 @cli.command()
-@click.option("--peaks", is_flag=True, help="Also this machine's peaks, measured once and kept.")
-@click.option("--remeasure", is_flag=True, help="Measure the peaks again.")
+@click.option("--peaks", is_flag=True, help="Also show this machine's peaks, measured once and kept.")
+@click.option("--remeasure", is_flag=True, help="Measure the peaks again, and show them.")
 def doctor(peaks: bool, remeasure: bool) -> None:
     """Show versions, processor and threads, and which engines work here."""
     _show_tracebacks(False)
