@@ -130,7 +130,7 @@ def _measure_run(cfg: Any, folder: Path, names: str) -> None:
     "--engine",
     default="best",
     show_default=True,
-    help="The engine whose figures count; best: the fastest for each variant.",
+    help="Whose figures count; best: the fastest of each variant.",
 )
 @click.option("--subsets", type=click.Choice(("auto", "all", "leave-one-out")), default="auto", show_default=True)
 @click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
@@ -145,7 +145,7 @@ def ablate(
     quiet: bool,
     debug: bool,
 ) -> None:
-    """Run every subset of RECIPE's stages, and show what each technique contributes: Shapley values, interactions, order.
+    """Run every subset of RECIPE's stages, and show what each technique contributes: Shapley values, interactions.
 
     \b
     ARGUMENTS are overrides, as for run. Stages that chains share at their
