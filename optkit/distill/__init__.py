@@ -1,4 +1,4 @@
-"""Teacher-student distillation: losses, feature taps, and the stage."""
+"""Distillation from a teacher: losses, feature taps, and the stage."""
 
 from optkit.distill.features import (
     attention_map_loss,

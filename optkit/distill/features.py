@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def hint_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean square of the difference, over all that is not padding.
+    """Mean square difference of features; padding is left out.
 
     Hints of FitNets (Romero et al., 2015) on maps, hidden states of TinyBERT (Jiao et al., 2020) on tokens.
 
@@ -28,7 +28,7 @@ def hint_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> T
 
 
 def attention_transfer_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean square of the difference of where the energy is: squares averaged over channels, each map of length 1.
+    """Mean square difference of attention maps: squares averaged over channels, each map scaled to length 1.
 
     Zagoruyko and Komodakis, "Paying More Attention to Attention" (2017), in its activation-based form with p = 2.
 
@@ -41,7 +41,7 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, mask: Tensor | Non
 
 
 def similarity_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean square of the difference of how like the examples of a batch are to each other.
+    """Mean square difference of the similarities between the examples of a batch.
 
     Tung and Mori, "Similarity-Preserving Knowledge Distillation" (2019): rows of the Gram matrices, each of length 1.
 
@@ -59,7 +59,7 @@ def similarity_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None
 def rkd_loss(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, distance: float = 25.0, angle: float = 50.0
 ) -> Tensor:
-    """Huber loss of the distances between examples, and of the angles between three of them.
+    """Huber loss of the distances between examples, and of the angles in triples of examples.
 
     Park et al., "Relational Knowledge Distillation" (2019); the weights are the paper's for classification.
 
@@ -111,7 +111,7 @@ def _applies(mask: Tensor | None, x: Tensor) -> bool:
 
 
 def attention_map_loss(student: Tensor, teacher: Tensor, open_: Tensor) -> Tensor:
-    """Mean square of the difference of attention scores before the softmax, over the pairs that may attend.
+    """Mean square difference of attention scores before the softmax, over the pairs that may attend.
 
     TinyBERT (Jiao et al., 2020), equation 7, which takes the scores and not the probabilities.
 

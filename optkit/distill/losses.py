@@ -30,7 +30,7 @@ def dkd_loss(
     student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, target_weight: float = 1.0,
     other_weight: float = 8.0,
 ) -> Tensor:  # fmt: skip
-    """The two parts of `kd_loss` with weights of their own: right class against the rest, and among the rest.
+    """`kd_loss` in two parts with a weight each: the right class against the others, and the others among themselves.
 
     Zhao et al., "Decoupled Knowledge Distillation" (CVPR 2022); there the weights are called alpha and beta.
 

@@ -115,7 +115,7 @@ class DistillationObjective:
             return run_teacher(self.task, self.teacher, batch)
 
     def facts(self) -> dict[str, Any]:
-        """Account of what is compared with what, and of what projections that takes; JSON-able."""
+        """The pairs of layers that are compared, and their projections; JSON-able."""
         projections = {
             f"{ours} to {theirs}": list(bridge.project.weight.shape[:2])
             for name, bridges in self.own.items()

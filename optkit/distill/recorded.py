@@ -115,7 +115,7 @@ class RecordedLogits:
 
 
 def bytes_of_top(top: int) -> int:
-    """What an example takes of which so many logits are kept, of up to 32,767 classes."""
+    """Bytes that an example takes if so many of its logits are kept, for up to 32,767 classes."""
     return 6 * top + 4
 
 

@@ -28,7 +28,7 @@ from optkit.training.trainer import choose_precision
 
 @dataclass
 class Distillation:
-    """Train the model to be like a teacher: in its answers, in its features, in its attention.
+    """Train the model to match a teacher: its logits, its features, its attention.
 
     Attributes:
         losses: names (``optkit.distill.KINDS``) with their weights, or with ``weight``, ``pairs`` and the loss's own
@@ -98,11 +98,11 @@ class Distillation:
         return [term.name for term in self._terms if term.kind.of != LOGITS]
 
     def depends_on(self, context: KeyContext) -> Any:
-        """The teacher's structure and weights: where it lies there may be another one later."""
+        """The teacher's structure and weights, because its folder may hold another model later."""
         return teacher_identity(self.teacher, context)
 
     def check(self, module: nn.Module, task: Task) -> None:
-        """Raises UserError if such a model cannot learn so from its teacher."""
+        """Raises UserError if this model cannot be trained by its teacher with these losses."""
 
         def build_model(node: dict[str, Any]) -> nn.Module:
             return ModelSpec.from_config(node, task.model_defaults(), "teacher").build(0, "teacher")

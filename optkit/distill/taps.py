@@ -1,4 +1,4 @@
-"""Feature taps: what modules of a model give out, by path, and the attention inside them."""
+"""Feature taps: the outputs of modules of a model, by path, and the attention inside them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Attention:
 
 @dataclass
 class Tapped:
-    """What a module gave out in its last call: its (first) tensor, and the attention operations inside it."""
+    """The output of a module in its last call: its (first) tensor, and the attention operations inside it."""
 
     output: Tensor
     attention: list[Attention] = field(default_factory=list)
 
 
 class Taps:
-    """Keeps what some modules of a model give out, for as long as the ``with`` block lasts.
+    """Keeps the outputs of some modules of a model while the ``with`` block lasts.
 
     Args:
         model: its hooks are removed when the block ends, in whatever way.
@@ -88,7 +88,7 @@ class Taps:
             yield
 
     def pop(self) -> dict[str, Tapped]:
-        """What the last run gave, by path; the taps keep nothing of it."""
+        """The outputs of the last run, by path; the taps forget them."""
         found, self._found = self._found, {}
         return found
 

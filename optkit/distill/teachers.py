@@ -91,7 +91,7 @@ def compiled(teacher: nn.Module) -> nn.Module:
 
 
 def teacher_name(spec: Any) -> Any:
-    """What the record calls a teacher."""
+    """The name of a teacher in the record."""
     if isinstance(spec, list):
         return [teacher_name(one) for one in spec]
     if isinstance(spec, dict):
@@ -100,7 +100,7 @@ def teacher_name(spec: Any) -> Any:
 
 
 def teacher_identity(spec: Any, context: KeyContext) -> Any:
-    """What tells a teacher from others that lie in the same place at other times; JSON."""
+    """The identity of a teacher: it differs for another model in the same folder; JSON."""
     if isinstance(spec, list):
         return [teacher_identity(one, context) for one in spec]
     if isinstance(spec, dict):

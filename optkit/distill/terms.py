@@ -18,7 +18,7 @@ GIVEN = {"student", "teacher", "targets", "mask", "open_"}  # by the training, n
 
 @dataclass(frozen=True)
 class Kind:
-    """What a loss looks at.
+    """The inputs that a loss compares.
 
     Attributes:
         function: the loss.
@@ -69,7 +69,7 @@ class Term:
 
     @property
     def needs_targets(self) -> bool:
-        """Whether it must know the right classes."""
+        """Whether it needs the right classes."""
         return "targets" in parameters(self.kind.function)
 
 

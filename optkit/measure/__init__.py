@@ -1,4 +1,4 @@
-"""What a variant costs and how well it does, each figure with its conditions."""
+"""Measures cost and quality of variants, each figure with its conditions."""
 
 from optkit.measure.bench import Bench, Measure, reference_name, tasks_to_measure
 

@@ -1,4 +1,4 @@
-"""Accuracy on the engine: the very session that is timed answers the whole split."""
+"""Accuracy on the engine: the session that is timed answers the whole split."""
 
 from __future__ import annotations
 

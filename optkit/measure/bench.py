@@ -1,4 +1,4 @@
-"""Everything measured of one variant: accuracy, latency beside the baseline, memory, and what can be read off it."""
+"""Measures one variant: accuracy, latency beside the baseline, memory, and static figures."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Measure:
 
 
 class Bench:
-    """Measures the variants of one run; compiles the baseline once and keeps it, for every speedup needs it.
+    """Measures the variants of one run. Compiles the baseline once and keeps it, because every speedup needs it.
 
     Args:
         task: the task, test split included.

@@ -1,4 +1,4 @@
-"""Energy a request, where the machine lets itself be read: RAPL counters of processors, NVML's of GPUs."""
+"""Energy a request, if the machine has readable counters: RAPL for processors, NVML for GPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Counters = dict[str, tuple[Callable[[], float], float]]
 
 
 def energy_counters(root: Path = RAPL) -> Counters:
-    """What can be read here: a RAPL package or an NVML device each; empty where nothing can.
+    """The readable counters: a RAPL package or an NVML device each; empty if there are none.
 
     RAPL's ``psys`` is the whole board, packages included, and is left out.
     """

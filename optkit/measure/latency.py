@@ -1,4 +1,4 @@
-"""Latency: several sessions timed in turn, so that a machine that drifts moves them all."""
+"""Latency: times several sessions in turn, so that a drift of the machine affects all of them."""
 
 from __future__ import annotations
 

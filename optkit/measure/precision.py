@@ -1,4 +1,4 @@
-"""When interleaved series are precise enough to stop timing, and how often that is asked."""
+"""When interleaved series are precise enough to stop timing, and when that is checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be read off a variant without running it for time: parameters, zeros, MACs, bytes on disk."""
+"""Figures of a variant that need no timing: parameters, zeros, MACs, bytes on disk."""
 
 from __future__ import annotations
 

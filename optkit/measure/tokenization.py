@@ -1,4 +1,4 @@
-"""What it takes to turn texts into a model's inputs, apart from the model."""
+"""The time for turning texts into a model's inputs, without the model."""
 
 from __future__ import annotations
 

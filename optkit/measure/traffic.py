@@ -1,4 +1,4 @@
-"""How many numbers a model moves: a model of its traffic, for the roofline."""
+"""A model of the memory traffic of a network, for the roofline."""
 
 from __future__ import annotations
 

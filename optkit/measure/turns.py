@@ -1,4 +1,4 @@
-"""Processes of optkit on one host take turns at timing: two that time at once would measure each other."""
+"""Processes of optkit on one host take turns at timing, because simultaneous timings disturb each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a module is worth on validation, asked many times: a part of the split, held in memory."""
+"""Loss or accuracy on validation, evaluated many times: a part of the split is kept in memory."""
 
 from __future__ import annotations
 

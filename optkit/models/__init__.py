@@ -1,4 +1,4 @@
-"""Where models come from: bundled networks, torchvision, Hugging Face, a checkpoint."""
+"""Models: bundled networks, torchvision, Hugging Face, and checkpoints."""
 
 from optkit.models.huggingface import ImageClassifier, TextClassifier, huggingface
 from optkit.models.resnet_cifar import ResNetCIFAR

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, in a few words: how many tensors, the first of them, and the network they are of."""
+"""A checkpoint in a few words: the number of tensors, the first names, and the network that has them."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from optkit.core.errors import UserError, first_line
 
 
 def answer_to(example: tuple[Tensor, ...], model: nn.Module, key: str) -> Tensor:
-    """What a model answers to a task's examples.
+    """The output of a model for a task's examples.
 
     Args:
         example: the inputs.

@@ -1,4 +1,4 @@
-"""Hugging Face classifiers of texts and images, behind the call that every model here answers: tensors to logits."""
+"""Hugging Face classifiers of texts and images, called like every model here: tensors in, logits out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving a Hugging Face model so that plain ``from_pretrained`` loads it, where its own config can express it."""
+"""Saves a Hugging Face model so that plain ``from_pretrained`` loads it, if its own config can express it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model specs: what to build, and where its first weights come from."""
+"""Model specs: the builder, its arguments, and the source of the first weights."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ModelSpec:
         return module
 
     def skeleton(self, module: nn.Module) -> dict[str, Any]:
-        """What rebuilds the structure alone, weights to be loaded over it; JSON.
+        """The spec of the structure alone, for weights that are loaded later; JSON.
 
         Args:
             module: as built. One whose parameters do not tell its structure (a hub id) has a ``skeleton()`` that does.
@@ -80,7 +80,7 @@ class ModelSpec:
         return {"target": self.target, "params": params}
 
     def identity(self, module: nn.Module) -> list[Any]:
-        """What tells a model as built from others, wherever its weights came from: structure, weights, code; JSON."""
+        """The identity of a model as built: structure, weights, code; JSON."""
         home = self.target.rpartition(".")[0]
         of_builder = {home: code_of_module(home)} if is_elsewhere(home) else {}
         return [self.skeleton(module), weights_digest(module), of_builder | module_code(module)]
@@ -92,7 +92,7 @@ def module_code(module: nn.Module) -> dict[str, Any]:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of all tensors of a module by name, hex: wherever they came from."""
+    """SHA-256 of all tensors of a module by name, hex."""
     import hashlib
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The repeated residual blocks of a model: what depth is made of."""
+"""The repeated residual blocks of a model."""
 
 from __future__ import annotations
 

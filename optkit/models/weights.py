@@ -1,4 +1,4 @@
-"""Weights from a checkpoint file into a model, whatever wrapped the model that they were saved from."""
+"""Loads weights from a checkpoint file into a model, also if the saved model was wrapped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Tensors = dict[str, Tensor]
 
 
 def load_weights(module: nn.Module, path: Path, key: str = "checkpoint") -> None:
-    """Loads a checkpoint into a model, all of whose tensors it must hold.
+    """Loads a checkpoint into a model. The checkpoint must hold all tensors of the model.
 
     The names may have anything in front of them (``module.``, ``model.``, ``_orig_mod.``), and the tensors may lie in
     dictionaries within the file (``state_dict``, ``ema``). Tensors that lie elsewhere in the file are left out.

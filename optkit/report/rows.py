@@ -1,4 +1,4 @@
-"""Rows: what a report shows of a ledger, one for each variant, engine and batch size; every ratio is made here."""
+"""The rows of a report: one for each variant, engine and batch size. Every ratio is computed here."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def relative_speedup(row: Row, other: Row) -> Estimate:
 
 
 def is_trusted(row: Row) -> bool:
-    """Whether a row was timed beside the baseline, and nothing speaks against its timing."""
+    """Whether a row was timed beside the baseline and has no caveat."""
     return row["speedup"] is not None and row["caveat"] is None
 
 

@@ -34,7 +34,7 @@ class Sweep:
 
     @property
     def remark(self) -> str:
-        """What the answer leaves open, in words."""
+        """A remark on what is not known."""
         unknown = [row for row in self.rows if row["within_p99_limit"] is None]
         parts = []
         if self.largest is self.rows[-1]:

@@ -117,7 +117,7 @@ def terminal_width() -> int:
 
 
 def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
-    """A rich table of rows; ``brief`` shows the columns that decide what to serve."""
+    """A rich table of rows; ``brief`` shows only the columns for choosing a variant."""
     settings = list(map(Setting.of, rows))
     ends = [place for place in range(1, len(rows)) if settings[place] != settings[place - 1]]
     columns = [c for c in BRIEF if c[0] != "tokens" or len({s.sequence_length for s in settings}) > 1]
@@ -128,7 +128,7 @@ def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Any], width: int, note: str, ends: Sequence[int] = ()) -> Table:
-    """A rich table; a narrow console, or long names, get fewer columns, never broken ones.
+    """A rich table. A narrow console or long names lead to fewer columns, never to broken ones.
 
     Args:
         columns: the first holds names.

@@ -1,4 +1,4 @@
-"""Finished runs sent to an experiment tracker, through accelerate's trackers, computed from the ledger."""
+"""Sends finished runs, computed from the ledger, to an experiment tracker through accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class WandB:
 
 
 def send(folder: Path, tracker: Tracker) -> bool:
-    """Sends a run folder's parameters, metrics, training curves and files; whether there was anything new to send.
+    """Sends a run folder's parameters, metrics, training curves and files; returns whether anything was new.
 
     Raises:
         UserError: a folder without a ledger.

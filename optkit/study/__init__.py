@@ -1,1 +1,1 @@
-"""Many runs of one recipe: what each technique of its chain brings, and what their order does."""
+"""Ablations of one recipe: the contribution of each technique in its chain, and the effect of their order."""

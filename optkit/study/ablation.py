@@ -1,4 +1,4 @@
-"""Ablation: every subset of a chain's stages made and measured, so that each technique is charged for itself."""
+"""Ablation: makes and measures every subset of a chain's stages, to attribute effects to techniques."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ablate(
     subsets: str = AUTO,
     command: str = "",
 ) -> Ablation:
-    """Runs the subsets of a recipe's chain, or what is left of them, and says what each technique brings.
+    """Runs the subsets of a recipe's chain that are not done yet, and computes each technique's contribution.
 
     All chains of a seed are one run: what they begin with is made and measured once. The study folder holds a run
     folder for each seed.

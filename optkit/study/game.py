@@ -1,4 +1,4 @@
-"""Which share of a joint effect is whose: Shapley values and interactions as weights of the measured subsets."""
+"""Attribution of a joint effect: Shapley values and interactions as weights of the measured subsets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is for: data, splits, loss, metric."""
+"""Tasks: data, splits, loss and metric."""
 
 from optkit.tasks.digits import Digits
 from optkit.tasks.docstrings import Docstrings

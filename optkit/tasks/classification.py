@@ -1,4 +1,4 @@
-"""Classification: what tasks over images and over texts share."""
+"""Classification: the common part of tasks over images and over texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPLIT_SEED = 0
 
 
 class Labelled(Protocol):
-    """Examples with labels ``(N,)``, of which a part can be taken."""
+    """Examples with labels ``(N,)``; a subset can be selected."""
 
     @property
     def labels(self) -> NDArray[np.int64]: ...
@@ -75,7 +75,7 @@ class Classification(ABC, Generic[S]):
 
     @abstractmethod
     def seen(self) -> Any:
-        """What else decides what a model sees of the data; its repr is part of the fingerprint."""
+        """Other settings that change the model's inputs; its repr is part of the fingerprint."""
 
     def check(self, splits: dict[str, S], classes: list[str]) -> None:
         """Raises UserError for data that cannot be trained on and measured."""
@@ -216,7 +216,7 @@ def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tupl
 
 
 def with_validation(splits: dict[str, L], share: float, classes: Sequence[str]) -> dict[str, L]:
-    """Cuts a stratified validation split from train where the data set has none of its own.
+    """Cuts a stratified validation split from train if the data set has none.
 
     Raises:
         UserError: a class with one example in train, or fewer examples held out or left than there are classes.

@@ -1,4 +1,4 @@
-"""CSV files as text: what a cell says is kept, and nothing is taken for a number, a date or a missing value."""
+"""CSV files as text: every cell stays as it is. No cell becomes a number, a date or a missing value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files and encoded bytes to decoded arrays, once: the result is kept and memory-mapped afterwards."""
+"""Decodes image files and encoded bytes once. The arrays are cached and memory-mapped."""
 
 from __future__ import annotations
 

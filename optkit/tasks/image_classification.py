@@ -1,4 +1,4 @@
-"""Image classification: the Task that every image data set becomes."""
+"""Image classification: the task of every image data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each technique bought: waterfalls of latency and accuracy, each step against its parent."""
+"""What each technique contributes: waterfalls of latency and accuracy, each step against its parent."""
 
 from __future__ import annotations
 

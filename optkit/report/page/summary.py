@@ -1,4 +1,4 @@
-"""What stands above and below the charts: title, verdict, runs side by side, warnings, environment."""
+"""The parts above and below the charts: title, verdict, runs side by side, warnings, environment."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def side_by_side(runs: Sequence[ShownRun]) -> Table | None:
 
 
 def warnings(runs: Sequence[ShownRun]) -> list[str]:
-    """What a reader must know before comparing: named, never silently mixed."""
+    """Differences between the runs that a reader must know before comparing them."""
     found = []
     for run in runs:
         found += [f"{run.name}: {text}" if len(runs) > 1 else text for text in _within(run)]

@@ -1,4 +1,4 @@
-"""The verdict: which variant to serve, for how much accuracy, and what else can be had for more of it."""
+"""The verdict: which variant to serve, its loss of accuracy, and the fastest variants for larger losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_SETTINGS = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """What to serve for a loss of accuracy that can be borne.
+    """The variant to serve for a tolerated loss of accuracy.
 
     Attributes:
         tolerance: the loss that is surely (95%) not exceeded; None: no loss that this test can tell from none.
