@@ -39,7 +39,7 @@ FORMAT = 2
 
 @dataclass(kw_only=True)
 class Docstrings(TextClassification):
-    """Tell which library a passage of documentation is from: 6 classes of 1,300 train, 50 validation and 200 test texts.
+    """Tell the library of a passage of documentation: 6 classes, 1,300 train, 50 validation and 200 test texts each.
 
     A passage is 40 words of a docstring of the standard library or of a package that comes with optkit. Source files
     are read and never imported. The libraries' names are masked, no two texts open with the same eight words, and all
