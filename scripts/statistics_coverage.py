@@ -1,6 +1,6 @@
 """How often the 95% intervals hold the truth, over simulated experiments whose truth is known.
 
-    python scripts/statistics_coverage.py [--experiments 1000] [--seed 0] [--only latency_ratio ...]
+    python -m scripts.statistics_coverage [--experiments 1000] [--seed 0] [--only latency_ratio ...]
 
 Kinds of experiment, drawn anew each time:
 
@@ -10,6 +10,7 @@ Kinds of experiment, drawn anew each time:
 - the same where one round in ten of each side is slowed 2 to 100 times, at random (``slow_rounds``), or in runs of
   three rounds on average, as beside a load that comes and goes (``slow_runs``);
 - the same where rounds are added until the interval is narrow enough (``until_precise``), over noises of 0.3 to 10%;
+- every metric besides accuracy, alone and as a paired difference (`scripts/metric_experiments.py`);
 - Shapley values of accuracy, with random seeds and examples; effects on accuracy of one seed, Shapley values or of the
   whole chain, of variants of which some answer almost alike; Shapley values of a latency.
 
@@ -33,6 +34,7 @@ from optkit.measure.latency import MAX_ROUNDS
 from optkit.measure.precision import CHECKED_AT, precise_enough
 from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
 from optkit.study.game import Subset, shapley_weights
+from scripts.metric_experiments import METRICS, metric_delta, metric_value
 
 PLAYERS = ("prune", "recover", "quantize")
 SUBSETS: list[Subset] = [
@@ -161,6 +163,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "shapley_accuracy": shapley_accuracy,
     "one_seed_accuracy": one_seed_accuracy,
     "shapley_latency": shapley_latency,
+    **{name: partial(metric_value, name=name) for name in METRICS},
+    **{f"{name}_delta": partial(metric_delta, name=name) for name in METRICS},
 }
 
 

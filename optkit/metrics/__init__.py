@@ -1,0 +1,1 @@
+"""Metrics with paired intervals: one file for each kind of task."""

@@ -1,0 +1,94 @@
+"""Metrics of one label an example: accuracy, top-k, balanced accuracy, macro F1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from optkit.core.metric import MetricOfSums
+from optkit.core.ratios import mean_of_quotients
+from optkit.core.statistics import Estimate, PairedDifference, paired_difference, proportion
+from optkit.core.task import Batch
+
+
+@dataclass(frozen=True)
+class Accuracy(MetricOfSums):
+    """The share of examples whose largest logit is the label's. Interval: Wilson's. Difference: exact McNemar test.
+
+    Attributes:
+        top: an example is right if its label is among so many largest logits.
+    """
+
+    top: int = 1
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return "accuracy" if self.top == 1 else f"top{self.top}_accuracy"
+
+    def observe(self, output: Tensor, batch: Batch) -> NDArray[np.float64]:
+        """``(N, 1)``: 1 where it is right.
+
+        Args:
+            output: logits ``(N, classes)``.
+            batch: targets ``(N,)``.
+        """
+        if self.top == 1:
+            right = output.argmax(-1) == batch.targets
+        else:
+            right = (output.topk(min(self.top, output.shape[-1]), -1).indices == batch.targets[:, None]).any(-1)
+        return right.double().cpu().numpy()[:, None]
+
+    def of_sums(self, sums: NDArray[np.float64], count: float) -> NDArray[np.float64]:
+        return sums[..., 0] / count
+
+    def pseudo_values(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        return table[:, 0]
+
+    def interval(self, table: NDArray[np.float64]) -> Estimate:
+        return proportion(int(table.sum()), len(table))
+
+    def difference(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> PairedDifference:
+        return paired_difference(ours[:, 0] > 0, theirs[:, 0] > 0)
+
+
+@dataclass(frozen=True)
+class _OfClasses(MetricOfSums):
+    """What is counted for every class: its examples, those predicted as it, and those of both.
+
+    Attributes:
+        classes: how many there are.
+    """
+
+    classes: int
+
+    def observe(self, output: Tensor, batch: Batch) -> NDArray[np.float64]:
+        """``(N, 3 * classes)``: one-hot targets, predictions, and both."""
+        eye = np.eye(self.classes)
+        target, found = eye[batch.targets.cpu().numpy()], eye[output.argmax(-1).cpu().numpy()]
+        return np.concatenate([target, found, target * found], axis=1)
+
+    def _counts(self, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        return tuple(np.moveaxis(sums.reshape(*sums.shape[:-1], 3, self.classes), -2, 0))
+
+
+class BalancedAccuracy(_OfClasses):
+    """The mean over classes of the share of a class's examples that are right. A class without examples is left out."""
+
+    name = "balanced_accuracy"
+
+    def of_sums(self, sums: NDArray[np.float64], count: float) -> NDArray[np.float64]:
+        target, _, both = self._counts(sums)
+        return mean_of_quotients(both, target)
+
+
+class MacroF1(_OfClasses):
+    """The mean over classes of F1. A class that is neither in the targets nor predicted is left out."""
+
+    name = "macro_f1"
+
+    def of_sums(self, sums: NDArray[np.float64], count: float) -> NDArray[np.float64]:
+        target, found, both = self._counts(sums)
+        return mean_of_quotients(2 * both, target + found)

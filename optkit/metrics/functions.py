@@ -1,0 +1,40 @@
+"""Metrics of one's own: any function that scores each example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optkit.core.metric import ANY, MetricOfSums
+from optkit.core.task import Batch
+
+
+@dataclass(frozen=True)
+class MeanScore(MetricOfSums):
+    """The mean over examples of a function's scores.
+
+    Attributes:
+        function: takes the model's output and the targets of a batch, gives one number for each example ``(N,)``.
+        name: in records and tables.
+        unit: of the scores; ``1`` for shares.
+        higher_is_better: which way is up.
+    """
+
+    function: Callable[[Any, Any], Any]
+    name: str = "score"
+    unit: str = "1"
+    higher_is_better: bool = True
+    kind: ClassVar[str] = ANY
+
+    def observe(self, output: Any, batch: Batch) -> NDArray[np.float64]:
+        """``(N, 1)``: the scores."""
+        scores = torch.as_tensor(self.function(output, batch.targets)).detach().double().cpu().numpy()
+        return scores[:, None] if scores.ndim == 1 else scores[None]
+
+    def of_sums(self, sums: NDArray[np.float64], count: float) -> NDArray[np.float64]:
+        return sums[..., 0] / count
