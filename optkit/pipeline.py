@@ -21,7 +21,8 @@ from torch import nn
 
 from optkit.core.artifact import FILES, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
-from optkit.core.environment import available_cores, check_single_process, environment
+from optkit.core.engine import packages_of
+from optkit.core.environment import check_single_process, environment
 from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full
 from optkit.core.ledger import LEDGER_NAME, Ledger
 from optkit.core.locks import exclusive
@@ -99,10 +100,11 @@ class _Fold:
     """One run on its way."""
 
     def __init__(self, recipe: Recipe, chains: Sequence[Sequence[str]]):
-        self.threads = recipe.threads or available_cores()
+        self.threads = recipe.threads or default_threads().count
         torch.set_num_threads(self.threads)
         self.recipe, self.plan = recipe, make_plan(recipe, chains)
         self.is_study = bool(chains)
+        self.engine_packages = packages_of([recipe.reference, *recipe.engines.values()])
         self.folder = Path(recipe.out) / self.plan.run
         self.sealed = SealedTask(recipe.task)
         self.device = work_device()
@@ -250,7 +252,7 @@ class _Fold:
             facts=variant.facts | facts | ({"not_run_on": skipped} if skipped else {}),
             measurements=measurements,
             cost=self._preparation() if is_baseline else variant.cost,
-            environment=environment(self.threads) | {"peaks": peaks(self.threads)},
+            environment=environment(self.threads, self.engine_packages) | {"peaks": peaks(self.threads)},
             data=self.recipe.task.facts(),
             chain=list(step.chain),
             control=step.control,

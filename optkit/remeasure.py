@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from optkit.core.artifact import Artifact, open_artifact
-from optkit.core.environment import available_cores, environment, same_timing
+from optkit.core.cores import default_threads
+from optkit.core.engine import packages_of
+from optkit.core.environment import check_single_process, environment, same_timing
 from optkit.core.errors import StageError, UserError
 from optkit.core.instantiate import TARGET
 from optkit.core.ledger import LEDGER_NAME, Ledger, read, unique
@@ -22,8 +24,7 @@ from optkit.core.setting import Setting
 from optkit.core.task import OfAnyLength
 from optkit.measure import Bench, Measure, reference_name, tasks_to_measure
 from optkit.measure.peaks import peaks
-from optkit.recipe.keys import target_of
-from optkit.recipe.plan import check_engines, not_run_on
+from optkit.recipe.plan import check_engines, not_run_on, trusted_names
 from optkit.recipe.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
             of a run that was measured on another machine.
         StageError: a variant could not be measured; the records before it are kept.
     """
+    check_single_process()
     before = torch.get_num_threads()
     try:
         with exclusive(folder / ".lock", f"measuring {folder.name} again"):
@@ -65,8 +67,8 @@ def _measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection
     baseline = next((r for r in records if r.variant == r.baseline), None)
     if baseline is None:
         raise UserError(f"the ledger at {folder} has no baseline", fix="continue the run first")
-    threads = recipe.threads or available_cores()
-    here = environment(threads)
+    threads = recipe.threads or default_threads().count
+    here = environment(threads, packages_of([recipe.reference, *recipe.engines.values()]))
     _check(baseline, recipe, here, partly=wanted is not None)
     chosen = dict(wanted) if wanted is not None else dict.fromkeys((r.step, r.variant) for r in records)
     todo = _settings(baseline, recipe, chosen)
@@ -74,7 +76,7 @@ def _measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection
     artifacts = {(record.step, record.variant): _artifact(folder, record) for record in needed}
     torch.set_num_threads(threads)
     here |= {"peaks": peaks(threads)}
-    trusted = tuple(sorted({str(recipe.model[TARGET]), *map(target_of, recipe.stages.values())}))
+    trusted = trusted_names(recipe, str(recipe.model[TARGET]))
     config = _covering(recipe, [setting for settings in todo.values() for setting in settings])
     bench = Bench(recipe.task, recipe.engines, config, recipe.reference, threads, trusted, recipe.seed)
     book = Ledger(folder / LEDGER_NAME)

@@ -30,7 +30,8 @@ from contextlib import contextmanager
 import torch
 from scipy.stats import binom
 
-from optkit.core.environment import available_cores, environment
+from optkit.core.cores import default_threads
+from optkit.core.environment import environment
 from optkit.core.statistics import CONFIDENCE, ratio_of_medians
 from optkit.core.variant import Variant
 from optkit.engines import ENGINES
@@ -102,7 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", type=float, help="stop sooner at this precision; by default the time is spent")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--engine", choices=list(ENGINES), default="eager")
-    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--threads", type=int, default=default_threads().count)
     parser.add_argument("--load", type=int, default=0, help="busy processes that come and go meanwhile")
     parser.add_argument("--load-on", type=float, default=3.0, help="seconds that they are busy, on average")
     parser.add_argument("--load-off", type=float, default=6.0, help="seconds that they pause, on average")
@@ -118,7 +119,7 @@ def main() -> None:
     """Prints each comparison, the counts, and how likely counts as large are for intervals that hold 95%."""
     options = arguments()
     torch.set_num_threads(options.threads)
-    machine = environment(options.threads)
+    machine = environment(options.threads, ENGINES[options.engine].packages)
     cpu, packages = machine["cpu"], machine["packages"]
     print(f"{cpu['name']}, {cpu['cores']} cores, {options.threads} threads, torch {packages['torch']}")
     print(f"{options.engine}, batch {options.batch_size}, {options.seconds:g} s of timing each")

@@ -1,34 +1,43 @@
-"""The Engine protocol: where a variant runs."""
+"""The contract of engines: where a variant runs."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
+from optkit.core.source_digest import version_of
 from optkit.core.variant import Variant
 
-# in a quantized graph's ``meta``, the engine it is annotated for; with the same prefix, a trait of its variant
+# in a quantized graph's ``meta``, the int8 target it is annotated for; with the same prefix, a trait of its variant
 MADE_FOR = "int8:"
 
 
 def made_for(target: str) -> frozenset[str]:
-    """The traits of an int8 variant that is annotated for one engine."""
+    """The traits of an int8 variant that is annotated for one target."""
     return frozenset({"int8", f"{MADE_FOR}{target}"})
 
 
-def not_made_for(engine: str, traits: frozenset[str]) -> str | None:
+def not_made_for(target: str | None, traits: frozenset[str]) -> str | None:
     """Why an engine has no int8 kernels for a variant; None when it runs as what it claims to be.
 
-    An engine takes what is float, and int8 graphs that are annotated for what it fuses.
+    An engine takes what is float, and int8 graphs that are annotated for its target.
+
+    Args:
+        target: the engine's ``int8_target``.
+        traits: of the variant.
     """
-    if "float" in traits or f"{MADE_FOR}{engine}" in traits:
+    if "float" in traits or (target is not None and f"{MADE_FOR}{target}" in traits):
         return None
     if annotated := sorted(trait.removeprefix(MADE_FOR) for trait in traits if trait.startswith(MADE_FOR)):
-        return f"its int8 graph is annotated for {annotated[0]}; target={engine} makes one for this engine"
+        fix = f"target={target} makes one for this engine" if target else "this engine has no int8 kernels"
+        return f"its int8 graph is annotated for {annotated[0]}; {fix}"
     return f"this engine has no kernels for a variant that is {', '.join(sorted(traits)) or 'not float'}"
 
 
@@ -69,18 +78,64 @@ class Served(Session, Protocol):
         raise UserError("a session takes and gives tensors on the CPU", key="device", value=device, fix=fix)
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """A dataclass whose fields are its config."""
+class Engine(ABC):
+    """The base of all engines: a dataclass whose fields are its config, each with a default.
+
+    The class attributes say what the rest of optkit must know; no other module asks for an engine's name.
+
+    Attributes:
+        name: in recipes, records and saved sessions; the name of its entry point.
+        device: ``cpu``, or the type of the torch device that the kernels run on. A session takes and gives tensors on
+            the CPU in any case.
+        precisions: of the products of a float variant, the default first.
+        packages: the distributions that decide how fast it is. They must be installed, records hold their versions, and
+            latencies under different versions do not compare.
+        int8_target: the int8 target whose graphs it runs in int8 kernels; None for an engine without such kernels.
+        channels_last: whether its convolutions read activations ``(N, C, H, W)`` in the order ``(N, H, W, C)``.
+        shares_torch_threads: whether its kernels run on torch's own threads, so that a session follows their number.
+    """
 
     name: ClassVar[str]
+    device: ClassVar[str] = "cpu"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    packages: ClassVar[tuple[str, ...]] = ()
+    int8_target: ClassVar[str | None] = None
+    channels_last: ClassVar[bool] = False
+    shares_torch_threads: ClassVar[bool] = False
 
     def unavailable(self) -> str | None:
         """Why this engine does not work on this machine, with the fix; None when it works."""
-        ...
+        absent = [name for name in self.packages if version_of(name) is None]
+        return f"{', '.join(absent)} not installed (pip install {' '.join(absent)})" if absent else None
 
     def unsupported(self, traits: frozenset[str]) -> str | None:
         """Why a variant with these traits cannot run here as what it claims to be; None when it can."""
-        ...
+        return not_made_for(self.int8_target, traits)
 
-    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> Session: ...
+    @abstractmethod
+    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> Session:
+        """Compiles a module for the shapes of example inputs, on torch's number of threads.
+
+        Raises:
+            StageError: the engine cannot run this module.
+        """
+
+    def for_trials(self) -> Engine:
+        """An engine with the same kernels that compiles faster; it times parts of a model against each other."""
+        return self
+
+
+def no_engine(kind: object) -> str | None:
+    """Why an object is no class of engines; None for one that is."""
+    if not isinstance(kind, type) or not issubclass(kind, Engine):
+        return "it is no class that inherits optkit.engines.Engine"
+    if not is_dataclass(kind):
+        return "its class is no dataclass"
+    if missing := [*kind.__abstractmethods__, *(["name"] if not hasattr(kind, "name") else [])]:
+        return f"its class has no '{sorted(missing)[0]}'"
+    return None
+
+
+def packages_of(engines: Iterable[Engine | type[Engine]]) -> tuple[str, ...]:
+    """The distributions that decide how fast any of these engines is."""
+    return tuple(sorted({name for engine in engines for name in engine.packages}))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from optkit.core.allocator import keep_freed_memory
-from optkit.core.cores import default_threads, usable_cores
+from optkit.core.cores import usable_cores
 from optkit.core.errors import UserError
 
 PACKAGES = (
@@ -23,17 +23,16 @@ PACKAGES = (
     "transformers",
     "datasets",
     "evaluate",
-    "onnxruntime",
-    "openvino",
 )
-ENGINES = ("torch", "onnxruntime", "openvino")  # the packages whose versions latencies depend on
+# the packages whose versions latencies depend on in older records, which have no `engine_packages`
+ENGINE_PACKAGES = ("torch", "onnxruntime", "openvino")
 INT8_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of what optkit builds on, without importing any of it; None where a package is not installed."""
+def versions(engine_packages: Iterable[str] = ()) -> dict[str, str | None]:
+    """Versions of what optkit and its engines build on, without importing any of it; None for what is not installed."""
     found: dict[str, str | None] = {}
-    for name in PACKAGES:
+    for name in dict.fromkeys((*PACKAGES, *engine_packages)):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -80,29 +79,37 @@ def gpu() -> dict[str, Any] | None:
     return {"name": torch.cuda.get_device_name(), "driver": driver.read_text().strip() if driver.exists() else None}
 
 
-def available_cores() -> int:
-    """As many threads as optkit takes by itself: cores this process may use, and no more than ``OMP_NUM_THREADS``."""
-    return default_threads().count
-
-
 def has_int8_dot_product(recorded: Mapping[str, Any]) -> bool | None:
     """Whether the processor of a recorded environment multiplies int8 faster than floats; None if it is not known."""
     isa = recorded.get("cpu", {}).get("isa")
     return None if isa is None else not INT8_DOT_PRODUCTS.isdisjoint(isa)
 
 
+def timing_packages(recorded: Mapping[str, Any]) -> tuple[str, ...]:
+    """The packages whose versions the latencies of a recorded environment depend on."""
+    return tuple(recorded.get("engine_packages", ENGINE_PACKAGES))
+
+
 def same_timing(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether latencies of two recorded environments compare: processor, cores, GPU, threads, engines' versions."""
+    """Whether latencies of two recorded environments compare: processor, cores, GPU, threads, engines' versions.
 
-    def described(recorded: Mapping[str, Any]) -> list[Any]:
-        packages = recorded.get("packages", {})
-        return [*(recorded.get(key) for key in ("cpu", "gpu", "threads")), *(packages.get(name) for name in ENGINES)]
+    The version of an engine that only one of them used makes no difference.
+    """
+    if any(one.get(key) != other.get(key) for key in ("cpu", "gpu", "threads")):
+        return False
+    used = set(timing_packages(one)) & set(timing_packages(other))
+    versions_of = [recorded.get("packages", {}) for recorded in (one, other)]
+    return all(versions_of[0].get(name) == versions_of[1].get(name) for name in used)
 
-    return described(one) == described(other)
 
+def environment(threads: int, engine_packages: Iterable[str]) -> dict[str, Any]:
+    """What goes into every record.
 
-def environment(threads: int) -> dict[str, Any]:
-    """What goes into every record."""
+    Args:
+        threads: of the run.
+        engine_packages: the packages of the engines that were measured, which latencies depend on.
+    """
+    engine_packages = tuple(engine_packages)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -110,7 +117,8 @@ def environment(threads: int) -> dict[str, Any]:
         "freed_memory": "kept" if keep_freed_memory() else "returned",
         "cpu": cpu(),
         "gpu": gpu(),
-        "packages": versions(),
+        "packages": versions(engine_packages),
+        "engine_packages": list(engine_packages),
     }
 
 
@@ -123,4 +131,4 @@ def check_single_process() -> None:
     world = os.environ.get("WORLD_SIZE", "1")
     if world not in ("", "1") and ("RANK" in os.environ or "LOCAL_RANK" in os.environ):
         fix = "start optkit without torchrun, or unset WORLD_SIZE"
-        raise UserError(f"optkit trains in one process so far, and torchrun started {world}", fix=fix)
+        raise UserError(f"optkit works in one process so far, and torchrun started {world}", fix=fix)

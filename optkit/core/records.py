@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCHEMA = 3
+# the engine that speedups are taken against
+REFERENCE = "eager"
 READABLE = (1, 2, SCHEMA)
 
 
@@ -92,10 +94,10 @@ class Record:
     def reference(self) -> str:
         """The name of the reference engine, on which the baseline is timed beside every variant.
 
-        Its measurements say so, since the recipe may use any name. Ledgers before schema 3 do not: it is ``eager``.
+        Its measurements say so, since the recipe may use any name. Ledgers before schema 3 do not: it is `REFERENCE`.
         """
         marked = (m.conditions["engine"] for m in self.measurements if m.conditions.get("reference"))
-        return next(marked, "eager")
+        return next(marked, REFERENCE)
 
     def find(self, name: str, **conditions: Any) -> Measurement | None:
         """The first measurement of this name under these conditions."""

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from optkit.core.engine import Engine, no_engine
 from optkit.core.errors import UserError
 from optkit.core.instantiate import check_parameters, locate
 from optkit.core.surgeries import is_surgery_name, replayed_by
@@ -105,6 +106,18 @@ def output_class(target: Any, trusted: tuple[str, ...] = ()) -> type:
         holds = is_dataclass(found) or issubclass(found, tuple) or _lies_within(target, trusted)
     if not holds:
         raise UserError(f"{target} is no class of outputs", key="returns", value=target)
+    return found
+
+
+def engine_class(target: Any, trusted: tuple[str, ...] = ()) -> type[Engine]:
+    """The class of an engine that a saved session names by its path: one that no package declares as an entry point.
+
+    Raises:
+        UserError: it is not trusted, not there, or no engine.
+    """
+    found = _trusted(target, "engine", trusted)
+    if reason := no_engine(found):
+        raise UserError(f"{target} is no engine: {reason}", key="engine", value=target)
     return found
 
 

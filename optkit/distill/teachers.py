@@ -14,7 +14,7 @@ from optkit.core.artifact import WEIGHTS, Artifact, open_artifact
 from optkit.core.errors import UserError
 from optkit.core.instantiate import TARGET
 from optkit.core.stage import KeyContext
-from optkit.engines import Inductor
+from optkit.engines.compiler import missing_compiler
 
 BASELINE = "baseline"
 BuildModel = Callable[[dict[str, Any]], nn.Module]
@@ -85,7 +85,7 @@ def compiled(teacher: nn.Module) -> nn.Module:
     Raises:
         UserError: there is no C++ compiler.
     """
-    if reason := Inductor().unavailable():
+    if reason := missing_compiler():
         raise UserError(reason, key="compile_teacher", fix="or compile_teacher=false")
     return torch.compile(teacher)
 

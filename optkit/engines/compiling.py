@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optkit.core.checks import check_count
 from optkit.core.engine import MADE_FOR, Engine, Session, made_for
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError
 from optkit.core.variant import Variant
 from optkit.engines.program import module_of
 from optkit.engines.registry import ENGINES
@@ -43,9 +43,7 @@ def compile(  # noqa: A001
             model in int8.
     """
     if isinstance(engine, str):
-        if engine not in ENGINES:
-            raise UserError(f"no engine '{engine}'", key="engine", value=engine, fix=did_you_mean(engine, ENGINES))
-        engine = ENGINES[engine]()
+        engine = ENGINES.find(engine, "engine")()
     module = module_of(model)
     target = getattr(module, "meta", {}).get(MADE_FOR)
     traits = made_for(target) if target else frozenset({"float"})
@@ -57,7 +55,7 @@ def compile(  # noqa: A001
         torch.set_num_threads(threads)
     try:
         session = engine.compile(module, Variant("model", None, traits, {}), example_inputs)
-        if engine.name in ("eager", "inductor"):
+        if engine.shares_torch_threads:
             left_with = torch.get_num_threads()
     finally:
         torch.set_num_threads(left_with)

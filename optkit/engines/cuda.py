@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optkit.core.checks import check_choice
-from optkit.core.engine import Served, not_made_for
+from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError, first_line
 from optkit.core.layout import channels_last_
 from optkit.core.macs import count_macs
@@ -40,7 +40,7 @@ TIMED_CALLS, TIMED_REPLAYS = 10, 7
 
 
 @dataclass
-class CUDA:
+class CUDA(Engine):
     """PyTorch on an NVIDIA GPU, in half precision, its kernels replayed as one CUDA graph.
 
     A call takes and gives tensors in the host's memory: its time holds both copies, as a request's would.
@@ -56,9 +56,13 @@ class CUDA:
     sparse_kernels: str = "fastest"
 
     name: ClassVar[str] = "cuda"
+    device: ClassVar[str] = "cuda"
+    precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
+    channels_last: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, tuple(PRECISIONS))
+        check_choice("precision", self.precision, self.precisions)
         check_choice("sparse_kernels", self.sparse_kernels, SPARSE_KERNELS)
 
     def unavailable(self) -> str | None:
@@ -69,7 +73,7 @@ class CUDA:
     def unsupported(self, traits: frozenset[str]) -> str | None:
         if "int8" in traits:
             return "cuda would compute the quantized graph in floats: a simulation of int8"
-        return not_made_for(self.name, traits)
+        return super().unsupported(traits)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> CUDASession:
         """Copies the module to the GPU and records a call with inputs of the example's shapes.
@@ -326,5 +330,5 @@ class CUDASession(Served):
         return dict(self.engine_facts)
 
     def save(self, directory: str | Path) -> None:
-        saved = Saved(self.engine.name, asdict(self.engine), self.inputs, self.facts())
+        saved = Saved.of(self.engine, self.inputs, self.facts())
         save_session(directory, self.variant, self.module, saved)

@@ -9,19 +9,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optkit.core.engine import Served
+from optkit.core.engine import Engine, Served
+from optkit.core.records import REFERENCE
 from optkit.core.variant import Variant
 from optkit.engines.saved import Saved, save_session
 
 
 @dataclass
-class Eager:
+class Eager(Engine):
     """PyTorch eager mode in fp32."""
 
-    name: ClassVar[str] = "eager"
-
-    def unavailable(self) -> str | None:
-        return None
+    name: ClassVar[str] = REFERENCE
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
+    shares_torch_threads: ClassVar[bool] = True
 
     def unsupported(self, traits: frozenset[str]) -> str | None:
         if "int8" in traits:
@@ -29,7 +29,7 @@ class Eager:
         return None
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> EagerSession:
-        return EagerSession(module, variant, example)
+        return EagerSession(module, variant, self, example)
 
 
 @dataclass
@@ -38,6 +38,7 @@ class EagerSession(Served):
 
     module: nn.Module
     variant: Variant
+    engine: Eager
     example: tuple[Tensor, ...]
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -48,4 +49,5 @@ class EagerSession(Served):
         return {"int8_share": 0.0, "precision": "fp32", "compile_s": 0.0}
 
     def save(self, directory: str | Path) -> None:
-        save_session(directory, self.variant, self.module, Saved(Eager.name, {}, self.example, self.facts()))
+        saved = Saved.of(self.engine, self.example, self.facts())
+        save_session(directory, self.variant, self.module, saved)

@@ -11,11 +11,11 @@ from torch import nn
 
 from optkit.core.artifact import open_artifact
 from optkit.core.engine import Engine, Session
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError
 from optkit.core.instantiate import check_parameters
-from optkit.core.trust import check_trust
-from optkit.engines.registry import ENGINES, Opens
-from optkit.engines.saved import ENGINE, Saved, read_session
+from optkit.core.trust import check_trust, engine_class
+from optkit.engines.registry import ENGINES
+from optkit.engines.saved import ENGINE, Opens, Saved, read_session
 
 
 def load(
@@ -29,7 +29,8 @@ def load(
             unless the folder was written by ``Session.save``, which remembers its engine and that engine's options.
         batch_size: of the session; None is the batch size the folder remembers.
         trust: what may be called to rebuild the model besides optkit's models and stages: packages or modules, for
-            their own classes of models, stages and outputs, or the full name of one class or function.
+            their own classes of models, stages, outputs and engines, or the full name of one class or function. An
+            engine or int8 target that an installed package declares as an entry point needs no trust.
 
     A session of a file (ONNX Runtime, OpenVINO) returns what its model returned. Tuples, dicts and the outputs of
     transformers stay what they were. A dataclass, a named tuple or another class of your own is built if `trust` names
@@ -41,14 +42,13 @@ def load(
     """
     folder = Path(directory)
     artifact = open_artifact(folder)
-    saved = read_session(folder, check_trust(trust))
+    trusted = check_trust(trust)
+    saved = read_session(folder, trusted)
     name = engine or (saved.engine if saved else None)
     if name is None:
         return artifact.module(trust)
-    if name not in ENGINES:
-        raise UserError(f"no engine '{name}'", key="engine", value=name, fix=did_you_mean(name, ENGINES))
     same = saved is not None and saved.engine == name
-    chosen: Engine = _as_saved(saved, folder) if saved is not None and same else ENGINES[name]()
+    chosen = _as_saved(saved, folder, trusted) if saved is not None and same else ENGINES.find(name, "engine")()
     if reason := chosen.unavailable() or chosen.unsupported(artifact.variant.traits):
         raise UserError(reason, key="engine", value=name)
     example = saved.example if saved is not None else tuple(spec.zeros() for spec in artifact.inputs)
@@ -59,9 +59,13 @@ def load(
     return chosen.compile(artifact.module(trust), artifact.variant, example)
 
 
-def _as_saved(saved: Saved, folder: Path) -> Engine:
-    """The engine with the options of a session."""
-    kind, key = ENGINES[saved.engine], str(folder / ENGINE)
+def _as_saved(saved: Saved, folder: Path, trusted: tuple[str, ...]) -> Engine:
+    """The engine with the options of a session: by its name, or by its class where no package offers it."""
+    key = str(folder / ENGINE)
+    if saved.target is None:
+        kind = ENGINES.find(saved.engine, "engine", saved.package)
+    else:
+        kind = engine_class(saved.target, trusted)
     check_parameters(kind, saved.options, key)
     try:
         return kind(**saved.options)

@@ -6,21 +6,21 @@ import json
 import math
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from optkit.core.engine import Served, not_made_for
+from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import Outputs, arrays, other_shapes
 from optkit.engines.int8_share import int8_share
-from optkit.engines.onnx_file import missing, to_onnx
+from optkit.engines.onnx_file import EXPORTERS, missing, to_onnx
 from optkit.engines.saved import Saved, save_session
 
 MODEL = "model.onnx"
@@ -31,16 +31,15 @@ KERNELS = {
 
 
 @dataclass
-class ONNXRuntime:
+class ONNXRuntime(Engine):
     """ONNX Runtime on the CPU, on the session's threads."""
 
     name: ClassVar[str] = "onnxruntime"
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", *EXPORTERS)
+    int8_target: ClassVar[str | None] = "onnxruntime"
 
     def unavailable(self) -> str | None:
-        return missing("onnxruntime")
-
-    def unsupported(self, traits: frozenset[str]) -> str | None:
-        return not_made_for(self.name, traits)
+        return missing(self.packages)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> ONNXRuntimeSession:
         """Compiles for any batch size that the model leaves free, on torch's number of threads.
@@ -98,7 +97,7 @@ class ONNXRuntimeSession(Served):
 
     def save(self, directory: str | Path) -> None:
         """Writes the variant and the ONNX file, whose batch size stays free."""
-        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts(), self.outputs.structure)
+        saved = Saved.of(self.engine, self.example, self.facts(), self.outputs.structure)
         folder = save_session(directory, self.variant, self.source, saved)
         (folder / MODEL).write_bytes(self.file)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.checks import check_choice
-from optkit.core.engine import Served, not_made_for
+from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import Outputs, arrays, other_shapes, same_shapes
 from optkit.engines.int8_share import int8_share
-from optkit.engines.onnx_file import missing, to_onnx
+from optkit.engines.onnx_file import EXPORTERS, missing, to_onnx
 from optkit.engines.saved import Saved, save_session
 
 MODEL = "model.xml"
@@ -38,7 +38,7 @@ def _capabilities() -> list[str]:
 
 
 @dataclass
-class OpenVINO:
+class OpenVINO(Engine):
     """OpenVINO's CPU plugin, one request at a time on the session's threads.
 
     Attributes:
@@ -48,19 +48,19 @@ class OpenVINO:
     precision: str = "fp32"
 
     name: ClassVar[str] = "openvino"
+    precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
+    packages: ClassVar[tuple[str, ...]] = ("openvino", *EXPORTERS)
+    int8_target: ClassVar[str | None] = "openvino"
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, self.precisions)
 
     def unavailable(self) -> str | None:
-        if reason := missing("openvino"):
+        if reason := missing(self.packages):
             return reason
         if self.precision != "fp32" and self.precision.upper() not in _capabilities():
             return f"this processor has no {self.precision} products"
         return None
-
-    def unsupported(self, traits: frozenset[str]) -> str | None:
-        return not_made_for(self.name, traits)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> OpenVINOSession:
         """Compiles for the example's shapes, on torch's number of threads.
@@ -166,7 +166,7 @@ class OpenVINOSession(Served):
         """Writes the variant, and the model as OpenVINO's own files: the batch size stays free in them."""
         import openvino as ov
 
-        saved = Saved(self.engine.name, asdict(self.engine), self.example, self.facts(), self.outputs.structure)
+        saved = Saved.of(self.engine, self.example, self.facts(), self.outputs.structure)
         folder = save_session(directory, self.variant, self.source, saved)
         ov.save_model(self.model, folder / MODEL, compress_to_fp16=False)
 

@@ -8,16 +8,18 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from optkit.core.artifact import FILES, InputSpec, save_artifact
+from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.structure import Structure, Value, from_json, to_json
 from optkit.core.trust import output_class
 from optkit.core.variant import Variant
+from optkit.engines.registry import ENGINES, is_registered
 
 log = logging.getLogger(__name__)
 ENGINE = "engine.json"
@@ -33,6 +35,8 @@ class Saved:
         example: inputs of the shapes that it was compiled for.
         facts: the session's.
         returns: the structure of what it returns; the first versions of optkit knew one tensor alone.
+        package: that offers the engine; None where it is optkit's own, or no package offers it.
+        target: the dotted path of the engine's class where no package offers it, else None.
     """
 
     engine: str
@@ -40,6 +44,29 @@ class Saved:
     example: tuple[Tensor, ...]
     facts: dict[str, Any] = field(default_factory=dict)
     returns: Structure = field(default_factory=lambda: Value(torch.float32))
+    package: str | None = None
+    target: str | None = None
+
+    @classmethod
+    def of(
+        cls, engine: Engine, example: tuple[Tensor, ...], facts: dict[str, Any], returns: Structure | None = None
+    ) -> Saved:
+        """Of an engine's session; an engine that compiles the module again need not say what it returns."""
+        returns = Value(torch.float32) if returns is None else returns
+        options = asdict(engine)  # type: ignore[call-overload]
+        if is_registered(engine):
+            return cls(engine.name, options, example, facts, returns, package=ENGINES.package(engine.name))
+        kind = type(engine)
+        return cls(engine.name, options, example, facts, returns, target=f"{kind.__module__}.{kind.__qualname__}")
+
+
+@runtime_checkable
+class Opens(Protocol):
+    """An engine whose sessions save a file of its own, which needs no module to be opened again."""
+
+    def open(self, folder: Path, variant: Variant, saved: Saved) -> Session:
+        """The session that was saved in a folder, for the example's shapes in ``saved``."""
+        ...
 
 
 def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path, saved: Saved) -> Path:
@@ -65,6 +92,7 @@ def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path,
     inputs = [asdict(InputSpec.of(x)) for x in saved.example]
     text = {"engine": saved.engine, "options": saved.options, "inputs": inputs, "facts": saved.facts}
     text["returns"] = to_json(saved.returns)
+    text |= {key: value for key, value in (("package", saved.package), ("target", saved.target)) if value is not None}
     (folder / ENGINE).write_text(json.dumps(text, indent=1) + "\n")
     return folder
 
@@ -86,7 +114,8 @@ def read_session(folder: Path, trusted: tuple[str, ...] = ()) -> Saved | None:
         found = json.loads(path.read_text())
         example = tuple(InputSpec.from_json(spec).zeros() for spec in found["inputs"])
         returns = from_json(found["returns"], partial(_class, trusted)) if "returns" in found else Value(torch.float32)
-        saved = Saved(found["engine"], found["options"], example, found["facts"], returns)
+        home = {key: str(found[key]) for key in ("package", "target") if key in found}
+        saved = Saved(found["engine"], found["options"], example, found["facts"], returns, **home)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a session: {error}", key=str(path)) from error
     kinds = {"engine": str, "options": dict, "facts": dict}

@@ -14,6 +14,7 @@ from torch import nn
 from optkit.core.calls import Inputs
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
+from optkit.core.records import REFERENCE
 from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm, unmeasured
 from optkit.prune.cut.analysis import Analysis
@@ -108,7 +109,7 @@ def prune_structured(
     clock = None
     if budget == "latency":
         clock = LatencyBudget(
-            analysis, example_inputs, amount, engine or "eager", threads or torch.get_num_threads(), seed
+            analysis, example_inputs, amount, engine or REFERENCE, threads or torch.get_num_threads(), seed
         )
     importance = analysis.importance(criterion, batches, loss_fn, seed)
     found = None
@@ -198,7 +199,7 @@ def check_arguments(
                 f"budget '{budget}' needs no {key}", key=key, value=value, fix="budget=latency, or leave it"
             )
     if engine is not None:
-        check_choice("engine", engine, ENGINES)
+        ENGINES.find(engine, "engine")
     for key, value in (("threads", threads), ("batch_size", batch_size)):
         if value is not None:
             check_count(key, value)

@@ -2,6 +2,7 @@
 
 from optkit.quantize.dynamic import DynamicInt8, quantize_dynamic, replay_dynamic
 from optkit.quantize.graph.layers import LayerError
+from optkit.quantize.graph.targets import INT8_TARGETS, Int8Target
 from optkit.quantize.mixed_precision import quantize_within
 from optkit.quantize.qat.graph import PreparedQAT, convert_qat, prepare_qat
 from optkit.quantize.sensitivity import LayerCost, LayerCosts
@@ -13,10 +14,12 @@ from optkit.quantize.static import Calibrated, Quantized, calibrate, quantize_st
 from optkit.quantize.weight_only import WeightOnly, quantize_weight_only, replay_weight_only
 
 __all__ = [
+    "INT8_TARGETS",
     "Calibrated",
     "DynamicInt8",
     "DynamicQuantization",
     "Freezing",
+    "Int8Target",
     "LayerCost",
     "LayerCosts",
     "LayerError",

@@ -12,7 +12,6 @@ from torchao.quantization.pt2e.observer import PlaceholderObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from optkit.core.checks import check_choice
 from optkit.core.compat import recurrence_by_shape, return_structure
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
@@ -21,9 +20,8 @@ from optkit.quantize.graph.annotate import LINEAR, Scheme, weighted
 from optkit.quantize.graph.conversion import convert, prepare, quiet
 from optkit.quantize.graph.observers import SMALLEST
 from optkit.quantize.graph.simplify import simplify
+from optkit.quantize.graph.targets import Int8Target, find_target
 from optkit.quantize.static import REVISION, copy_of, definite_range
-
-DYNAMIC_TARGETS = ("inductor", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def quantize_dynamic(
         UserError: no such target, or a model without linear layers.
         StageError: no linear layer could be quantized.
     """
-    check_choice("target", target, DYNAMIC_TARGETS)
+    find_target(target, dynamic=True)
     check_linears(model)
     reduce_range = definite_range(reduce_range)
     graph = replay_dynamic(model, example_inputs, reduce_range, target)
@@ -78,7 +76,7 @@ def replay_dynamic(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
     reduce_range: bool,
-    target: str = "inductor",
+    target: str | Int8Target = "inductor",
     revision: int = REVISION,
 ) -> GraphModule:
     """The structure that `quantize_dynamic` gives; on a fresh model, the weights are loaded over it."""

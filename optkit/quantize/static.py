@@ -26,8 +26,8 @@ from optkit.quantize.graph.conversion import activation_nodes, convert, prepare,
 from optkit.quantize.graph.float_layers import left_in_float, name_some
 from optkit.quantize.graph.layers import LayerError, layer_errors
 from optkit.quantize.graph.simplify import simplify
+from optkit.quantize.graph.targets import Int8Target, find_target
 
-TARGETS = ("inductor", "onnxruntime", "openvino")
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
 # 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
@@ -248,15 +248,13 @@ def check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
 
 
 def export_graph(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], target: str, revision: int = REVISION
+    model: nn.Module, example_inputs: tuple[Tensor, ...], target: str | Int8Target, revision: int = REVISION
 ) -> GraphModule:
     """A model's float graph as a target wants it: no norm folded, nothing observed; the model is not touched."""
-    from optkit.quantize.graph.targets import target as find_target
-
-    check_choice("target", target, TARGETS)
+    target = find_target(target)
     with quiet(), recurrence_by_shape():
         program, structure = export_program(copy_of(model).eval(), example_inputs)
-        graph = find_target(target).rewrite(program)
+        graph = target.rewrite(program)
         return_structure(graph, structure)
     if revision > 1:
         simplify(graph)
@@ -293,7 +291,7 @@ def replay_static(
     example_inputs: tuple[Tensor, ...],
     activations: dict[str, list[float | int]],
     reduce_range: bool = False,
-    target: str = "inductor",
+    target: str | Int8Target = "inductor",
     protect: Iterable[str] = (),
     smoothed: Sequence[str] = (),
     revision: int = REVISION,
@@ -309,6 +307,7 @@ def replay_static(
     Raises:
         UserError: other versions of torch and torchao made the graph, and these quantize other activations.
     """
+    target = find_target(target)
     graph = export_graph(model, example_inputs, target, revision)
     keep_in_float(graph, protect)
     multiply(graph, smoothed)
@@ -331,10 +330,13 @@ def replay_static(
 
 
 def _observed(
-    graph: GraphModule, target: str, reduce_range: bool, schemes: tuple[str, ...], revision: int = REVISION
+    graph: GraphModule,
+    target: str | Int8Target,
+    reduce_range: bool,
+    schemes: tuple[str, ...],
+    revision: int = REVISION,
 ) -> GraphModule:
     from optkit.quantize.graph.observers import WITH_HISTOGRAM
-    from optkit.quantize.graph.targets import target as find_target
 
     scheme = Scheme(reduce_range, bool(WITH_HISTOGRAM & set(schemes)), revision)
     return prepare(graph, find_target(target).quantizer(scheme))

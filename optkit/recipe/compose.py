@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -30,8 +31,10 @@ from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
 from optkit.core.instantiate import TARGET, build
 from optkit.core.logs import Messages
 from optkit.core.task import MODEL_DEFAULTS
+from optkit.engines.registry import ENGINES
 
 log = logging.getLogger(__name__)
+ENGINE_GROUP = "engine"
 KEYS = {
     "name", "seed", "threads", "out", "store", "fresh", "baseline", "chain", "controls",
     "model", "task", "stages", "engines", "measure", "debug", "tracker",
@@ -91,6 +94,14 @@ class BundledConfig(SearchPathPlugin):
         search_path.append("optkit", f"file://{shipped('conf')}")
 
 
+def _register_engines() -> None:
+    """Makes the engines of other packages options of the config group ``engine``; imports none of them."""
+    for name in ENGINES.added():
+        ConfigStore.instance().store(
+            name, {TARGET: ENGINES.path(name)}, group=ENGINE_GROUP, provider=ENGINES.package(name)
+        )
+
+
 def launch(
     recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], None], messages: Messages | None = None
 ) -> int:
@@ -110,6 +121,7 @@ def launch(
     path = find_recipe(recipe)
     _check_run_dir(path, arguments)
     Plugins.instance().register(BundledConfig)
+    _register_engines()
     OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
     failures: list[OptkitError] = []
 
@@ -220,6 +232,7 @@ def _one_line(error: Exception, path: Path) -> UserError:
         group, _, name = match.group(1).rpartition("/")
         folder = shipped("conf") / group
         known = [p.stem for p in folder.glob("*.yaml")] if folder.is_dir() else []
+        known += ENGINES.added() if group == ENGINE_GROUP else []
         kinds = [p.name for p in shipped("conf").iterdir() if p.is_dir()]
         fix = did_you_mean(name, known) if known else did_you_mean(group, kinds)
         return UserError(f"no config '{match.group(1)}'", key=group or name, value=name, fix=fix)
@@ -250,7 +263,8 @@ def to_recipe(cfg: DictConfig) -> Any:
     """
     node = _plain(cfg)
     _check_top(node)
-    from optkit.engines import Eager
+    from optkit.core.engine import no_engine
+    from optkit.engines.registry import reference_engine
     from optkit.measure import Measure
     from optkit.recipe.recipe import Recipe
 
@@ -258,6 +272,9 @@ def to_recipe(cfg: DictConfig) -> Any:
     _check_model(node["model"])
     stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items()}
     engines = {name: build(engine, f"engines.{name}") for name, engine in node["engines"].items()}
+    for name, engine in engines.items():
+        if reason := no_engine(type(engine)):
+            raise UserError(f"{type(engine).__name__} is no engine: {reason}", key=f"engines.{name}")
     measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
     assert isinstance(measure, Measure)
     recipe = Recipe(
@@ -267,7 +284,7 @@ def to_recipe(cfg: DictConfig) -> Any:
         chain=node["chain"],
         stages=stages,
         engines=engines,
-        reference=Eager(),
+        reference=reference_engine(),
         measure=measure,
         baseline=node["baseline"],
         controls=node["controls"],

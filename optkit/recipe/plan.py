@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from optkit.core.cores import default_threads
 from optkit.core.engine import Engine
-from optkit.core.environment import available_cores
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.source_digest import code_digest, code_elsewhere
 from optkit.core.stage import ChecksModel, KeyContext, Stage
 from optkit.core.task import SealedTask, Task
 from optkit.core.variant import variant_id
+from optkit.engines.registry import is_registered
 from optkit.measure import tasks_to_measure
 from optkit.models import ModelSpec
 from optkit.models.compatibility import answer_to
@@ -69,7 +70,7 @@ class Plan:
     before it.
 
     Attributes:
-        trusted: full names of the model's builder and the stages, which its saved variants may name.
+        trusted: see `trusted_names`.
     """
 
     run: str
@@ -171,7 +172,7 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     _check_stages(model, recipe)
     steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
     own = _numbered(recipe, recipe.chain, first)
-    context = KeyContext(None, _identify(recipe), work_device(), recipe.threads or available_cores())
+    context = KeyContext(None, _identify(recipe), work_device(), recipe.threads or default_threads().count)
     _grow(steps, recipe, context, start, own, OWN)
     cut = [step.id for step in steps.values() if step.stage and "cut" in step.stage.adds]
     for control in recipe.controls:
@@ -181,9 +182,19 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     engines = recipe.engines.values()
     measured = [asdict(e) | {"is": target_of(e), **code_elsewhere([type(e)])} for e in engines]  # type: ignore[call-overload]
     run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
-    # its variants may name what the recipe names, and nothing else of the same packages
-    trusted = sorted({spec.skeleton(model)["target"], *map(target_of, recipe.stages.values())})
-    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), tuple(trusted))
+    trusted = trusted_names(recipe, spec.skeleton(model)["target"])
+    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), trusted)
+
+
+def trusted_names(recipe: Recipe, builder: str) -> tuple[str, ...]:
+    """What the variants and sessions of a run may name: what its recipe names, and nothing else of the same packages.
+
+    Args:
+        recipe: of the run.
+        builder: the dotted path of what builds its model.
+    """
+    engines = (engine for engine in recipe.engines.values() if not is_registered(engine))
+    return tuple(sorted({builder, *map(target_of, recipe.stages.values()), *map(target_of, engines)}))
 
 
 def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered]:

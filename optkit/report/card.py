@@ -9,7 +9,7 @@ from typing import Any
 
 from optkit.core import ledger
 from optkit.core.cache import new_file
-from optkit.core.records import Record, variant_folder
+from optkit.core.records import REFERENCE, Record, variant_folder
 from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row, rows
 from optkit.report.tables import markdown
@@ -95,7 +95,7 @@ def _opening(record: Record) -> str:
 
 
 def _usage(home: Path, own: Sequence[Row]) -> list[str]:
-    engine = own[-1]["engine"] if own else "eager"
+    engine = own[-1]["engine"] if own else REFERENCE
     batch_size = own[-1]["batch_size"] if own else 1
     folder = f"variants/{_plain(home.name)}"
     call = f'session = optkit.load("{folder}", engine="{engine}", batch_size={batch_size})'

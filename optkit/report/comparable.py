@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optkit.core.environment import ENGINES
+from optkit.core.environment import timing_packages
 from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.core.setting import Setting
@@ -43,7 +43,7 @@ def surroundings(record: Record) -> dict[str, str]:
     """
     environment, packages = record.environment, record.environment.get("packages", {})
     found = {"processor": processor(environment), "GPU": gpu(environment)}
-    found |= {name: packages.get(name) for name in ENGINES}
+    found |= {name: packages.get(name) for name in timing_packages(environment)}
     return {what: value for what, value in found.items() if value is not None}
 
 

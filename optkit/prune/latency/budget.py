@@ -67,7 +67,7 @@ class LatencyBudget:
         analysis: of the model.
         inputs: example inputs, on the CPU; their batch size is the one that is timed.
         amount: share of the latency to remove.
-        engine: name in ``optkit.engines.ENGINES``.
+        engine: a name of ``optkit.engines.ENGINES``.
         threads: torch threads.
         seed: of the order in which models take their turns.
 
@@ -77,7 +77,7 @@ class LatencyBudget:
 
     def __init__(self, analysis: Analysis, inputs: Inputs, amount: float, engine: str, threads: int, seed: int):
         self._analysis, self._goal, self._threads, self._seed = analysis, 1 - amount, threads, seed
-        self._engine: Engine = ENGINES[engine]()
+        self._engine: Engine = ENGINES.find(engine, "engine")()
         if reason := self._engine.unavailable():
             raise UserError(reason, key="engine", value=engine)
         leaves, self._spec = pytree.tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs))
@@ -169,10 +169,10 @@ class LatencyBudget:
         )
 
     def _channels_last(self) -> bool:
-        """How activations lie in memory: inductor moves convolutions to channels last, eager takes what it is given."""
+        """Whether activations lie in memory as ``(N, H, W, C)``: the engine moves them there, or takes them so."""
         tensors = [t for t in (*self._tensors, *self._analysis.model.parameters()) if t.ndim == 4]
         moved = any(not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
-        return moved or self._engine.name == "inductor"
+        return moved or self._engine.channels_last
 
     def _facts(self, best: Reached, table: LatencyTable, rounds: int) -> dict[str, Any]:
         facts: dict[str, Any] = {"engine": self._engine.name, "threads": self._threads}

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.engine import Engine, Session
-from optkit.core.environment import cpu
+from optkit.core.environment import cpu, gpu
 from optkit.core.errors import StageError, first_line
 from optkit.core.locks import exclusive
 from optkit.core.progress import track
-from optkit.core.source_digest import code_digest, version_of
+from optkit.core.source_digest import code_digest, code_elsewhere, version_of
 from optkit.core.variant import Variant
 from optkit.measure.turns import timing_turn
 from optkit.prune.cut.units import Units
@@ -61,7 +61,7 @@ class LatencyTable:
     """
 
     def __init__(self, units: Units, trace: Trace, engine: Engine, threads: int, channels_last: bool):
-        self._units, self._engine, self._channels_last = units, _quick(engine), channels_last
+        self._units, self._engine, self._channels_last = units, engine.for_trials(), channels_last
         self._where = machine_key(self._engine, threads)
         self.blocks = find_blocks(trace, units)
         signatures = [block.signature(units, channels_last) for block in self.blocks]
@@ -162,13 +162,12 @@ def machine_key(engine: Engine, threads: int) -> dict[str, Any]:
     """What decides how long a model takes besides the model: the machine, the engine, and their versions; JSON."""
     return {
         "cpu": cpu(),
-        "gpu": torch.cuda.get_device_name() if engine.name == "cuda" and torch.cuda.is_available() else None,
+        "gpu": gpu() if engine.device != "cpu" else None,
         "torch": torch.__version__,
         "engine": engine.name,
-        # engines that are not torch's bear the names of their packages
-        "version": version_of(engine.name),
+        "packages": {name: version_of(name) for name in engine.packages},
         "options": asdict(engine),  # type: ignore[call-overload]
-        "code": code_digest(*CODE),
+        "code": [code_digest(*CODE), code_elsewhere([type(engine)])],
         "threads": threads,
     }
 
@@ -219,8 +218,3 @@ def time_session(session: Session, inputs: Sequence[Tensor]) -> float:
         session(*inputs)
         samples.append((time.perf_counter_ns() - begin) / 1e6)
     return float(np.quantile(samples, 0.25))
-
-
-def _quick(engine: Engine) -> Engine:
-    """The same kernels, called from Python: a block compiles in a fifth of the time, and calling is subtracted."""
-    return replace(engine, cpp_wrapper=False) if hasattr(engine, "cpp_wrapper") else engine

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from optkit.core.checks import check_count
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
+from optkit.core.records import REFERENCE
 from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
 from optkit.prune.cut.plan import CutPlan
@@ -41,7 +42,7 @@ class StructuredPruning(SteppedPruning):
         protect: name patterns of layers whose channels stay.
         batches: how many batches of 64 a data-driven criterion sees, drawn from train under the seed.
         sensitivity_examples: on how many validation examples the sensitivity is measured.
-        engine: where latency is measured, None for eager; for latency only, as are the next two.
+        engine: where latency is measured, None for the reference (eager); for latency only, as are the next two.
         threads: torch threads while it is measured, None for those of the run.
         batch_size: at which it is measured, None for 1.
         steps, training, between: see `SteppedPruning`.
@@ -77,7 +78,7 @@ class StructuredPruning(SteppedPruning):
         """The machine and the engine that a latency is measured on."""
         if self.budget != "latency":
             return None
-        return machine_key(ENGINES[self.engine or "eager"](), self.threads or context.threads)
+        return machine_key(ENGINES[self.engine or REFERENCE](), self.threads or context.threads)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         return self.in_steps(module, ctx, self.amount)

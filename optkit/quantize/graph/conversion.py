@@ -17,6 +17,7 @@ from optkit.quantize.graph.layers import int8_layers
 from optkit.quantize.graph.norms import BATCH_NORM, fold_norms
 from optkit.quantize.graph.observers import WeightObserver
 from optkit.quantize.graph.simplify import drop_unused
+from optkit.quantize.graph.targets import Int8Target, find_target
 
 MOST_STEPS = 2.0**30  # of a bias; half of what 32 bits hold
 
@@ -33,13 +34,12 @@ def prepare(graph: GraphModule, quantizer: Any) -> GraphModule:
     return _show(prepared)
 
 
-def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
+def convert(prepared: GraphModule, target: str | Int8Target = "inductor") -> GraphModule:
     """The int8 graph of a prepared one, for a target."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    from optkit.quantize.graph.targets import target as find_target
-
-    if find_target(target).INTEGER_BIAS:
+    target = find_target(target)
+    if target.integer_bias:
         _leave_room_for_biases(prepared)
     # at a batch norm, torchao exports its patterns of training graphs, for a minute, to find none
     _hide(prepared, _norms(prepared))
@@ -48,7 +48,7 @@ def convert(prepared: GraphModule, target: str = "inductor") -> GraphModule:
     drop_unused(converted)  # the float weights, whose int8 copies the graph reads instead
     # torchao's module refuses train() and eval(), a fresh one takes both
     found = GraphModule(converted, converted.graph)
-    found.meta = converted.meta | {MADE_FOR: target}
+    found.meta = converted.meta | {MADE_FOR: target.name}
     return found
 
 

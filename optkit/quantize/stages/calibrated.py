@@ -15,11 +15,11 @@ from optkit.core.errors import UserError
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.engines import ENGINES
+from optkit.quantize.graph.targets.registry import TARGET_KEYS, code_of_target, find_target, made_by, saved_target
 from optkit.quantize.stages.proof import prove_int8
 from optkit.quantize.static import (
     OBSERVERS,
     REVISION,
-    TARGETS,
     Quantized,
     definite_range,
     describe,
@@ -63,7 +63,8 @@ class CalibratedInt8:
     """What post-training and quantization-aware int8 have in common: a target, a calibration, a proof.
 
     Attributes:
-        target: the engine whose kernels the graph is annotated for: ``inductor``, ``onnxruntime`` or ``openvino``.
+        target: the engine whose kernels the graph is annotated for: ``inductor``, ``onnxruntime``, ``openvino``, or an
+            int8 target of another package.
         observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
             error), ``percentile`` or ``entropy``.
         batches: calibration batches.
@@ -92,7 +93,7 @@ class CalibratedInt8:
         return made_for(self.target)
 
     def __post_init__(self) -> None:
-        check_choice("target", self.target, TARGETS)
+        find_target(self.target)
         check_choice("observer", self.observer, OBSERVERS)
         check_count("batches", self.batches)
         check_count("batch_size", self.batch_size)
@@ -100,13 +101,15 @@ class CalibratedInt8:
         if self.min_int8_share is not None and self.min_int8_share != 1:
             check_share("min_int8_share", self.min_int8_share)
 
-    def depends_on(self, context: KeyContext) -> bool:
-        """What a null `reduce_range` means on this processor."""
-        return definite_range(self.reduce_range)
+    def depends_on(self, context: KeyContext) -> list[Any]:
+        """What a null `reduce_range` means on this processor, and the code of the target."""
+        return [definite_range(self.reduce_range), code_of_target(self.target)]
 
     def check(self, module: nn.Module, task: Task) -> None:
-        if self.min_int8_share is not None and (reason := ENGINES[self.target]().unavailable()):
-            raise UserError(f"{self.target} does not work here: {reason}", key="min_int8_share")
+        if self.min_int8_share is not None:
+            engine = ENGINES.find(find_target(self.target).engine, "target")()
+            if reason := engine.unavailable():
+                raise UserError(f"{engine.name} does not work here: {reason}", key="min_int8_share")
         layers = {path.removesuffix(".weight") for path, x in module.named_parameters() if x.dim() > 1}
         for pattern in self.protect:
             # where products of attention are is known of the exported graph alone
@@ -127,7 +130,7 @@ class CalibratedInt8:
             "protect": list(quantized.protect),
             "smoothed": list(quantized.smoothed),
             "revision": REVISION,
-        }
+        } | made_by(quantized.target)
         if self.min_int8_share is not None:
             example = ctx.task.example(2)
             facts["int8_share"] = prove_int8(quantized.module, example, self.target, self.min_int8_share)
@@ -135,4 +138,6 @@ class CalibratedInt8:
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        return replay_static(module, example, **({"revision": 1} | surgery))
+        target = saved_target(surgery)
+        known = {name: value for name, value in surgery.items() if name not in TARGET_KEYS}
+        return replay_static(module, example, **({"revision": 1} | known), target=target)

@@ -13,12 +13,12 @@ from optkit.core.probe import EXAMPLES
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.quantize.dynamic import (
-    DYNAMIC_TARGETS,
     check_linears,
     describe_dynamic,
     quantize_dynamic,
     replay_dynamic,
 )
+from optkit.quantize.graph.targets.registry import code_of_target, find_target, made_by, saved_target
 from optkit.quantize.static import (
     REVISION,
     definite_range,
@@ -47,12 +47,12 @@ class DynamicQuantization:
         return made_for(self.target)
 
     def __post_init__(self) -> None:
-        check_choice("target", self.target, DYNAMIC_TARGETS)
+        find_target(self.target, dynamic=True)
         check_choice("reduce_range", self.reduce_range, (None, True, False))
 
-    def depends_on(self, context: KeyContext) -> bool:
-        """What a null `reduce_range` means on this processor."""
-        return definite_range(self.reduce_range)
+    def depends_on(self, context: KeyContext) -> list[Any]:
+        """What a null `reduce_range` means on this processor, and the code of the target."""
+        return [definite_range(self.reduce_range), code_of_target(self.target)]
 
     def check(self, module: nn.Module, task: Task) -> None:
         check_linears(module)
@@ -64,10 +64,11 @@ class DynamicQuantization:
         return Outcome(
             found.module,
             facts,
-            surgery={"reduce_range": found.reduce_range, "target": found.target, "revision": REVISION},
+            surgery={"reduce_range": found.reduce_range, "target": found.target, "revision": REVISION}
+            | made_by(found.target),
         )
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
-        target, revision = surgery.get("target", "inductor"), surgery.get("revision", 1)
-        return replay_dynamic(module, example, surgery["reduce_range"], target, revision)
+        revision = surgery.get("revision", 1)
+        return replay_dynamic(module, example, surgery["reduce_range"], saved_target(surgery), revision)

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from optkit.core.environment import ENGINES
 from optkit.core.setting import Setting
 from optkit.report.caveats import MARK
-from optkit.report.comparable import differences, surroundings
+from optkit.report.comparable import MACHINE, differences, surroundings
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.formatting import change, name, percent_interval, ratio
@@ -50,7 +49,7 @@ def _conditions(runs: Sequence[ShownRun]) -> Callable[[Row], str]:
 
 
 def _named(what: str, value: str) -> str:
-    return f"{what} {value}" if what in ENGINES or value == "unknown" else value
+    return value if what in MACHINE and value != "unknown" else f"{what} {value}"
 
 
 def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure:

@@ -9,8 +9,8 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantize
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from optkit.quantize.graph.annotate import IN_FLOAT, LINEAR, Scheme, aten, calls, weighted
+from optkit.quantize.graph.targets.target import Int8Target
 
-INTEGER_BIAS = False
 KERNELS = LINEAR | {aten.conv1d.default, aten.conv2d.default}  # that inductor has in int8
 
 
@@ -82,3 +82,6 @@ class _Annotator(x86.X86InductorQuantizer):
                 specs = {x: self.scheme.activation(symmetric=False), weight: self.scheme.weight(-128)}
                 node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
         return model
+
+
+TARGET = Int8Target("inductor", "inductor", rewrite, quantizer, dynamic=True)

@@ -31,8 +31,8 @@ from optkit.quantize.graph.annotate import (
     weighted,
 )
 from optkit.quantize.graph.attention import explicit_attention
+from optkit.quantize.graph.targets.target import Int8Target
 
-INTEGER_BIAS = True
 LOWEST = "lowest_float"
 # fused into a convolution by its range: what is below zero is cut by a zero point of 0
 CLAMPS = {
@@ -116,3 +116,6 @@ def _is_clamp(node: Node) -> bool:
         return node.target in CLAMPS
     ends = (*node.args[1:], *node.kwargs.values())
     return len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)
+
+
+TARGET = Int8Target("onnxruntime", "onnxruntime", rewrite, quantizer, integer_bias=True, dynamic=True)

@@ -31,8 +31,7 @@ from optkit.quantize.graph.annotate import (
     weighted,
 )
 from optkit.quantize.graph.attention import explicit_attention
-
-INTEGER_BIAS = False
+from optkit.quantize.graph.targets.target import Int8Target
 
 
 def rewrite(program: ExportedProgram) -> GraphModule:
@@ -60,3 +59,6 @@ def residuals(graph: GraphModule) -> list[Edge]:
         if len(terms) == 2 and any(x.target in CONVOLUTIONS for x in terms):
             found += [(x, node) for x in terms]
     return found
+
+
+TARGET = Int8Target("openvino", "openvino", rewrite, quantizer)
