@@ -21,6 +21,7 @@ from torch import nn
 
 from optkit.core.artifact import FILES, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
+from optkit.core.cores import default_threads
 from optkit.core.engine import packages_of
 from optkit.core.environment import check_single_process, environment
 from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full

@@ -185,7 +185,7 @@ BAD = {
     "a folder of Hydra's": (["run", "test.yaml", "hydra.run.dir=elsewhere"], "hydra.run.dir: optkit does not run in a folder of Hydra's (out=DIR"),
     "a folder of Hydra's in a mapping": (["run", "test.yaml", "++hydra.run={dir: elsewhere}"], "hydra.run.dir: optkit does not run"),
     "unknown format of messages": (["run", "test.yaml", "log=jsn"], "log: no format 'jsn' (did you mean 'json'?)"),
-    "torchrun": (["run", "test.yaml", "WORLD_SIZE"], "optkit trains in one process so far, and torchrun started 2"),
+    "torchrun": (["run", "test.yaml", "WORLD_SIZE"], "optkit works in one process so far, and torchrun started 2"),
     "broken YAML": (["run", "broken.yaml"], "broken.yaml"),
     "unknown run": (["report", "nowhere"], "no ledger at nowhere"),
     "unknown command": (["rnu"], "No such command 'rnu'"),

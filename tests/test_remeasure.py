@@ -114,6 +114,13 @@ def test_what_is_not_the_runs_is_refused_before_any_work(folder, recipe, digits,
     assert (folder / "ledger.jsonl").read_bytes() == text
 
 
+def test_one_process_of_torchrun_is_refused(folder, recipe, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="torchrun started 2"):
+        measure_again(folder, recipe)
+
+
 def test_rows_are_chosen_by_mark_or_by_name(tmp_path):
     folder = write_run(tmp_path / "run", busy(sweep()))
     assert select(folder, "all") is None

@@ -4,7 +4,6 @@ import pytest
 
 from optkit.core import cores
 from optkit.core.cgroup import Quota, cpu_quota
-from optkit.core.environment import available_cores
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ def machine(monkeypatch, tmp_path):
 )
 def test_the_tightest_limit_counts_and_says_where_it_is_from(machine, limits, threads, source):
     machine(*limits)
-    assert available_cores() == threads
+    assert cores.default_threads().count == threads
     assert str(cores.default_threads()).startswith(f"{threads}: {source}")
 
 

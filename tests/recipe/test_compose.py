@@ -85,3 +85,10 @@ def test_a_multirun_is_in_the_same_folder(folder):
     launch("test.yaml", ["-m", "seed=1,2"], lambda cfg: None)
     assert not (folder / "~").exists()
     assert len(list((folder / "home" / "runs" / "multirun").glob("*/multirun.yaml"))) == 1
+
+
+def test_what_is_no_engine_is_refused(folder):
+    override = "+engines.mine={_target_: optkit.models.MLP, input_shape: [1, 8, 8], num_classes: 2, widths: [4]}"
+    with pytest.raises(UserError) as caught:
+        launch("test.yaml", [override], lambda cfg: to_recipe(cfg))
+    assert str(caught.value) == ("engines.mine: MLP is no engine: it is no class that inherits optkit.engines.Engine")

@@ -392,3 +392,16 @@ def test_a_cut_to_a_latency_is_of_its_machine_and_of_the_threads_of_the_run(reci
 def test_a_model_that_does_not_fit_the_task_is_refused(recipe, model, message):
     with pytest.raises(UserError, match=message):
         make_plan(replace(recipe, model=model))
+
+
+@dataclass
+class Own(Eager):
+    name: ClassVar[str] = "own"
+
+
+def test_a_run_trusts_its_engines_that_no_package_declares(recipe):
+    engines = recipe.engines | {"mine": Own()}
+    assert set(make_plan(replace(recipe, engines=engines)).trusted) == {
+        *make_plan(recipe).trusted,
+        f"{__name__}.Own",
+    }

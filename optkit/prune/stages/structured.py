@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from optkit.core.checks import check_count
+from optkit.core.records import REFERENCE
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.core.records import REFERENCE
 from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
 from optkit.prune.cut.plan import CutPlan

@@ -26,13 +26,13 @@ def prove_int8(graph: GraphModule, example: tuple[Tensor, ...], target: str, lea
         StageError: it does not; the message names the layers that are in float.
     """
     variant = Variant("proof", None, made_for(target), {})
-    engine = ENGINES[find_target(target).engine]()
-    share = float(engine.compile(graph, variant, example).facts()["int8_share"])
+    engine = find_target(target).engine
+    share = float(ENGINES[engine]().compile(graph, variant, example).facts()["int8_share"])
     if share >= least:
         return share
     left = left_in_float(graph)
     named = name_some(left)
-    reason = f"in float: {named}" if left else f"its layers are annotated, but {engine.name} runs some of them in float"
+    reason = f"in float: {named}" if left else f"its layers are annotated, but {engine} runs some of them in float"
     fix = f"lower min_int8_share to {share:.3f}, or give another target"
-    message = f"{share:.1%} of the MACs run in int8 on {engine.name}, {least:.1%} are asked for; {reason}"
+    message = f"{share:.1%} of the MACs run in int8 on {engine}, {least:.1%} are asked for; {reason}"
     raise StageError(message, key="min_int8_share", value=least, fix=fix)
