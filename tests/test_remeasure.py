@@ -91,7 +91,7 @@ def test_one_variant_at_another_batch_size_brings_the_baseline_there(folder, rec
 
 def test_on_another_machine_the_whole_run_is_measured(folder, recipe, monkeypatch):
     there = {"cpu": {"name": "Another", "cores": 64, "isa": []}, "threads": 1, "packages": {}, "gpu": None}
-    monkeypatch.setattr("optkit.remeasure.environment", lambda threads: dict(there))
+    monkeypatch.setattr("optkit.remeasure.environment", lambda threads, engine_packages: dict(there))
     with pytest.raises(UserError, match="leave --rows out"):
         measure_again(folder, recipe, select(folder, "mask"))
     measure_again(folder, replace(recipe, measure=replace(recipe.measure, batch_sizes=[8])))

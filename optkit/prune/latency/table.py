@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.engine import Engine, Session
-from optkit.core.environment import cpu, gpu
+from optkit.core.environment import cpu
 from optkit.core.errors import StageError, first_line
 from optkit.core.locks import exclusive
 from optkit.core.progress import track
@@ -162,7 +162,7 @@ def machine_key(engine: Engine, threads: int) -> dict[str, Any]:
     """What decides how long a model takes besides the model: the machine, the engine, and their versions; JSON."""
     return {
         "cpu": cpu(),
-        "gpu": gpu() if engine.device != "cpu" else None,
+        "gpu": torch.cuda.get_device_name() if engine.device == "cuda" and torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "engine": engine.name,
         "packages": {name: version_of(name) for name in engine.packages},
