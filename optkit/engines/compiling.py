@@ -32,10 +32,10 @@ def compile(  # noqa: A001
         model: a float model in eval mode, or what `quantize_static`, `prune_structured` and the like return; a
             `Quantized` must be annotated for this engine.
         example_inputs: inputs as it will be called with.
-        engine: a name (``eager``, ``inductor``, ``onnxruntime``, ``openvino``, ``cuda``) or an engine with its options,
-            such as ``OpenVINO(precision="bf16")``.
-        threads: of the session; None takes torch's number. ``eager`` and ``inductor`` run on torch's own threads, whose
-            number is set.
+        engine: a name of ``optkit.engines.ENGINES``, such as ``openvino``, or an engine with its options, such as
+            ``OpenVINO(precision="bf16")``.
+        threads: of the session; None takes torch's number. If the engine runs on torch's own threads (``eager``,
+            ``inductor``), torch's number is set.
 
     Raises:
         UserError: no such engine, one that does not work here, or one without kernels for this model.
