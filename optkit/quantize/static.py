@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.checks import check_choice
-from optkit.core.compat import recurrence_by_shape, return_structure
+from optkit.core.compat.torch_graphs import return_structure
+from optkit.core.compat.torch_tracing import recurrence_by_shape
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe

@@ -18,7 +18,7 @@ TECHNIQUE_CODE = (
     "measure/turns.py",
 )  # fmt: skip
 # what decides weights besides torch and the packages that models come from, by the folder that uses it
-PACKAGES = {"training": ("accelerate",), "quantize": ("torchao",)}
+PACKAGES = {"quantize": ("torchao",)}
 
 
 def target_of(thing: object) -> str:
