@@ -6,11 +6,11 @@ import os
 import platform
 from collections.abc import Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from optkit.core.allocator import keep_freed_memory
+from optkit.core.compat.versions import version_of
 from optkit.core.cores import default_threads, usable_cores
 from optkit.core.errors import UserError
 
@@ -32,13 +32,7 @@ INT8_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp",
 
 def versions() -> dict[str, str | None]:
     """Versions of what optkit builds on, without importing any of it; None where a package is not installed."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: version_of(name) for name in PACKAGES}
 
 
 @cache

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+from optkit.core.compat.versions import version_of
 from optkit.core.instantiate import TARGET
-from optkit.core.source_digest import code_digest, code_of, version_of
+from optkit.core.source_digest import code_digest, code_of
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, Task
 

@@ -7,9 +7,10 @@ from typing import ClassVar
 import pytest
 
 from optkit.core.artifact import save_artifact
+from optkit.core.compat.versions import version_of
 from optkit.core.errors import PlanError, UserError
 from optkit.core.instantiate import build, locate
-from optkit.core.source_digest import ROOT, code_files, code_of, version_of
+from optkit.core.source_digest import ROOT, code_files, code_of
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
 from optkit.engines import Eager, Inductor

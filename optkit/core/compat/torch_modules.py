@@ -34,4 +34,4 @@ def compiled_from(module: nn.Module) -> nn.Module | None:
 
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether hooks run before or after a module's forward (torch 2.14)."""
-    return any(attribute(module, name) for name in ("_forward_hooks", "_forward_pre_hooks"))
+    return bool(attribute(module, "_forward_hooks") or attribute(module, "_forward_pre_hooks"))

@@ -50,14 +50,14 @@ def gone(name: str, package: str | None = None) -> UserError:
     """
     package = package or name.partition(".")[0]
     wanted = f"{package}{supported(package)}"
-    if (found := version(package)) is None:
+    if (found := version_of(package)) is None:
         return UserError(f"{package} is not installed", value=name, fix=f'pip install "{wanted}"')
     message = f"{package} {found} has no {name}; optkit supports {wanted}"
     return UserError(message, value=name, fix=f'pip install "{wanted}"')
 
 
-def version(package: str) -> str | None:
-    """The installed version of a package; None if it is not installed."""
+def version_of(package: str) -> str | None:
+    """The version of an installed package, which is not imported; None where there is none of that name."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -74,11 +74,11 @@ def supported(package: str) -> str:
 def unsupported() -> list[str]:
     """The installed packages whose versions optkit does not support, such as ``torch 2.16.0 (>=2.13,<2.15)``."""
     found = dict.fromkeys(need.name for need in _requirements() if not _fits(need))
-    return [f"{name} {version(name)} ({supported(name)})" for name in found]
+    return [f"{name} {version_of(name)} ({supported(name)})" for name in found]
 
 
 def _fits(need: Requirement) -> bool:
-    found = version(need.name)
+    found = version_of(need.name)
     return found is None or need.specifier.contains(found, prereleases=True)
 
 
