@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError
 
-DEVELOPMENT = ("dev", "benchmark")  # extras that no user's installation is measured by
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+
+DEVELOPMENT = ("dev", "docs", "benchmark")  # extras that no user's installation is measured by
 
 
 def private(path: str) -> Any:
@@ -66,6 +67,8 @@ def version_of(package: str) -> str | None:
 
 def supported(package: str) -> str:
     """The versions of a package that optkit supports, such as ``>=2.13,<2.15``; nothing where any will do."""
+    from packaging.utils import canonicalize_name
+
     wanted = canonicalize_name(package)
     found = (need.specifier for need in _requirements() if canonicalize_name(need.name) == wanted)
     return ",".join(sorted(map(str, next(found, ())), reverse=True))
@@ -84,6 +87,8 @@ def _fits(need: Requirement) -> bool:
 
 def _requirements() -> Iterator[Requirement]:
     """What optkit and its extras need, by the metadata of its installation; none where it is not installed."""
+    from packaging.requirements import Requirement
+
     try:
         declared = metadata.metadata("optkit")
     except metadata.PackageNotFoundError:
