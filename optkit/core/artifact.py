@@ -8,15 +8,17 @@ model, replays the surgeries without data, and loads the weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError
+from optkit.core.compat.versions import version_of
+from optkit.core.errors import OptkitError, UserError, first_line
 from optkit.core.probe import PROBE_FILE, load_probe, save_probe
 from optkit.core.surgeries import FORMAT_1
 from optkit.core.trust import check_trust, rebuild, stage_class
@@ -25,6 +27,9 @@ from optkit.core.variant import Variant
 VARIANT, WEIGHTS = "variant.json", "weights.safetensors"
 FILES = (VARIANT, WEIGHTS, PROBE_FILE)  # of which the last may be absent
 FORMAT = 2
+MADE_WITH = ("optkit", "torch", "torchvision", "torchao", "transformers")  # their versions decide what a replay gives
+# what a replay raises where a graph has other nodes, or a model other members, than when it was saved
+FAILURES = (OptkitError, RuntimeError, LookupError, AttributeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,12 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A saved variant: its description, its inputs, and where its weights are."""
+    """A saved variant: its description, its inputs, where its weights are, and the versions that it was saved with."""
 
     variant: Variant
     inputs: tuple[InputSpec, ...]
     folder: Path
+    made_with: Mapping[str, str | None] = field(default_factory=dict)
 
     def module(self, trusted: Iterable[str] = ()) -> nn.Module:
         """The module, in eval mode.
@@ -68,7 +74,8 @@ class Artifact:
                 `optkit.core.trust`.
 
         Raises:
-            UserError: it names code that is not trusted.
+            UserError: it names code that is not trusted, or these versions of torch and others do not give the
+                structure that was saved; the message names both versions.
         """
         from safetensors.torch import load_model
 
@@ -77,10 +84,28 @@ class Artifact:
         with torch.random.fork_rng(devices=[]):
             module = rebuild(self.variant.model, trusted)
             for surgery in self.variant.surgeries:
-                module = stage_class(surgery["by"], trusted).replay(module, surgery["data"], example)
-        load_model(module, self.folder / WEIGHTS)
+                stage = stage_class(surgery["by"], trusted)
+                with self._by_version():
+                    module = stage.replay(module, surgery["data"], example)
+        with self._by_version():
+            load_model(module, self.folder / WEIGHTS)
         load_probe(module, self.folder)
         return module.eval()
+
+    @contextmanager
+    def _by_version(self) -> Iterator[None]:
+        """What fails inside names the packages that had another version when the variant was saved."""
+        try:
+            yield
+        except FAILURES as error:
+            here = {name: version_of(name) for name in MADE_WITH if name in self.made_with}
+            if not (other := [name for name in here if here[name] != self.made_with[name]]):
+                raise
+            was, now = (", ".join(f"{name} {of[name] or '(none)'}" for name in other) for of in (self.made_with, here))
+            reason = error.message if isinstance(error, OptkitError) else first_line(error)
+            message = f"{reason}; it was saved with {was}, and this is {now}"
+            fix = "install the versions that it was saved with, or make it again"
+            raise UserError(message, key=str(self.folder), fix=fix) from error
 
     @property
     def size_bytes(self) -> int:
@@ -95,13 +120,15 @@ def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tu
     inputs = tuple(InputSpec.of(x) for x in example)
     save_model(module, str(folder / WEIGHTS))
     save_probe(module, folder)
+    made_with = {name: version_of(name) for name in MADE_WITH}
     description = {
         "format": FORMAT,
+        "made_with": made_with,
         "inputs": [asdict(spec) for spec in inputs],
         "variant": variant.to_json(),
     }
     (folder / VARIANT).write_text(json.dumps(description, indent=1) + "\n")
-    return Artifact(variant, inputs, folder)
+    return Artifact(variant, inputs, folder, made_with)
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -123,7 +150,7 @@ def open_artifact(folder: Path) -> Artifact:
         variant = Variant.from_json(description["variant"])
         if description["format"] == 1:
             variant = replace(variant, surgeries=tuple(map(_named, variant.surgeries)))
-        return Artifact(variant, inputs, folder)
+        return Artifact(variant, inputs, folder, dict(description.get("made_with", {})))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a variant: {error}", key=str(path)) from error
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from optkit.core.compat.versions import version_of
 from optkit.core.errors import UserError
-from optkit.core.source_digest import version_of
 from optkit.core.variant import Variant
 
 # in a quantized graph's ``meta``, the int8 target it is annotated for; with the same prefix, a trait of its variant

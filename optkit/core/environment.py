@@ -6,11 +6,11 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from optkit.core.allocator import keep_freed_memory
+from optkit.core.compat.versions import version_of
 from optkit.core.cores import usable_cores
 from optkit.core.errors import UserError
 
@@ -31,13 +31,7 @@ INT8_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp",
 
 def versions(engine_packages: Iterable[str] = ()) -> dict[str, str | None]:
     """Versions of what optkit and its engines build on, without importing any of it; None for what is not installed."""
-    found: dict[str, str | None] = {}
-    for name in dict.fromkeys((*PACKAGES, *engine_packages)):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: version_of(name) for name in (*PACKAGES, *engine_packages)}
 
 
 @cache

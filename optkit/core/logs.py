@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from optkit.core.compat.loggers import NOISY
 from optkit.core.errors import OptkitError, UserError, did_you_mean
 
 RUN_LOG = "run.log"
@@ -54,7 +55,7 @@ class Messages:
             logging.getLogger().handlers[:] = [handler]
         if not self.debug:
             # their warnings speak to torch's developers; torch resets their parent's level when it is imported
-            for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
+            for name in NOISY:
                 logging.getLogger(name).setLevel(logging.ERROR)
 
     def _handler(self) -> logging.Handler:

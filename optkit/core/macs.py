@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from optkit.core.attention import spelled_out
+from optkit.core.compat.torch_operators import private_aten
 
 
 def count_macs(module: nn.Module, example: tuple[Tensor, ...]) -> int:
@@ -19,12 +20,11 @@ def count_macs(module: nn.Module, example: tuple[Tensor, ...]) -> int:
 
 def macs_by_operator(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
     """The same, by the operator that does them (``aten.addmm``)."""
-    aten = torch.ops.aten
     # torch's counter passes over the CPU's attention kernel and over its kernels for quantized weights
     extra = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        aten._weight_int8pack_mm: _rows_flops,
-        aten._weight_int4pack_mm_for_cpu: _rows_flops,
+        private_aten("_scaled_dot_product_flash_attention_for_cpu"): _attention_flops,
+        private_aten("_weight_int8pack_mm"): _rows_flops,
+        private_aten("_weight_int4pack_mm_for_cpu"): _rows_flops,
     }
     trained = [p for p in module.parameters() if p.requires_grad]
     try:

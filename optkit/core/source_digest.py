@@ -7,7 +7,6 @@ import json
 import uuid
 from collections.abc import Iterable
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from optkit.core.imports import digest, file_of, find_module, imported_sources, installed_version
@@ -28,14 +27,6 @@ def code_files(*parts: str) -> list[Path]:
 
 
 @cache
-def version_of(package: str) -> str | None:
-    """The version of an installed package, which is not imported; None where there is none of that name."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def code_of(cls: type) -> tuple[str | None, str]:
     """What stands for the code of a class of another package: that of its module.
 

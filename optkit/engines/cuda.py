@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optkit.core.checks import check_choice
+from optkit.core.compat.torch_modules import has_forward_hooks
+from optkit.core.compat.torch_operators import private_aten
 from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError, first_line
 from optkit.core.layout import channels_last_
@@ -37,6 +39,8 @@ WARM_UP = 3
 # the ways to compute a linear layer: sparse kernels write the rows of the output, or its columns and a copy turns them
 DENSE, BY_ROWS, BY_COLUMNS = "dense", "rows", "columns"
 TIMED_CALLS, TIMED_REPLAYS = 10, 7
+# cuSPARSELt: packs a 2:4 weight, and multiplies it with columns
+COMPRESS, MULTIPLY = private_aten("_cslt_compress.default"), private_aten("_cslt_sparse_mm.default")
 
 
 @dataclass
@@ -164,7 +168,7 @@ class _SparseLinear(nn.Module):
         if spare := -count % ROW_TILE:
             rows = F.pad(rows, (0, 0, 0, spare))
         columns = rows.contiguous().t()
-        out = torch._cslt_sparse_mm(self.weight, columns, self.bias, transpose_result=self.by_rows)
+        out = MULTIPLY(self.weight, columns, self.bias, transpose_result=self.by_rows)
         out = out if self.by_rows else out.t()
         return out[:count].contiguous().view(*x.shape[:-1], self.out_features)
 
@@ -175,12 +179,12 @@ def _has_sparse_kernels() -> bool:
 
 def _pack(weight: Tensor) -> Tensor:
     """The weights that are not zero and where they were, as the 2:4 kernels read them."""
-    return torch._cslt_compress(weight.detach().contiguous())
+    return COMPRESS(weight.detach().contiguous())
 
 
 def _could_run_sparse(layer: nn.Linear) -> bool:
     """Whether a module of another class can replace the layer: one that does more than a linear layer stays."""
-    plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+    plain = type(layer) is nn.Linear and not has_forward_hooks(layer)
     return plain and takes_sparse_kernels(layer.weight)
 
 
@@ -261,10 +265,9 @@ def _linear_macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[nn.Linear
 def _replace(model: nn.Module, by: Mapping[nn.Linear, nn.Module]) -> nn.Module:
     """The model with layers replaced wherever they are held, in place unless it is such a layer itself."""
     holder = nn.ModuleList([model])
-    for parent in list(holder.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, nn.Linear) and child in by:
-                parent._modules[name] = by[child]
+    for path, child in list(holder.named_modules(remove_duplicate=False)):
+        if isinstance(child, nn.Linear) and child in by:
+            holder.set_submodule(path, by[child])
     return holder[0]
 
 

@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from optkit.core.checks import check_choice
-from optkit.core.compat import graph_structure, is_exported, return_tensors
+from optkit.core.compat.torch_compiler import inductor_options
+from optkit.core.compat.torch_graphs import graph_structure, is_exported, return_tensors
 from optkit.core.engine import MADE_FOR, Engine, Served, not_made_for
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
@@ -83,8 +84,6 @@ class Inductor(Engine):
             StageError: inductor cannot compile the module; the message names the operator where it gives one. Or it
                 does not compute what an int8 graph does, see `check_agreement`.
         """
-        from torch._inductor import config
-
         int8_macs: list[int] = []
         options = {
             "freezing": self.freezing,
@@ -92,7 +91,7 @@ class Inductor(Engine):
             "post_grad_custom_post_pass": int8_pass(int8_macs),
         }
         started = time.perf_counter()
-        with torch.no_grad(), config.patch(options), _quiet():
+        with torch.no_grad(), inductor_options(options), _quiet():
             try:
                 graph, structure = _graph_of_its_own(module, example)
                 compiled = torch.compile(graph, dynamic=False, fullgraph=True)

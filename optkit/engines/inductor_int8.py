@@ -6,14 +6,17 @@ inductor gives these kernels before and after its own patterns matched them.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from optkit.core.compat.torch_compiler import graph_pass, int8_kernel, is_lowered
+from optkit.core.compat.torch_operators import is_operator, private_aten, schema
+
 aten = torch.ops.aten
+UNSAFE_VIEW = private_aten("_unsafe_view.default")
 # by name: torch knows these operators once they were imported
 WEIGHT = "quantized_decomposed.dequantize_per_channel.default"
 QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
@@ -90,18 +93,12 @@ def _as_list(numbers: Any) -> list[int]:
 
 def int8_pass(macs: list[int]) -> Any:
     """A pass for ``post_grad_custom_post_pass``: puts every int8 kernel's MACs into ``macs``, and guards the sums."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    class Int8Pass(CustomGraphPass):
-        def __call__(self, graph: Graph) -> None:
-            macs.extend(found for node in graph.nodes if (found := kernel_macs(node)))
-            keep_sums_apart(graph)
+    def count_and_guard(graph: Graph) -> None:
+        macs.extend(found for node in graph.nodes if (found := kernel_macs(node)))
+        keep_sums_apart(graph)
 
-        def uuid(self) -> None:
-            # a graph taken from inductor's cache would not pass here, and its share would be unknown
-            return None
-
-    return Int8Pass()
+    return graph_pass(count_and_guard)
 
 
 def kernel_macs(node: Node) -> int:
@@ -109,7 +106,7 @@ def kernel_macs(node: Node) -> int:
 
     A kernel gives ``out.numel()`` elements, each a sum over ``weight.numel() / out_channels`` products.
     """
-    kind = _kind(node)
+    kind = int8_kernel(node)
     if kind is None:
         return 0
     packed = _argument(node, "packed_weight", "qw")
@@ -128,12 +125,12 @@ def keep_sums_apart(graph: Graph) -> None:
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if _kind(node) is None or _argument(node, "binary_op_name", "binary_post_op", "binary_attr") != "sum":
+        if int8_kernel(node) is None or _argument(node, "binary_op_name", "binary_post_op", "binary_attr") != "sum":
             continue
         target = _argument(node, "accum", "x_2", "other", "qaccum")
         if target is None or _is_fresh(target, node, order):
             continue
-        if _kind(node) == "linear":
+        if int8_kernel(node) == "linear":
             _replace(node, "add", "binary_op_name", "binary_post_op")
             continue
         with graph.inserting_before(node):
@@ -159,28 +156,17 @@ def _is_fresh(buffer: Node, writer: Node, order: dict[Node, int]) -> bool:
 def _is_view(node: Node) -> bool:
     """Whether what a node gives may share memory with what it takes."""
     target = node.target
-    if hasattr(target, "_inductor_lowering_function"):
+    if is_lowered(target):
         return False
-    if not isinstance(target, torch._ops.OpOverload) or target is aten._unsafe_view.default:
+    if not is_operator(target) or target is UNSAFE_VIEW:
         return node.op == "call_function"  # getitem of a split, operators without a schema
-    return any(returned.alias_info is not None for returned in target._schema.returns)
-
-
-def _kind(node: Node) -> str | None:
-    """``conv`` or ``linear`` for an int8 kernel."""
-    target = node.target
-    name = target.func.__qualname__ if isinstance(target, functools.partial) else str(target)
-    if "_register_quantized_" not in name and "onednn.qconv" not in name and "onednn.qlinear" not in name:
-        return None
-    if "prepack" in name:
-        return None
-    return "conv" if "conv" in name else "linear"
+    return any(returned.alias_info is not None for returned in schema(target).returns)
 
 
 def _argument(node: Node, *names: str) -> Any:
     """The argument of one of these names: of inductor's patterns, or of the operator's schema."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        named = {a.name: value for a, value in zip(node.target._schema.arguments, node.args, strict=False)}
+    if is_operator(node.target):
+        named = {a.name: value for a, value in zip(schema(node.target).arguments, node.args, strict=False)}
     else:
         named = dict(node.kwargs)
     return next((named[name] for name in names if name in named), None)
@@ -188,8 +174,8 @@ def _argument(node: Node, *names: str) -> Any:
 
 def _replace(node: Node, value: Any, *names: str) -> None:
     """Gives the argument of one of these names another value."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        place = next(i for i, a in enumerate(node.target._schema.arguments) if a.name in names)
+    if is_operator(node.target):
+        place = next(i for i, a in enumerate(schema(node.target).arguments) if a.name in names)
         node.update_arg(place, value)
     else:
         node.update_kwarg(next(name for name in names if name in node.kwargs), value)

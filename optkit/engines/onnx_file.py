@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optkit.core.compat.torch_operators import register_int8_operators
 from optkit.core.errors import StageError
 from optkit.core.structure import Structure, names
 from optkit.engines.program import export_failures, export_program, innermost_reason
@@ -120,7 +121,6 @@ def _quiet() -> Iterator[None]:
 
 def _dynamic_quantization() -> dict[Any, Any]:
     """Activations that are scaled at every call, whose operators torch's exporter does not know."""
-    import torch.ao.quantization.fx._decomposed
     from onnxscript import opset18 as op
 
     def choose(x: Any, low: int, high: int, eps: float, dtype: int) -> Any:
@@ -133,6 +133,7 @@ def _dynamic_quantization() -> dict[Any, Any]:
     def dequantize(x: Any, scale: Any, zero_point: Any, low: int, high: int, dtype: int) -> Any:
         return op.DequantizeLinear(x, scale, zero_point)
 
+    register_int8_operators()
     ops = torch.ops.quantized_decomposed
     return {
         ops.choose_qparams.tensor: choose,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from optkit.core.compat.onnxruntime import onnxruntime_errors
 from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError, first_line
 from optkit.core.macs import count_macs
@@ -88,7 +89,7 @@ class ONNXRuntimeSession(Served):
     def __call__(self, *inputs: Tensor) -> Any:
         try:
             found = self.runtime.run(None, dict(zip(self.names, arrays(inputs), strict=True)))
-        except _failures() as error:
+        except onnxruntime_errors() as error:
             raise other_shapes(inputs, self.example, first_line(error)) from error
         return self.outputs.of_arrays(found)
 
@@ -117,15 +118,9 @@ def _runtime(file: bytes, profile: Path | None = None) -> Any:
     disabled = ["MatMulAddFusion"] if b"DynamicQuantizeLinear" in file else None
     try:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
-    except _failures() as error:
+    except onnxruntime_errors() as error:
         reason = first_line(error)
         raise StageError(f"ONNX Runtime cannot run this model: {reason}") from error
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (state.Fail, state.InvalidGraph, state.NotImplemented, state.InvalidArgument, state.RuntimeException)
 
 
 def _int8_macs(file: bytes, example: tuple[Tensor, ...]) -> tuple[int, str]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from optkit.core.compat import Made, graph_returning, graph_structure
+from optkit.core.compat.torch_compiler import compiler_errors
+from optkit.core.compat.torch_graphs import Made, graph_returning, graph_structure
 from optkit.core.errors import StageError, UserError, first_line
 from optkit.core.structure import Structure, Value, build, constants, flatten, plain
 from optkit.core.task import free_dims
@@ -162,7 +163,7 @@ def _returning(module: nn.Module, made: Made) -> Iterator[nn.Module]:
 
 def export_failures() -> tuple[type[Exception], ...]:
     """What exporting and compiling raise; looked up late, for dynamo takes seconds to import."""
-    return (torch._dynamo.exc.TorchDynamoException, RuntimeError)
+    return (*compiler_errors(), RuntimeError)
 
 
 def innermost_reason(error: BaseException) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from optkit.core.compat.torch_tracing import TorchDispatchMode
 from optkit.core.macs import macs_by_operator
 from optkit.core.records import Measurement
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from optkit.core.compat.transformers import copy_attention
 from optkit.core.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _built(kind: type[nn.Module], config: Any, entries: dict[str, Any]) -> nn.Mo
 
     try:
         changed = type(config).from_dict(copy.deepcopy(config.to_dict()) | entries)
-        changed._attn_implementation = config._attn_implementation
+        copy_attention(config, changed)
         with init_empty_weights():
             return kind(changed)
     except (*REFUSALS, StrictDataclassError) as error:

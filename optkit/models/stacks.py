@@ -103,15 +103,12 @@ def _calls(probe: nn.Module, members: Iterable[nn.Module], inputs: Inputs) -> di
     def after(member: nn.Module, _: Any, output: Any) -> None:
         calls[member][-1] = (*calls[member][-1], first_tensor(output))
 
-    for member in calls:
-        member.register_forward_pre_hook(before, with_kwargs=True)
-        member.register_forward_hook(after)
+    handles = [member.register_forward_pre_hook(before, with_kwargs=True) for member in calls]
+    handles += [member.register_forward_hook(after) for member in calls]
     with torch.no_grad():
         call(probe, inputs)
-    for member in calls:
-        member._forward_pre_hooks.clear()
-        member._forward_pre_hooks_with_kwargs.clear()
-        member._forward_hooks.clear()
+    for handle in handles:
+        handle.remove()
     return calls
 
 

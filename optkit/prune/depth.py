@@ -251,13 +251,16 @@ def _shorten_(model: nn.Module, kept: dict[str, list[int]], config: dict[str, di
     """Takes members out of a model's containers, in place."""
     for path, places in kept.items():
         container = model.get_submodule(path)
-        members = list(container._modules.items())
+        # a module may stand in several places
+        paths = container.named_modules(remove_duplicate=False)
+        members = [(name, member) for name, member in paths if name and "." not in name]
         numbered = all(name.isdigit() for name, _ in members)
-        counters = _counters([member for _, member in members if member is not None])
-        container._modules.clear()
+        counters = _counters([member for _, member in members])
+        for name, _ in members:
+            delattr(container, name)
         for new, old in enumerate(places):
             name, member = members[old]
-            container._modules[str(new) if numbered else name] = member
+            container.add_module(str(new) if numbered else name, member)
             for inner, attribute in counters:
                 setattr(member.get_submodule(inner), attribute, new)
         set_entries(model, path, config.get(path, {}))

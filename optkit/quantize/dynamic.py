@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.observer import PlaceholderObserver
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec
+from torchao.quantization.pt2e.quantizer import QuantizationSpec
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-from optkit.core.compat import recurrence_by_shape, return_structure
+from optkit.core.compat.torch_graphs import return_structure
+from optkit.core.compat.torch_tracing import recurrence_by_shape
+from optkit.core.compat.torchao import annotation
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
 from optkit.engines.program import export_program
@@ -111,7 +113,7 @@ class _Annotator(x86.X86InductorQuantizer):
         for node in weighted(model) if self.revision > 1 else ():
             if node.target in LINEAR and "quantization_annotation" not in node.meta:
                 specs = {node.args[0]: self.activation, node.args[1]: self.weight}
-                node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+                node.meta["quantization_annotation"] = annotation(specs)
         return model
 
 

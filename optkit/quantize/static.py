@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.checks import check_choice
-from optkit.core.compat import recurrence_by_shape, return_structure
+from optkit.core.compat.torch_graphs import return_structure
+from optkit.core.compat.torch_tracing import recurrence_by_shape
+from optkit.core.compat.versions import version_of
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
@@ -317,7 +319,8 @@ def replay_static(
     converted = convert(prepared, target)
     nodes = list(activation_nodes(converted))
     if unknown := {node.name for node in nodes} ^ set(activations):
-        message = f"this torch and torchao quantize other activations than it was saved with: {sorted(unknown)[0]}"
+        here = " and ".join(f"{name} {version_of(name)}" for name in ("torch", "torchao"))
+        message = f"{here} quantize other activations than those that made it: {sorted(unknown)[0]}"
         raise UserError(message, fix="run the recipe again, or install the versions that its record names")
     for node in nodes:
         scale, *integers = activations[node.name]

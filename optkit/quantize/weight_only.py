@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.checks import check_pattern
+from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError, UserError
 from optkit.quantize.accuracy.gptq import gptq, second_moments
 from optkit.quantize.graph.observers import scale_of
 
 BITS, GROUP_SIZES = (8, 4), (32, 64, 128, 256)
-KERNELS = ("aten._weight_int8pack_mm", "aten._weight_int4pack_mm_for_cpu")
+KERNELS = ("aten._weight_int8pack_mm", "aten._weight_int4pack_mm_for_cpu")  # as `macs_by_operator` names them
+INT8_PRODUCT, INT4_PRODUCT = (
+    private_aten("_weight_int8pack_mm.default"),
+    private_aten("_weight_int4pack_mm_for_cpu.default"),
+)
+PACK_INT4 = private_aten("_convert_weight_to_int4pack_for_cpu.default")
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class Int8Linear(WeightOnlyLinear):
         self.register_buffer("scale", torch.ones(out_features, dtype=torch.bfloat16))
 
     def product(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+        return INT8_PRODUCT(x, self.weight, self.scale)
 
     def set_grid(self, weight: Tensor) -> None:
         self.scale = scale_of(weight.float().abs().amax(1), 127).to(torch.bfloat16)
@@ -193,9 +199,10 @@ class Int4Linear(WeightOnlyLinear):
         self.register_buffer("weight", torch.zeros(out_features, in_features // 2, dtype=torch.uint8))
         self.register_buffer("scale_and_offset", torch.zeros(groups, dtype=torch.bfloat16))
         self.register_buffer("packed", self._pack(), persistent=False)
+        self.register_load_state_dict_post_hook(_repack)
 
     def product(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, self.group_size, self.scale_and_offset)
+        return INT4_PRODUCT(x, self.packed, self.group_size, self.scale_and_offset)
 
     def set_grid(self, weight: Tensor) -> None:
         groups = weight.unflatten(1, (-1, self.group_size))
@@ -229,11 +236,13 @@ class Int4Linear(WeightOnlyLinear):
         return torch.stack([self.weight & 15, self.weight >> 4], -1).flatten(1)
 
     def _pack(self) -> Tensor:
-        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(self._digits().int(), 1)
+        return PACK_INT4(self._digits().int(), 1)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.packed = self._pack()
+
+def _repack(layer: nn.Module, _: Any) -> None:
+    """Puts weights that were loaded into the kernel's order."""
+    assert isinstance(layer, Int4Linear)
+    layer.packed = layer._pack()
 
 
 def _layer(linear: nn.Module, bits: int, group_size: int) -> WeightOnlyLinear:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+from optkit.core.compat.versions import version_of
 from optkit.core.instantiate import TARGET
-from optkit.core.source_digest import code_digest, code_of, version_of
+from optkit.core.source_digest import code_digest, code_of
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, Task
 
@@ -18,7 +19,7 @@ TECHNIQUE_CODE = (
     "measure/turns.py",
 )  # fmt: skip
 # what decides weights besides torch and the packages that models come from, by the folder that uses it
-PACKAGES = {"training": ("accelerate",), "quantize": ("torchao",)}
+PACKAGES = {"quantize": ("torchao",)}
 
 
 def target_of(thing: object) -> str:

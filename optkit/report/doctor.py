@@ -9,6 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from optkit.core.compat.versions import unsupported
 from optkit.core.cores import default_threads
 from optkit.core.engine import Engine, packages_of
 from optkit.core.environment import cpu, has_int8_dot_product, versions
@@ -30,6 +31,8 @@ def print_doctor() -> None:
     for name, version in versions(packages).items():
         facts.add_row(name, version or "not installed")
     machine = cpu()
+    if outside := unsupported():
+        facts.add_row("not supported", ", ".join(outside))
     facts.add_row("processor", machine["name"])
     facts.add_row("threads", str(default_threads()))
     facts.add_row("vector instructions", " ".join(machine["isa"]) or "none that matter here")

@@ -173,15 +173,11 @@ def without_credentials(text: str) -> str:
 
 @contextmanager
 def _opened(tracker: Tracker, run: str, variant: str | None) -> Iterator[GeneralTracker]:
-    from accelerate.state import PartialState
-
     opened = tracker.open(run, variant)
     try:
         yield opened
     finally:
         opened.finish()
-        # accelerate's state is global, and would be found by every later training in this process
-        PartialState._reset_state()
 
 
 def _send_variants(folder: Path, tracker: Tracker, records: Sequence[Record], found: Sequence[Row]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core.checks import check_share
+from optkit.core.compat.datasets import fingerprint
 from optkit.core.errors import UserError, did_you_mean, first_line
 from optkit.tasks.csv_files import read_csv
 from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, one_name
@@ -166,7 +167,7 @@ def hub_tables(dataset: str) -> dict[str, Table]:
         raise UserError(f"cannot load '{dataset}': {reason}", key="task.dataset", fix=fix) from error
     one_name(name for name in VALIDATION_NAMES if name in data)
     named = {"validation" if name in VALIDATION_NAMES else name: rows for name, rows in data.items()}
-    return {name: Table(rows, files_key([], rows._fingerprint)) for name, rows in named.items()}
+    return {name: Table(rows, files_key([], fingerprint(rows))) for name, rows in named.items()}
 
 
 def splits_of(found: Mapping[str, Table], dataset: str, *needed: Sequence[str]) -> dict[str, Table]:

@@ -1,4 +1,8 @@
-"""The one training loop, on accelerate."""
+"""The one training loop, in one process and on one device.
+
+Mixed precision is ``torch.autocast``. accelerate keeps one precision and one device for a whole process, which may hold
+the user's own code and several trainings; it pays where there are several processes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +31,6 @@ from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import load_state, save_state
 from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters
 from optkit.training.schedules import SCHEDULES, build_optimizer, build_schedule, check_optimizer
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -128,7 +129,10 @@ class Trainer:
         """
         if device.type == "cpu":
             keep_freed_memory()
-        return _Fit(self, module, task, objective, seed, workdir, device, callbacks, max_steps, description).run()
+        report = _Fit(self, module, task, objective, seed, workdir, device, callbacks, max_steps, description).run()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what comes next may be timed in a process of its own, which needs the memory
+        return report
 
 
 @dataclass
@@ -182,14 +186,9 @@ class _Fit:
     def run(self) -> FitReport:
         started = time.perf_counter()
         precision = choose_precision(self.config.precision, self.device)
-        accelerator = _accelerator(precision, self.device)
-        try:
-            optimizer = self._prepared(accelerator)
-            for _ in track(self._epochs(accelerator, optimizer, started), self.description, int(self.total)):
-                pass
-        finally:
-            # accelerate's state is global, and would fix the precision of every later fit in this process
-            _release(accelerator)
+        self._prepare()
+        for _ in track(self._epochs(precision, started), self.description, int(self.total)):
+            pass
         for callback in self.callbacks:
             callback.on_train_end(self.module)
         kept = self._keep()
@@ -197,8 +196,8 @@ class _Fit:
         seconds = self.resumed_s + time.perf_counter() - started
         return FitReport(self.epoch, self.step, self.losses, self.validation, kept, precision, seconds, self.resumed_s)
 
-    def _prepared(self, accelerator: Accelerator) -> Any:
-        """The optimizer as accelerate has it, with everything else ready for the next step."""
+    def _prepare(self) -> None:
+        """Makes everything ready for the next step."""
         c = self.config
         for module in (self.module, self.own):
             module.to(self.device, memory_format=torch.contiguous_format).train()
@@ -209,10 +208,8 @@ class _Fit:
         for callback in self.callbacks:
             callback.on_train_begin(self.module)
         self._resume()
-        # the module itself is not prepared: accelerate would replace its forward, and autocast is entered below anyway
-        return accelerator.prepare(self.optimizer)
 
-    def _epochs(self, accelerator: Accelerator, optimizer: Any, started: float) -> Iterator[int]:
+    def _epochs(self, precision: str, started: float) -> Iterator[int]:
         """Trains to the end, yielding after every step."""
         yield from range(self.step)
         while self.step < self.total and not self._out_of_patience():
@@ -223,7 +220,7 @@ class _Fit:
             for batch in batches:
                 if self.step >= self.total:
                     break
-                losses.append(self._one_step(accelerator, optimizer, batch))
+                losses.append(self._one_step(precision, batch))
                 self.step += 1
                 for callback in self.callbacks:
                     callback.on_step_end(self.module, self.step, int(self.total))
@@ -238,15 +235,15 @@ class _Fit:
         seed = self.seed + 7919 * self.epoch if chosen is None else chosen
         return self.task.batches(self.split, self.config.batch_size, training=True, seed=seed)
 
-    def _one_step(self, accelerator: Accelerator, optimizer: Any, batch: Batch) -> Tensor:
-        with accelerator.autocast():
+    def _one_step(self, precision: str, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = self.objective(self.module, batch.to(self.device))
-        accelerator.backward(loss)
+        loss.backward()
         if self.config.grad_clip is not None:
-            accelerator.clip_grad_norm_(self._parameters(), self.config.grad_clip)
-        optimizer.step()
+            nn.utils.clip_grad_norm_(self._parameters(), self.config.grad_clip)
+        self.optimizer.step()
         self.schedule.step()
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         return loss.detach()
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -359,16 +356,3 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if {"avx512_bf16", "amx_bf16", "bf16"} & set(cpu()["isa"]) else "fp32"
-
-
-def _accelerator(precision: str, device: torch.device) -> Accelerator:
-    from accelerate import Accelerator
-
-    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device.type == "cpu")
-
-
-def _release(accelerator: Accelerator) -> None:
-    from accelerate.state import AcceleratorState
-
-    accelerator.free_memory()
-    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+from importlib import metadata
 
 import pytest
 import torch
@@ -90,3 +91,62 @@ def test_of_two_writers_the_first_wins(tmp_path, saved):
     before = (first.folder / "weights.safetensors").stat().st_mtime_ns
     store.put(artifact.variant, module, (torch.zeros(2, 1, 8, 8),))
     assert (first.folder / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def _saved_elsewhere(artifact, versions, **surgery):
+    """The variant as it would be had other versions saved it."""
+    path = artifact.folder / "variant.json"
+    description = json.loads(path.read_text())
+    description["made_with"] |= versions
+    description["variant"]["surgeries"] = [surgery] if surgery else []
+    path.write_text(json.dumps(description))
+    return open_artifact(artifact.folder)
+
+
+def test_a_variant_says_with_which_versions_it_was_saved(saved):
+    _, artifact = saved
+    assert artifact.made_with["torch"] == metadata.version("torch")
+    assert open_artifact(artifact.folder).made_with == artifact.made_with
+
+
+BROKEN = {"by": "prune.depth/1", "data": {"kept": {"no_such_part": [0]}, "config": {}}}
+
+
+@pytest.mark.parametrize("versions", [{"torch": "1.0.0"}, {"torch": "1.0.0", "torchao": None}])
+def test_a_replay_that_fails_under_other_versions_names_both(saved, versions):
+    with pytest.raises(UserError) as caught:
+        _saved_elsewhere(saved[1], versions, **BROKEN).module()
+    torchao = {name: version for name, version in saved[1].made_with.items() if name in versions}
+    here = ", ".join(f"{name} {version}" for name, version in torchao.items())
+    was = ", ".join(f"{name} {version or '(none)'}" for name, version in versions.items())
+    assert f"no_such_part`; it was saved with {was}, and this is {here}" in caught.value.message.replace(
+        "attribute", ""
+    )
+    assert "make it again" in caught.value.fix
+
+
+def test_weights_that_other_versions_would_name_otherwise_name_the_versions(saved):
+    from safetensors.torch import save_file
+
+    save_file({"other": torch.zeros(1)}, saved[1].folder / "weights.safetensors")
+    with pytest.raises(UserError, match=r"it was saved with transformers 4\.0, and this is transformers \d"):
+        _saved_elsewhere(saved[1], {"transformers": "4.0"}).module()
+
+
+def test_a_replay_that_fails_under_the_same_versions_says_what_it_said(saved):
+    with pytest.raises(AttributeError, match="no_such_part"):
+        _saved_elsewhere(saved[1], {}, **BROKEN).module()
+
+
+def test_other_versions_alone_are_no_error(saved):
+    module, artifact = saved
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(_saved_elsewhere(artifact, {"torch": "1.0.0"}).module()(x), module(x))
+
+
+def test_a_variant_of_an_optkit_that_wrote_no_versions_opens(saved):
+    module, artifact = saved
+    path = artifact.folder / "variant.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "made_with"}))
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(open_artifact(artifact.folder).module()(x), module(x))

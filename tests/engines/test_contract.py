@@ -13,9 +13,9 @@ import torch
 
 import optkit
 from optkit import engines
+from optkit.core.compat.versions import version_of
 from optkit.core.engine import Engine, made_for, no_engine, packages_of
 from optkit.core.errors import UserError
-from optkit.core.source_digest import version_of
 from optkit.core.variant import Variant
 from optkit.engines import ENGINES, Eager, Inductor, compile
 from optkit.engines.registry import BUNDLED, is_registered, reference_engine

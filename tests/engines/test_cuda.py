@@ -85,7 +85,7 @@ def test_sparse_kernels_are_given_the_operand_that_they_assume(way, x, monkeypat
         out = weight @ columns + bias[:, None]
         return out.t().contiguous() if transpose_result else out
 
-    monkeypatch.setattr(torch, "_cslt_sparse_mm", kernel)
+    monkeypatch.setattr(cuda, "MULTIPLY", kernel)
     layer = nn.Linear(64, 32)
     with torch.no_grad():
         found = cuda._SparseLinear(layer.weight.detach(), layer.bias, 32, way)(x)

@@ -112,7 +112,7 @@ def test_the_sums_of_an_ordinary_residual_block_stay_in_place(monkeypatch):
 
     def _sum(node):
         names = ("binary_op_name", "binary_post_op", "binary_attr")
-        return None if inductor_int8._kind(node) is None else inductor_int8._argument(node, *names)
+        return None if inductor_int8.int8_kernel(node) is None else inductor_int8._argument(node, *names)
 
     keep = inductor_int8.keep_sums_apart
     monkeypatch.setattr(inductor_int8, "keep_sums_apart", spy)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from optkit.core.compat import recurrence_by_shape
+from optkit.core.compat.torch_tracing import recurrence_by_shape
 from optkit.quantize import StaticQuantization, quantize_static
 from optkit.quantize.graph.float_layers import left_in_float
 from optkit.quantize.static import export_graph

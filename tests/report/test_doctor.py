@@ -2,6 +2,7 @@ import pytest
 from click.testing import CliRunner
 
 from optkit.cli import cli
+from optkit.report.doctor import print_doctor
 
 PEAKS = {"fp32": 123.4, "int8": 2345.6, "memory_gb_s": 12.3}
 
@@ -38,3 +39,11 @@ def test_peaks_are_measured_once_and_again_on_demand(doctor):
     assert "measured now" in run("--peaks", "--remeasure")
     assert "measured now" in run("--remeasure")
     assert len(measured) == 3
+
+
+@pytest.mark.parametrize("outside", [[], ["torch 2.16.0 (>=2.13,<2.15)", "datasets 6.1.0 (>=5.0,<6)"]])
+def test_versions_that_are_not_supported_are_one_row(monkeypatch, capsys, outside):
+    monkeypatch.setattr("optkit.report.doctor.unsupported", lambda: outside)
+    print_doctor()
+    rows = [row for row in capsys.readouterr().out.splitlines() if "not supported" in row]
+    assert [row.split("not supported")[1].strip() for row in rows] == ([", ".join(outside)] if outside else [])

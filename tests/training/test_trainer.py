@@ -1,9 +1,10 @@
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from optkit.core.errors import StageError, UserError
 from optkit.training import Callback, KeepZeros, TaskLoss, Trainer
@@ -156,22 +157,44 @@ def test_training_leaves_nothing_on_the_module(digits, mlp, tmp_path):
     assert not mlp.training
 
 
-def test_two_precisions_train_in_one_process(digits, mlp, tmp_path):
+@pytest.mark.parametrize("around", [torch.float32, torch.bfloat16])
+def test_two_precisions_train_in_one_process_whatever_the_caller_computes_in(digits, mlp, tmp_path, around):
+    seen = []
     for place, precision in enumerate(("bf16", "fp32", "bf16")):
-        folder = tmp_path / str(place)
+        folder, module = tmp_path / str(place), copy.deepcopy(mlp)
         folder.mkdir()
-        _fit(Trainer(epochs=1, precision=precision), copy.deepcopy(mlp), digits, folder)
+        module.layers[1].register_forward_hook(lambda _layer, _inputs, out: seen.append(out.dtype))
+        with torch.autocast("cpu", torch.bfloat16, enabled=around is torch.bfloat16):
+            _fit(Trainer(epochs=1, batch_size=256, precision=precision), module, digits, folder, max_steps=1)
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
-class _Refuse(Callback):
-    def on_train_begin(self, module):
-        raise RuntimeError("no")
-
-
-def test_an_early_error_leaves_no_global_state(digits, mlp, tmp_path):
-    with pytest.raises(RuntimeError, match="no"):
-        _fit(Trainer(epochs=1), mlp, digits, tmp_path, callbacks=[_Refuse()])
-    assert not AcceleratorState._shared_state
+def test_training_runs_beside_the_callers_own_accelerator(digits, tmp_path):
+    """accelerate keeps one precision and device for a process; in a process of its own, for it cannot be undone."""
+    code = f"""
+import torch
+from pathlib import Path
+from accelerate import Accelerator
+from optkit.models import MLP
+from optkit.tasks import Digits
+from optkit.training import TaskLoss, Trainer
+digits = Digits(image_size=8, crop=1, limit=64)
+theirs = Accelerator(mixed_precision="bf16", cpu=True)
+ours = MLP(input_shape=[1, 8, 8], widths=[8])
+where = Path({str(tmp_path)!r})
+report = Trainer(epochs=1, precision="fp32").fit(
+    ours, digits, TaskLoss(digits), seed=0, workdir=where, device=torch.device("cpu")
+)
+print(report.precision, theirs.mixed_precision, Accelerator().mixed_precision)
+# and the model is as new to accelerate: it is prepared for its precision
+prepared = Accelerator().prepare(ours)
+out = []
+prepared.layers[1].register_forward_hook(lambda layer, inputs, output: out.append(output.dtype))
+prepared(torch.zeros(1, 1, 8, 8))
+print(out[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["fp32", "bf16", "bf16", "torch.bfloat16"], done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")

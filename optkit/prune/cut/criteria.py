@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from optkit.core.compat.torch_modules import NormWithStatistics
+from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import UserError
 from optkit.prune.cut.units import Units
 
@@ -17,6 +19,7 @@ LossFn = Callable[[nn.Module, Any], torch.Tensor]
 Slices = dict[tuple[str, int], np.ndarray]  # (parameter, dimension) -> a score for each index
 NEED_DATA = ("taylor", "fisher", "activation")
 NORMS = ("l1", "l2", "bn_scale", "fpgm", "activation")  # linear in the weights; the others are changes of the loss
+WEIGHT_NORM = private_aten("_weight_norm.default")  # g * v / |v|
 CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
 
 
@@ -75,13 +78,13 @@ class Importance:
         self._squares: Slices = {}
         params = {name: p.detach().abs() if p.is_complex() else p.detach() for name, p in model.named_parameters()}
         for g, (v, dim) in (norms or {}).items():  # the length of v says nothing; the weight is what counts
-            params[v], params[g] = torch._weight_norm(params[v], params[g], dim), torch.zeros_like(params[g])
+            params[v], params[g] = WEIGHT_NORM(params[v], params[g], dim), torch.zeros_like(params[g])
         if criterion not in ("random", "l1"):
             self._squares = self._sums((name, p.float().square()) for name, p in params.items())
         if criterion == "l1":
             self._tables = [self._sums((name, p.abs()) for name, p in params.items())]
         elif criterion == "bn_scale":
-            norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+            norms = (NormWithStatistics, nn.GroupNorm)
             held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
             self._tables = [self._sums((name, p.abs()) for name, p in params.items() if name in held)]
         elif criterion == "fpgm":

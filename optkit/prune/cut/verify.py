@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from optkit.core.calls import Inputs, call
+from optkit.core.compat import torch_trees as pytree
 from optkit.core.errors import StageError, UserError, first_line
 from optkit.core.model_copy import duplicate, sharing
 from optkit.core.nested import outputs_of

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from optkit.core.compat import torch_trees as pytree
+from optkit.core.compat.torch_operators import is_operator, schema
 from optkit.prune.cut.units import Units
+from optkit.prune.trace.rules.dispatch import operator_name
 from optkit.prune.trace.values import Call, Trace, Value
 
 _SIZED = ("view", "reshape", "_unsafe_view", "expand")  # the second argument is the shape of the result
@@ -198,14 +200,14 @@ def _item(values: Sequence[torch.Tensor], index: int) -> torch.Tensor:
 def _fit(call: Call, units: Units, removed: np.ndarray) -> tuple:
     """The arguments, with the sizes among them as they are after the cut."""
     args = list(call.args)
-    name = getattr(call.target, "_opname", "")
+    name = operator_name(call.target) if is_operator(call.target) else ""
     if name in _SIZED and isinstance(call.result, Value):
         args[1] = _sizes(call.result, units, removed)
     elif name in ("pad", "constant_pad_nd"):
         args[1] = _fit_pad(call, units, removed)
     elif "conv" in name:
-        schema = [argument.name for argument in call.target._schema.arguments]
-        place = schema.index("groups") if "groups" in schema else len(args)
+        names = [argument.name for argument in schema(call.target).arguments]
+        place = names.index("groups") if "groups" in names else len(args)
         if place < len(args) and args[place] > 1:
             x, weight = (_sizes(v, units, removed) for v in args[:2])
             if weight[1] == args[1].shape[1]:

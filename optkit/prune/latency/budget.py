@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from optkit.core.calls import Inputs, call
+from optkit.core.compat import torch_trees as pytree
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.nested import outputs_of

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.cache import cache_dir, read_json, write_json
+from optkit.core.compat.versions import version_of
 from optkit.core.engine import Engine, Session
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, first_line
 from optkit.core.locks import exclusive
 from optkit.core.progress import track
-from optkit.core.source_digest import code_digest, code_elsewhere, version_of
+from optkit.core.source_digest import code_digest, code_elsewhere
 from optkit.core.variant import Variant
 from optkit.measure.turns import timing_turn
 from optkit.prune.cut.units import Units

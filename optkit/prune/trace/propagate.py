@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
-from torch.utils import _pytree as pytree
 
+from optkit.core.compat import torch_trees as pytree
 from optkit.prune.trace.randomness import draws
 from optkit.prune.trace.recorder import Recording, Step
 from optkit.prune.trace.rules.dispatch import apply_rule, operator_name

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from optkit.core.calls import Inputs
+from optkit.core.compat.torch_operators import schema
 from optkit.core.nested import tensors_of
 
 _SWITCHES = ("train", "training")
@@ -19,8 +20,8 @@ def draws(target: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether an operator, called like this, draws random numbers: a dropout, say, does not in evaluation mode."""
     if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
         return False
-    names = [argument.name for argument in target._schema.arguments]
-    given = {argument.name: argument.default_value for argument in target._schema.arguments}
+    names = [argument.name for argument in schema(target).arguments]
+    given = {argument.name: argument.default_value for argument in schema(target).arguments}
     given |= dict(zip(names, args, strict=False)) | kwargs
     return not any(given.get(name) is False for name in _SWITCHES) and not any(given.get(name) == 0 for name in _SHARES)
 

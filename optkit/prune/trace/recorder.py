@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._prims_common import suggest_memory_format
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from optkit.core.attention import spelled_out
 from optkit.core.calls import Inputs, call
+from optkit.core.compat import torch_trees as pytree
+from optkit.core.compat.torch_operators import is_operator, schema
+from optkit.core.compat.torch_tracing import (
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    no_dispatch,
+    suggest_memory_format,
+)
 from optkit.core.errors import UserError, first_line
 from optkit.core.model_copy import sharing
 from optkit.core.nested import outputs_of, tensors_of
@@ -144,7 +148,7 @@ class _Recorder(TorchDispatchMode):
             return None
         if func.is_view and not tensors[0].is_inference():
             return None  # torch counts the versions of these, and cannot of what is made here
-        if "conv" in func._schema.name and any(suggest_memory_format(t) != torch.contiguous_format for t in tensors):
+        if "conv" in schema(func).name and any(suggest_memory_format(t) != torch.contiguous_format for t in tensors):
             return None  # how the result lies in memory depends on the device
         with no_dispatch():
             if key not in self._results:
@@ -185,11 +189,11 @@ class _Layout:
 @functools.cache
 def _is_plain(func: Any) -> bool:
     """Whether what the operator returns follows from the layouts of its arguments, on every device alike."""
-    if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten" or func._schema.is_mutable:
+    if not is_operator(func) or func.namespace != "aten" or schema(func).is_mutable:
         return False
-    if any(word in func._schema.name for word in ("lift", "attention")):
+    if any(word in schema(func).name for word in ("lift", "attention")):
         return False  # the values of constants are known; how an attention's result lies depends on the device
-    return all(str(value.type) in ("Tensor", "List[Tensor]") for value in func._schema.returns)
+    return all(str(value.type) in ("Tensor", "List[Tensor]") for value in schema(func).returns)
 
 
 def _key(value: Any, tensors: list[torch.Tensor]) -> Any:

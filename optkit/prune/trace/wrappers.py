@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optkit.core.compat import compiled_from
+from optkit.core.compat.torch_modules import compiled_from
 from optkit.core.errors import UserError
 
 

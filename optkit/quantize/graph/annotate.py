@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import (
-    QuantizationAnnotation,
     QuantizationSpec,
     Quantizer,
     SharedQuantizationSpec,
 )
 
 from optkit.core.checks import check_pattern
+from optkit.core.compat.torch_operators import private_aten
+from optkit.core.compat.torchao import annotation
 from optkit.quantize.graph.observers import ActivationObserver, WeightObserver
 
 aten = torch.ops.aten
@@ -27,14 +28,14 @@ CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, a
 LINEAR = {aten.linear.default}
 PRODUCTS = {aten.matmul.default, aten.bmm.default}
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
-SOFTMAX = {aten.softmax.int, aten._softmax.default}
+SOFTMAX = {aten.softmax.int, private_aten("_softmax.default")}
 CONCATENATIONS = {aten.cat.default}
 # give the values that they take, in another order or fewer of them
 LAYOUT = {
     aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.t.default,
     aten.flatten.using_ints, aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.select.int,
     aten.expand.default, aten.contiguous.default, aten.clone.default, aten.dropout.default, aten.max_pool2d.default,
-    aten.max_pool1d.default, aten.unflatten.int, aten._unsafe_view.default,
+    aten.max_pool1d.default, aten.unflatten.int, private_aten("_unsafe_view.default"),
 }  # fmt: skip
 
 
@@ -197,7 +198,7 @@ class EdgeQuantizer(Quantizer):
         for node in weighted(model):
             inputs.setdefault(node, {})[node.args[1]] = self.scheme.weight()
         for node, specs in inputs.items():
-            node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+            node.meta["quantization_annotation"] = annotation(specs)
         return model
 
     def validate(self, model: GraphModule) -> None: ...

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from optkit.core.compat.torch_operators import is_operator, schema
 from optkit.quantize.graph.annotate import CONVOLUTIONS, LINEAR, aten, calls, is_float, tensor_at
 from optkit.quantize.graph.norms import BATCH_NORM, TRANSPOSED, set_parameter
 
@@ -130,13 +131,13 @@ def _is_pure(node: Node) -> bool:
     """Whether an operator gives the same for the same, and changes nothing."""
     if node.target is operator.getitem:
         return True
-    if not isinstance(node.target, torch._ops.OpOverload) or _writes(node):
+    if not is_operator(node.target) or _writes(node):
         return False
     return torch.Tag.nondeterministic_seeded not in node.target.tags
 
 
 def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return is_operator(node.target) and bool(schema(node.target).is_mutable)
 
 
 def _key(node: Node, known: dict[Node, Any]) -> Any:

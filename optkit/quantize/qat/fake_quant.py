@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optkit.core.compat.torch_operators import private_aten
 from optkit.quantize.graph.observers import DECAY, ActivationObserver, scale_of
+
+# fake quantization with a gradient of the scale
+BY_TENSOR = private_aten("_fake_quantize_learnable_per_tensor_affine.default")
+BY_CHANNEL = private_aten("_fake_quantize_learnable_per_channel_affine.default")
 
 
 class MovingRange(nn.Module):
@@ -67,9 +72,7 @@ class LearnedRange(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         zero_point = self.zero_point.float()
         factor = (max(x.numel(), 1) * self.integers[1]) ** -0.5
-        return torch._fake_quantize_learnable_per_tensor_affine(
-            x.float(), self.scale(), zero_point, *self.integers, factor
-        )
+        return BY_TENSOR(x.float(), self.scale(), zero_point, *self.integers, factor)
 
     def range(self) -> tuple[float, float]:
         """From where to where."""
@@ -117,9 +120,7 @@ class LearnedScales(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         zeros = torch.zeros(len(weight), device=weight.device)
         factor = (weight[0].numel() * self.highest) ** -0.5
-        return torch._fake_quantize_learnable_per_channel_affine(
-            weight.float(), self.scale(), zeros, 0, -self.highest, self.highest, factor
-        )
+        return BY_CHANNEL(weight.float(), self.scale(), zeros, 0, -self.highest, self.highest, factor)
 
     def scales(self, weight: Tensor) -> Tensor:
         """One a channel ``(C,)``."""

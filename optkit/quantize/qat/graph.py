@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from optkit.core.checks import check_choice
+from optkit.core.compat.torch_graphs import GUARDS
+from optkit.core.compat.torch_modules import BatchNorm
+from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError
 from optkit.quantize.graph.annotate import behind_observer, calls, keep_in_float, tensor_at
 from optkit.quantize.graph.norms import factor_and_shift, folded, set_parameter
@@ -26,14 +28,13 @@ from optkit.quantize.qat.fake_quant import LearnedRange, LearnedScales, MaxScale
 from optkit.quantize.static import OBSERVERS, Calibrated, Quantized, calibrate_graph, export_graph, observers
 
 aten = torch.ops.aten
+CHECKED_METADATA = private_aten("_assert_tensor_metadata.default")
 
 
-class LiveNorm(_BatchNorm):
+class LiveNorm(BatchNorm):
     """A batch norm of inputs ``(N, C, ...)`` whose statistics can be frozen in the middle of a training."""
 
     frozen = False
-
-    def _check_input_dim(self, _: Tensor) -> None: ...
 
     def train(self, mode: bool = True) -> LiveNorm:
         return super().train(mode and not self.frozen)
@@ -236,7 +237,7 @@ def _fake_quantize(observed: GraphModule, learned: bool) -> None:
 def _loosen(observed: GraphModule) -> None:
     """Drops what holds for the inputs that were exported with alone: their device, precision and layout."""
     for node in list(observed.graph.nodes):
-        if node.target in ("_guards_fn", aten._assert_tensor_metadata.default):
+        if node.target in (GUARDS, CHECKED_METADATA):
             observed.graph.erase_node(node)
         elif node.target is aten.view.default:
             node.target = aten.reshape.default  # a view of what is channels-last now

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils import _pytree as pytree
-
+from optkit.core.compat import torch_trees as pytree
+from optkit.core.compat.torch_operators import is_operator, schema
 from optkit.core.errors import first_line
 from optkit.prune.trace.rules import complex_numbers, compute, layout, recurrent, scale
 from optkit.prune.trace.rules import indexing as pick
@@ -29,7 +29,7 @@ _VIEWS = frozenset("view reshape unsqueeze squeeze expand permute transpose t fl
 def has_rule(target: Any) -> bool:
     """Whether labels can be carried through an operator as it is, or it has to be taken apart if that can be done."""
     name = operator_name(target)
-    operands = [a for a in target._schema.arguments if "Tensor" in str(a.type)] if hasattr(target, "_schema") else []
+    operands = [a for a in schema(target).arguments if "Tensor" in str(a.type)] if is_operator(target) else []
     # of three operands, the result is a sum of products, through which more can be followed one by one
     return name in _RULES or name in COPIES or name == "copy" or (is_pointwise(target) and len(operands) < 3)
 
@@ -111,8 +111,8 @@ def _keep_param(name: str, args: tuple, source: Value, result: Any) -> None:
 
 def operator_name(target: Any) -> str:
     """The name without namespace, overload and the underscore of operators that write in place."""
-    name = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
-    return name.split(".")[0].rstrip("_") if not name.startswith("__") else name
+    name = getattr(target, "__name__", str(target)).split(".")[0]
+    return name if name.startswith("__") else name.rstrip("_")
 
 
 def _reduce(

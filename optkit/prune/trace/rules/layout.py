@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
+from optkit.core.compat import torch_trees as pytree
 from optkit.prune.trace.labels import Axis
 from optkit.prune.trace.values import Trace, Value
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from optkit.core.compat import torch_trees as pytree
 from optkit.prune.trace.labels import Axis
 from optkit.prune.trace.values import Trace, Value
 

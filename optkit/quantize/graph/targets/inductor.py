@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer
+from torchao.quantization.pt2e.quantizer import Quantizer
 from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+from optkit.core.compat.torchao import annotation
 from optkit.quantize.graph.annotate import IN_FLOAT, LINEAR, Scheme, aten, calls, weighted
 from optkit.quantize.graph.targets.target import Int8Target
 
@@ -80,7 +81,7 @@ class _Annotator(x86.X86InductorQuantizer):
             if node.target in kinds and "quantization_annotation" not in node.meta:
                 x, weight = node.args[:2]
                 specs = {x: self.scheme.activation(symmetric=False), weight: self.scheme.weight(-128)}
-                node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+                node.meta["quantization_annotation"] = annotation(specs)
         return model
 
 
