@@ -16,8 +16,8 @@ from optkit.core.layout import channels_last_
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import POOL, Batch, Task
 from optkit.core.trust import check_trust
-from optkit.distill.objective import DistillationObjective, run_teacher
-from optkit.distill.recorded import RecordedLogits, bytes_of_top
+from optkit.distill.objective import DistillationObjective
+from optkit.distill.recorded import RecordedLogits, bytes_of_top, run_teacher
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_identity, teacher_name
 from optkit.distill.terms import LOGITS, read_terms
 from optkit.models import ModelSpec
