@@ -27,7 +27,8 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from optkit.core.syntax import ALL, AROUND, Asked, Code, read_code
+from optkit.core.kept_code import kept_code
+from optkit.core.syntax import ALL, AROUND, Asked, Code
 
 log = logging.getLogger(__name__)
 OWN = __name__.partition(".")[0]
@@ -65,12 +66,13 @@ def imported_sources(*modules: str, without: Collection[str] = ()) -> Sources:
     """
     found: dict[str, Code] = {}
     packages: dict[str, str | None] = {}
+    settled = set[str]()  # top-level names of which nothing is followed
     seen, todo = set[Asked](), [(module, ALL) for module in modules]
     while todo:
         asked = todo.pop()
         name, what = asked
         top = name.partition(".")[0]
-        if asked in seen or top in packages or name in without:
+        if asked in seen or top in settled or name in without:
             continue
         seen.add(asked)
         if parent := name.rpartition(".")[0]:
@@ -82,13 +84,16 @@ def imported_sources(*modules: str, without: Collection[str] = ()) -> Sources:
         elif (file := file_of(spec)) is None:  # a namespace package, or built into Python
             todo += _within(spec, what)
         elif _is_standard(file):
-            continue
+            settled.add(top)
         elif (version := installed_version(spec)) is not None:
             packages[top] = version
+            if name == top:  # else it may be a namespace that source is in, too
+                settled.add(top)
         else:
             code = _code(spec, file, sys.modules.get(name))
-            if code.face is not None and what in code.face:
-                todo.append(code.face[what])
+            passed_on = None if code.face is None else code.face.get(what)
+            if passed_on not in (None, asked):  # ``from . import module`` asks for the module, which is found below
+                todo.append(passed_on)
                 continue
             todo += (within := _within(spec, what))
             if code.face is None or not (within or what == AROUND):
@@ -174,7 +179,7 @@ def _read(file: Path, package: str, is_package: bool) -> Code:
     if file.suffix not in SOURCE_SUFFIXES:
         return Code(of_bytes, of_bytes)
     try:
-        return read_code(content, package, is_package)
+        return kept_code(content, package, is_package)
     except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         log.warning("%s, line %s, is not valid Python (%s): what it imports is not followed", file, line, error)
@@ -233,6 +238,7 @@ def _standard_folders() -> list[Path]:
     return [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
 
 
+@cache
 def _is_standard(file: Path) -> bool:
     return _lies_in(file.resolve(), _standard_folders()) and not _lies_in(file.resolve(), _site_folders())
 

@@ -52,8 +52,10 @@ def read_code(content: bytes, package: str, is_package: bool) -> Code:
 def tree_digest(tree: ast.AST) -> str:
     """SHA-256, hex, of a syntax tree without comments, formatting, docstrings and other statements that do nothing.
 
-    Empty fields are left out, because newer versions of Python add fields that are empty in older code. So the digest
-    is the same on all versions that parse the code alike, and the version of Python is no part of it.
+    The version of Python is no part of it: the same code on the same packages has the same results. Fields that are
+    empty are left out, because newer versions add them to the trees of older code, and so are the empty parts of
+    f-strings that Python 3.12 adds. Where a version parses code in another way, the digest differs there, and what the
+    code made is made again.
     """
     parts: list[str] = []
     _describe(tree, parts.append)
@@ -74,7 +76,7 @@ def _describe(node: ast.AST, add: Callable[[str], None]) -> None:
             for item in value:
                 if not isinstance(item, ast.AST):
                     add(repr(item))
-                elif not _does_nothing(item):
+                elif not (_does_nothing(item) or (isinstance(node, ast.JoinedStr) and _is_empty(item))):
                     _describe(item, add)
             add("]")
         else:
@@ -85,6 +87,11 @@ def _describe(node: ast.AST, add: Callable[[str], None]) -> None:
 def _does_nothing(node: ast.AST) -> bool:
     """Whether it is a constant alone: a docstring, or a string where a comment could stand."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _is_empty(node: ast.AST) -> bool:
+    """Whether it is an empty string."""
+    return isinstance(node, ast.Constant) and node.value == ""
 
 
 def _reads_docs(node: ast.AST) -> bool:

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from optkit.core.artifact import save_artifact
 from optkit.core.cache import cache_dir
 from optkit.core.errors import UserError
+from optkit.core.seeds import derive_seed
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
-from optkit.distill.recorded import STEP, RecordedLogits
+from optkit.distill.recorded import RecordedLogits
 from optkit.distill.teachers import load_teacher
 from optkit.models import ModelSpec
 from optkit.tasks import Digits
@@ -113,7 +114,7 @@ def test_recorded_logits_are_the_teachers_on_the_very_batches(context, tmp_path,
     for path in _files():
         view = int(path.parent.name.rpartition("-")[2])
         kept = load_file(path)["logits"]
-        for batch in augmented.batches("train", 64, training=True, seed=STEP * view):
+        for batch in augmented.batches("train", 64, training=True, seed=derive_seed(0, "recorded", view)):
             with torch.no_grad():
                 torch.testing.assert_close(kept[batch.index], SPEC.build(3).eval()(*batch.inputs), atol=1e-5, rtol=1e-4)
 
@@ -122,7 +123,9 @@ def test_a_recorded_teacher_trains_as_one_that_is_run(context, tmp_path, augment
     recorded = _apply(Distillation(cached_views=2, trainer=TRAINER), context, tmp_path, "one", augmented, seed=1)
     from optkit.distill import DistillationObjective
 
-    monkeypatch.setattr(DistillationObjective, "batches_seed", lambda self, epoch: STEP * ((1 + epoch) % 2))
+    monkeypatch.setattr(
+        DistillationObjective, "batches_seed", lambda self, epoch: derive_seed(0, "recorded", (1 + epoch) % 2)
+    )
     run = _apply(Distillation(trainer=TRAINER), context, tmp_path, "two", augmented, seed=1)
     for name, tensor in run.module.state_dict().items():
         torch.testing.assert_close(tensor, recorded.module.state_dict()[name], atol=1e-4, rtol=1e-3)
