@@ -38,7 +38,7 @@ class RecordedLogits:
         batch_size: of the training, which decides what is augmented together.
         seed: of the training.
         run: runs the teacher on a batch ``-> (N, num_classes)``, in the precision of the training.
-        precision: its name.
+        precision: its name, with what else decides the last bits of the logits.
         top: keep so many of the largest logits of each example only; in the place of each other one stands what gives
             all of them together the chance that they had at the temperature that is the second number. None keeps all.
 

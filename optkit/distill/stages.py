@@ -156,6 +156,7 @@ class Distillation:
                 return run_teacher(ctx.task, running, batch.to(ctx.device))
 
         assert self.cached_views is not None
-        size, name = self.trainer.batch_size, f"{precision} on {ctx.device.type}"
+        threads = f", {torch.get_num_threads()} threads" if ctx.device.type == "cpu" else ""
+        size, name = self.trainer.batch_size, f"{precision} on {ctx.device.type}{threads}"
         top = None if self.cached_top is None else (self.cached_top, self.temperature)
         return RecordedLogits(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name, top)
