@@ -171,7 +171,7 @@ def _binds_only(node: ast.stmt) -> bool:
 def _listed(tree: ast.Module) -> set[str]:
     """The names in ``__all__``."""
     lists = (node.value for node in tree.body if isinstance(node, ast.Assign) and _assigns_all(node))
-    return {part.value for one in lists for part in ast.walk(one) if isinstance(part, ast.Constant)}
+    return {str(part.value) for one in lists for part in ast.walk(one) if isinstance(part, ast.Constant)}
 
 
 def _assigns_all(node: ast.Assign) -> bool:
