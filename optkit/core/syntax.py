@@ -13,7 +13,8 @@ Asked = tuple[str, str]
 # fields without a meaning of their own: whether a name is read or written follows from where it stands
 _FORMATTING = frozenset({"ctx", "kind"})
 _READ_DOCS = ("__doc__", "getdoc", "getsource", "getcomments")
-_LITERAL = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.unaryop, ast.expr_context)
+_LITERAL = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.unaryop, ast.expr_context, ast.Call)
+_BUILDERS = ("dict", "dict.fromkeys", "frozenset", "list", "set", "tuple")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Code:
         digest: of its meaning, see :func:`tree_digest`.
         text: SHA-256, hex, of its bytes.
         reads_docs: whether it asks for docstrings or source, which decide what it does then.
-        imports: what it asks of which modules. What only type checkers import is left out.
+        imports: what it asks of which modules. What only type checkers import is left out, except in a package with a
+            ``__getattr__``, which imports those names when they are asked for.
         face: of a package's ``__init__`` that binds names and does nothing else, where each name comes from; None for
             other files.
     """
@@ -43,7 +45,9 @@ def read_code(content: bytes, package: str, is_package: bool) -> Code:
         SyntaxError, ValueError, RecursionError: it is not valid Python, or nested too deeply.
     """
     tree = ast.parse(content)
-    imports = dict.fromkeys(asked for node in _statements(tree.body) for asked in _bound(node, package).values())
+    lazy = any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body)
+    statements = _statements(tree.body, for_types=is_package and lazy)
+    imports = dict.fromkeys(asked for node in statements for asked in _bound(node, package).values())
     reads_docs = any(word.encode() in content for word in _READ_DOCS) and any(map(_reads_docs, ast.walk(tree)))
     face = _face(tree, package) if is_package else None
     return Code(tree_digest(tree), hashlib.sha256(content).hexdigest(), reads_docs, tuple(imports), face)
@@ -101,16 +105,16 @@ def _reads_docs(node: ast.AST) -> bool:
     return (node.name if isinstance(node, ast.alias) else name) in _READ_DOCS
 
 
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a block and of the blocks within it, those for type checkers left out."""
+def _statements(body: list[ast.stmt], for_types: bool) -> Iterator[ast.stmt]:
+    """The statements of a block and of the blocks within it, those for type checkers only if asked for."""
     for node in body:
         yield node
         blocks = [*getattr(node, "handlers", ()), *getattr(node, "cases", ())]
         for block in (node, *blocks):
-            if not _is_for_types(block):
-                yield from _statements(getattr(block, "body", []))
-        yield from _statements(getattr(node, "orelse", []))
-        yield from _statements(getattr(node, "finalbody", []))
+            if for_types or not _is_for_types(block):
+                yield from _statements(getattr(block, "body", []), for_types)
+        yield from _statements(getattr(node, "orelse", []), for_types)
+        yield from _statements(getattr(node, "finalbody", []), for_types)
 
 
 def _is_for_types(node: ast.AST) -> bool:
@@ -158,14 +162,22 @@ def _face(tree: ast.Module, package: str) -> dict[str, Asked] | None:
 
 
 def _binds_only(node: ast.stmt) -> bool:
-    """Whether a statement binds names to literals or to a function, or does nothing."""
+    """Whether a statement binds names to literals, or containers of them, or to a function, or does nothing."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return not node.decorator_list
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        literal = node.value is None or all(isinstance(part, _LITERAL) for part in ast.walk(node.value))
-        return literal and all(isinstance(target, ast.Name) for target in targets)
+        return _is_literal(node.value) and all(isinstance(target, ast.Name) for target in targets)
     return _does_nothing(node) or isinstance(node, ast.Pass)
+
+
+def _is_literal(value: ast.expr | None) -> bool:
+    """Whether a value is made of literals alone; Python's own containers may be called."""
+    parts = [] if value is None else list(ast.walk(value))
+    called = [part.func for part in parts if isinstance(part, ast.Call) and ast.unparse(part.func) in _BUILDERS]
+    named = {id(part) for func in called for part in ast.walk(func)}
+    calls = sum(isinstance(part, ast.Call) for part in parts)
+    return len(called) == calls and all(isinstance(part, _LITERAL) or id(part) in named for part in parts)
 
 
 def _listed(tree: ast.Module) -> set[str]:

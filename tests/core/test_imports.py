@@ -113,6 +113,31 @@ def test_a_name_that_a_package_passes_on_is_the_code_of_the_module_that_it_comes
     assert set(imported_sources(f"{OWN}.stage").files) == expected
 
 
+LAZY = """
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .losses import kd
+    from .heavy import everything
+
+__all__ = ["everything", "kd"]
+_HOMES = dict.fromkeys(("kd", "everything"), "somewhere")
+
+def __getattr__(name):
+    return getattr(import_module(_HOMES[name]), name)
+"""
+
+
+@pytest.mark.parametrize("more", ["", "print()"])
+def test_a_name_that_a_package_imports_when_it_is_asked_for_is_followed(own, more):
+    own(__init__=LAZY + more, stage="from . import kd", losses="from . import tools", heavy="", tools="")
+    files = set(imported_sources(f"{OWN}.stage").files)
+    assert files == {f"{OWN}.{name}" for name in ("stage", "losses", "tools")} | (
+        {OWN, f"{OWN}.heavy"} if more else set()
+    )
+
+
 def test_a_package_that_does_more_than_pass_names_on_counts_with_all_that_it_imports(own):
     own(__init__=FACE + "print()", stage="from . import tools", losses="", heavy="", tools="")
     expected = {OWN, *(f"{OWN}.{name}" for name in ("stage", "losses", "heavy", "tools"))}

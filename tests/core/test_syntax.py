@@ -118,6 +118,8 @@ FACES = {
     "an import for what it does": ("from . import registry", "more"),
     "one that __all__ does not hold": ("from own.a import f, g\n__all__ = ['f']", "more"),
     "a call": ("import torch\ntorch.set_num_threads(1)", "more"),
+    "a table of names": ("_HOMES = {**dict.fromkeys(('f', 'g'), 'own.a'), 'h': tuple([1])}", None),
+    "a table that is computed": ("import os\nHOMES = dict.fromkeys(os.listdir())", "more"),
     "a computed value": ("import os\nHOME = os.environ['HOME']", "more"),
     "an attribute of another module": ("import torch\ntorch.relu = None", "more"),
     "a decorated function": ("from own.a import register\n@register\ndef f(): ...", "more"),

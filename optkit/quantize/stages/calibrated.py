@@ -103,7 +103,7 @@ class CalibratedInt8:
             check_share("min_int8_share", self.min_int8_share)
 
     def depends_on(self, context: KeyContext) -> list[Any]:
-        """What a null `reduce_range` means on this processor, the code of the target, the threads of the calibration."""
+        """What a null `reduce_range` means here, the code of the target, and the threads of the calibration."""
         return [definite_range(self.reduce_range), code_of_target(self.target), context.on_cpu]
 
     def check(self, module: nn.Module, task: Task) -> None:
