@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import uuid
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
-from optkit.core.imports import digest, file_of, find_module, imported_sources, installed_version
+from optkit.core.imports import OWN, digest, file_of, find_module, imported_sources, installed_version
 
-ROOT = Path(__file__).parent.parent
+# Packages whose versions are in no key, though code that is in keys imports them. They show progress, lock files, or
+# describe the machine; or they read and write what keys hash by its content: data, weights and tables of latencies.
+# Every other package counts: one that is missing here costs a stage that is made again, never a wrong result.
+DECIDE_NOTHING = frozenset(
+    {
+        "datasets",
+        "filelock",
+        "huggingface_hub",
+        "packaging",
+        "psutil",
+        "pyarrow",
+        "pynvml",
+        "rich",
+        "safetensors",
+        "yaml",
+    }
+)
+
+# Modules that find code by its name. What a stage finds there, it returns from ``depends_on``.
+FIND_BY_NAME = frozenset({"optkit.engines.registry", "optkit.quantize.graph.targets.registry"})
 
 
-@cache
-def code_digest(*parts: str) -> str:
-    """SHA-256, hex, of optkit's own code in these folders and files, named from the package's root."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in code_files(*parts))).hexdigest()
-
-
-def code_files(*parts: str) -> list[Path]:
-    """The Python files in these folders of optkit, and these files."""
-    paths = [ROOT / part for part in parts]
-    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
-
-
-@cache
 def code_of(cls: type) -> tuple[str | None, str]:
-    """What stands for the code of a class of another package: that of its module.
+    """What stands for the code of a class: that of its module.
 
     A class without a file (typed into a notebook) is like itself alone, for what it does may change unseen.
     """
@@ -38,17 +44,20 @@ def code_of(cls: type) -> tuple[str | None, str]:
 def code_of_module(name: str) -> tuple[str | None, str] | None:
     """A version and a SHA-256 that stand for the code of a module; None for a module without a file.
 
-    For an installed package they are its version and the digest of the module's file. Elsewhere there is no version,
-    and the digest is of all source files that the module imports, itself included, and of the versions of the installed
-    packages that these import (`optkit.core.imports`).
+    For an installed package they are its version and the digest of the module's file. For optkit itself, and for source
+    that is not installed, there is no version. The digest is of all source files that the module imports, itself
+    included, by their meaning (`optkit.core.imports`). It is also of the versions of the installed packages that these
+    files import, without those that decide nothing (`DECIDE_NOTHING`). What is found by name is left out, too
+    (`FIND_BY_NAME`).
     """
     spec = find_module(name)
     if spec is None or (file := file_of(spec)) is None:
         return None
     if (version := installed_version(spec)) is not None:
         return version, digest(file)
-    sources = imported_sources(name)
-    state = [sorted(sources.files.items()), sorted(sources.packages.items())]
+    sources = imported_sources(name, without=FIND_BY_NAME)
+    packages = {name: version for name, version in sources.packages.items() if name not in DECIDE_NOTHING}
+    state = [sorted(sources.files.items()), sorted(packages.items())]
     return None, hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
@@ -57,12 +66,16 @@ def _like_none_other(cls: type) -> str:
     return uuid.uuid4().hex
 
 
-def is_elsewhere(module: str) -> bool:
-    """Whether a module is none of Python's, torch's and optkit's own."""
-    return module.partition(".")[0] not in ("builtins", "abc", "typing", "torch", "optkit")
+def code_of_classes(kinds: Iterable[type]) -> dict[str, tuple[str | None, str]]:
+    """What stands for the code of classes, by module; Python's and torch's own left out."""
+    by_module = {kind.__module__: kind for kind in kinds if _top(kind) not in (*sys.stdlib_module_names, "torch")}
+    return {module: code_of(kind) for module, kind in sorted(by_module.items())}
 
 
 def code_elsewhere(kinds: Iterable[type]) -> dict[str, tuple[str | None, str]]:
-    """What stands for the code of classes, by module; Python's, torch's and optkit's own left out."""
-    by_module = {kind.__module__: kind for kind in kinds if is_elsewhere(kind.__module__)}
-    return {module: code_of(kind) for module, kind in sorted(by_module.items())}
+    """The same, optkit's own left out."""
+    return code_of_classes(kind for kind in kinds if _top(kind) != OWN)
+
+
+def _top(cls: type) -> str:
+    return cls.__module__.partition(".")[0]

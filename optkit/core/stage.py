@@ -99,6 +99,19 @@ class KeyContext:
     device: torch.device
     threads: int
 
+    @property
+    def on_cpu(self) -> dict[str, Any]:
+        """What decides the order in which numbers are added up on the CPU, and so the last bits of the result; JSON.
+
+        It is for a stage whose result follows from sums over data: a training, a calibration, a ranking by losses.
+        """
+        return {"device": "cpu", "threads": self.threads}
+
+    @property
+    def on_device(self) -> dict[str, Any]:
+        """The same where stages train. On a GPU the threads of the CPU decide nothing."""
+        return self.on_cpu if self.device.type == "cpu" else {"device": self.device.type}
+
 
 @runtime_checkable
 class ExtendsKey(Protocol):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
+from optkit.core.seeds import derive_seed
 from optkit.core.task import POOL, Batch, Task
 from optkit.distill.bridges import bridges_for
 from optkit.distill.pairs import Pairs, layer_pairs
-from optkit.distill.recorded import RecordedLogits
+from optkit.distill.recorded import RecordedLogits, run_teacher
 from optkit.distill.taps import Attention, Tapped, Taps, tapping
 from optkit.distill.terms import ATTENTION, FEATURES, LOGITS, RELATIONS, Term
 from optkit.models.compatibility import answer_to
@@ -143,7 +144,8 @@ class DistillationObjective:
         for term in self.terms:
             if term.kind.of == FEATURES:
                 outputs = [{path: t.output for path, t in tapped.items()} for tapped in seen]
-                bridges[term.name] = bridges_for(*outputs, self.pairs[term.name], term.kind.widths, seed)
+                of_term = derive_seed(seed, "bridges", term.name)
+                bridges[term.name] = bridges_for(*outputs, self.pairs[term.name], term.kind.widths, of_term)
             elif term.kind.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
@@ -162,13 +164,6 @@ class DistillationObjective:
                 both = zip(ours[s].attention, theirs[t].attention, strict=True)
                 values += [of_one(term, a, b, mask) for a, b in both]
         return torch.stack(values).mean()
-
-
-def run_teacher(task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
-    """A teacher's logits on a batch ``(N, num_classes)``, in inference mode."""
-    with torch.inference_mode():
-        logits = task.forward(teacher, batch).float()
-    return logits.clone()  # what was made in inference mode cannot be kept for a backward pass
 
 
 def _of_logits(term: Term, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:

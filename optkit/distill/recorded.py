@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from optkit.core.cache import kept
 from optkit.core.errors import UserError
 from optkit.core.progress import track
-from optkit.core.source_digest import code_digest, code_elsewhere
+from optkit.core.seeds import derive_seed
+from optkit.core.source_digest import code_of_classes, code_of_module
 from optkit.core.task import POOL, Batch, SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.models.spec import module_code, weights_digest
 
 KIND, FILE = "teacher_logits", "logits.safetensors"
 LOGITS, CLASSES, OTHERS = "logits", "classes", "others"
-STEP = 7919
-# what decides the order of a pass, its augmentation, and what a teacher answers
-CODE = ("core/task.py", "tasks", "models", "distill/objective.py", "distill/recorded.py")
 
 
 class RecordedLogits:
@@ -40,7 +38,7 @@ class RecordedLogits:
         batch_size: of the training, which decides what is augmented together.
         seed: of the training.
         run: runs the teacher on a batch ``-> (N, num_classes)``, in the precision of the training.
-        precision: its name.
+        precision: its name, with what else decides the last bits of the logits.
         top: keep so many of the largest logits of each example only; in the place of each other one stands what gives
             all of them together the chance that they had at the temperature that is the second number. None keeps all.
 
@@ -64,7 +62,7 @@ class RecordedLogits:
         data = (task.fingerprint, task.pool_fingerprint, task.size(POOL))
         parts = (weights_digest(teacher), str(teacher), *data, batch_size, precision)
         kind = task.kind if isinstance(task, SealedTask) else type(task)
-        code = (torch.__version__, code_digest(*CODE), module_code(teacher), code_elsewhere(kind.__mro__))
+        code = (torch.__version__, code_of_module(__name__), module_code(teacher), code_of_classes(kind.__mro__))
         self._key = variant_id(*parts, *code, *(top or ()))
         self._kept: dict[str, Tensor] = {}
 
@@ -73,7 +71,7 @@ class RecordedLogits:
         view = (self.seed + epoch) % self.views
         folder = kept(KIND, f"{self._key}-{view}", lambda new: self._record(view, new))
         self._kept = self._read(folder / FILE)
-        return STEP * view
+        return _seed_of(view)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The teacher's logits on a batch of the open pass ``(N, num_classes)``, float32."""
@@ -86,7 +84,7 @@ class RecordedLogits:
         size = self.task.size(POOL)
         kept: dict[str, Tensor] = {}
         seen = torch.zeros(size, dtype=torch.bool)
-        batches = self.task.batches(POOL, self.batch_size, training=True, seed=STEP * view)
+        batches = self.task.batches(POOL, self.batch_size, training=True, seed=_seed_of(view))
         for batch in track(batches, f"teacher, pass {view + 1} of {self.views}", -(-size // self.batch_size)):
             for name, part in _parts(self.run(batch).float().cpu(), self.top).items():
                 if name not in kept:
@@ -112,6 +110,18 @@ class RecordedLogits:
             found = ", ".join(f"{name} {list(part.shape)}" for name, part in kept.items())
             raise UserError(f"{found} for {size} examples", key=str(path), fix="delete the folder")
         return kept
+
+
+def run_teacher(task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
+    """A teacher's logits on a batch ``(N, num_classes)``, in inference mode."""
+    with torch.inference_mode():
+        logits = task.forward(teacher, batch).float()
+    return logits.clone()  # what was made in inference mode cannot be kept for a backward pass
+
+
+def _seed_of(view: int) -> int:
+    """The seed of a pass, the same for every run."""
+    return derive_seed(0, "recorded", view)
 
 
 def bytes_of_top(top: int) -> int:

@@ -16,8 +16,8 @@ from optkit.core.layout import channels_last_
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import POOL, Batch, Task
 from optkit.core.trust import check_trust
-from optkit.distill.objective import DistillationObjective, run_teacher
-from optkit.distill.recorded import RecordedLogits, bytes_of_top
+from optkit.distill.objective import DistillationObjective
+from optkit.distill.recorded import RecordedLogits, bytes_of_top, run_teacher
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_identity, teacher_name
 from optkit.distill.terms import LOGITS, read_terms
 from optkit.models import ModelSpec
@@ -156,6 +156,7 @@ class Distillation:
                 return run_teacher(ctx.task, running, batch.to(ctx.device))
 
         assert self.cached_views is not None
-        size, name = self.trainer.batch_size, f"{precision} on {ctx.device.type}"
+        threads = f", {torch.get_num_threads()} threads" if ctx.device.type == "cpu" else ""
+        size, name = self.trainer.batch_size, f"{precision} on {ctx.device.type}{threads}"
         top = None if self.cached_top is None else (self.cached_top, self.temperature)
         return RecordedLogits(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name, top)

@@ -15,6 +15,7 @@ from torch import Tensor
 from optkit.core.allocator import keep_freed_memory
 from optkit.core.engine import Session
 from optkit.core.progress import track
+from optkit.core.seeds import derive_seed
 from optkit.measure.disturbance import MOMENT_S, LoadWatch, OtherLoad
 from optkit.measure.precision import CHECKED_AT, Pair, has_intervals, precise_enough
 from optkit.measure.turns import timing_turn
@@ -74,7 +75,7 @@ def interleaved(
             _warm_up(session, inputs)
         found: list[_Try] = []
         while len(found) <= retries and all(one.load.disturbs for one in found):
-            found.append(_timed(sessions, inputs, seconds, seed + len(found), precision, pairs))
+            found.append(_timed(sessions, inputs, seconds, derive_seed(seed, "turns", len(found)), precision, pairs))
             if found[-1].load.disturbs:
                 again = "; timed again" if len(found) <= retries else ""
                 log.info("latency: other work keeps %.1f cores busy%s", found[-1].load.peak, again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from optkit.core.errors import UserError
 from optkit.core.instantiate import TARGET, check_parameters, locate, parameters
-from optkit.core.source_digest import code_elsewhere, code_of_module, is_elsewhere
+from optkit.core.source_digest import code_of_classes, code_of_module
 from optkit.models.weights import check_finite, load_weights
 
 INITIAL_WEIGHTS = ("checkpoint", "weights")
@@ -81,14 +82,15 @@ class ModelSpec:
 
     def identity(self, module: nn.Module) -> list[Any]:
         """The identity of a model as built: structure, weights, code; JSON."""
-        home = self.target.rpartition(".")[0]
-        of_builder = {home: code_of_module(home)} if is_elsewhere(home) else {}
-        return [self.skeleton(module), weights_digest(module), of_builder | module_code(module)]
+        builder = locate(self.target, TARGET)
+        defined = inspect.isroutine(builder) or inspect.isclass(builder)
+        home = builder.__module__ if defined else self.target.rpartition(".")[0]
+        return [self.skeleton(module), weights_digest(module), {home: code_of_module(home)} | module_code(module)]
 
 
 def module_code(module: nn.Module) -> dict[str, Any]:
-    """What stands for the code that a module and those within it run, by file; torch's and optkit's own left out."""
-    return code_elsewhere({type(inner) for inner in module.modules()})
+    """What stands for the code that a module and those within it run, by file; torch's own left out."""
+    return code_of_classes({type(inner) for inner in module.modules()})
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -15,6 +15,7 @@ from optkit.prune.cut.analysis import protected_tensors
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+SCOPES = ("global", "local")
 Masks = dict[str, Tensor]
 
 

@@ -15,6 +15,7 @@ from optkit.core.calls import Inputs
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
 from optkit.core.records import REFERENCE
+from optkit.core.seeds import derive_seed
 from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm, unmeasured
 from optkit.prune.cut.analysis import Analysis
@@ -111,7 +112,7 @@ def prune_structured(
         clock = LatencyBudget(
             analysis, example_inputs, amount, engine or REFERENCE, threads or torch.get_num_threads(), seed
         )
-    importance = analysis.importance(criterion, batches, loss_fn, seed)
+    importance = analysis.importance(criterion, batches, loss_fn, derive_seed(seed, "random"))
     found = None
     while found is None:  # a cut that shows hard-coded sizes is chosen again without them
         if sensitivity is not None:
@@ -123,7 +124,7 @@ def prune_structured(
             scores = order_by_harm(sensitivity, analysis.units, scores, cost)
         elif scope == "global" and budget != "params":
             scores = weigh_by_use(scores, *(analysis.meters[name].each(scores.size) for name in ("params", "macs")))
-        selector = Selector(analysis.units, scores, scope, round_to, seed, floor, floor_of)
+        selector = Selector(analysis.units, scores, scope, round_to, derive_seed(seed, "ties"), floor, floor_of)
         found = clock.search(selector) if clock else _cut(analysis, selector, amount, budget)
     plan, pruned, removed = found
     plan.frozen = why_frozen(analysis.trace, analysis.resolved)

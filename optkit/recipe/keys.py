@@ -5,21 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from optkit.core.compat.versions import version_of
 from optkit.core.instantiate import TARGET
-from optkit.core.source_digest import code_digest, code_of
+from optkit.core.source_digest import code_of_classes
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, Task
-
-# optkit's code that every variant depends on
-SHARED_CODE = ("core", "tasks", "models", "training")
-# what the techniques use besides it and their own
-TECHNIQUE_CODE = (
-    "engines", "measure/validation.py", "measure/latency.py", "measure/disturbance.py", "measure/precision.py",
-    "measure/turns.py",
-)  # fmt: skip
-# what decides weights besides torch and the packages that models come from, by the folder that uses it
-PACKAGES = {"quantize": ("torchao",)}
 
 
 def target_of(thing: object) -> str:
@@ -50,24 +39,14 @@ def dependencies(stage: Stage, context: KeyContext) -> list[Any]:
     return [part.depends_on(context) for part in parts(stage) if isinstance(part, ExtendsKey)]
 
 
-def sources(stage: Stage) -> list[tuple[str | None, ...]]:
-    """The code of a stage and of what is within it, that of the stages they derive from included."""
-    kinds = [kind for part in parts(stage) for kind in type(part).__mro__ if is_dataclass(kind)]
-    return list(dict.fromkeys(map(source, kinds)))
+def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
+    """The code of a stage or a task, of the classes that it derives from, and of the dataclasses within it, by module.
 
-
-def source(cls: type) -> tuple[str | None, ...]:
-    """What stands for the code of a class: its technique's with the packages below it, or its module's elsewhere."""
-    package, _, rest = cls.__module__.partition(".")
-    if package != "optkit":
-        return code_of(cls)
-    folder = rest.partition(".")[0]
-    return code_digest(*code_of_folder(folder)), *map(version_of, PACKAGES.get(folder, ()))
-
-
-def code_of_folder(folder: str) -> tuple[str, ...]:
-    """The parts of optkit's code, besides the shared, that decide what a stage of this folder does."""
-    return (folder,) if folder in SHARED_CODE else (folder, *TECHNIQUE_CODE)
+    It is what their modules import (`optkit.core.imports`), and the versions of the packages that these use. What is
+    found by a name at run time, such as an engine, cannot be seen there: a stage returns it from ``depends_on``.
+    """
+    inner = parts(thing) if is_dataclass(thing) else [thing]
+    return code_of_classes(kind for part in inner for kind in type(part).__mro__)
 
 
 def pool_of(stage: Stage, task: Task) -> list[str]:

@@ -14,7 +14,8 @@ from torch import nn
 from optkit.core.cores import default_threads
 from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError, did_you_mean
-from optkit.core.source_digest import code_digest, code_elsewhere
+from optkit.core.seeds import derive_seed
+from optkit.core.source_digest import code_elsewhere
 from optkit.core.stage import ChecksModel, KeyContext, Stage
 from optkit.core.task import SealedTask, Task
 from optkit.core.variant import variant_id
@@ -23,7 +24,7 @@ from optkit.measure import tasks_to_measure
 from optkit.models import ModelSpec
 from optkit.models.compatibility import answer_to
 from optkit.recipe.controls import CONTROLS, Numbered, control_chain
-from optkit.recipe.keys import SHARED_CODE, dependencies, params_of, pool_of, source, sources, target_of, within
+from optkit.recipe.keys import dependencies, params_of, pool_of, sources, target_of, within
 from optkit.recipe.recipe import AUTO, MODEL, Recipe
 
 START = frozenset({"float"})
@@ -165,7 +166,7 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     # a checkpoint that does not fit is found here, not after the data is decoded
     model = spec.build(recipe.seed).eval()
     first = baseline_place(recipe)
-    code = [torch.__version__, code_digest(*SHARED_CODE), source(type(recipe.task))]
+    code = [torch.__version__, sources(recipe.task)]
     start = variant_id(MODEL, spec.identity(model), recipe.seed, recipe.task.fingerprint, code)
     for task in tasks_to_measure(recipe.task, recipe.measure):
         _check_fit(model, task)
@@ -211,7 +212,7 @@ def _grow(
     """
     last = steps[start]
     for place, (name, stage, number) in enumerate(chain, 1):
-        seed = recipe.seed * 1009 + place
+        seed = derive_seed(recipe.seed, "stage", place)
         # the recipe's own chain comes first, so that others find the baseline
         baseline = next((step.id for step in steps.values() if step.number == 0), None)
         depends_on = dependencies(stage, replace(context, baseline=baseline))
@@ -275,7 +276,7 @@ def work_device() -> torch.device:
 def build_other(recipe: Recipe, node: dict[str, Any]) -> tuple[ModelSpec, nn.Module]:
     """Another model than the recipe's, for its task: a teacher. Raises UserError."""
     spec = ModelSpec.from_config(node, recipe.task.model_defaults(), "teacher")
-    return spec, spec.build(recipe.seed, "teacher")
+    return spec, spec.build(derive_seed(recipe.seed, "other model"), "teacher")
 
 
 def _identify(recipe: Recipe) -> Callable[[dict[str, Any]], Any]:

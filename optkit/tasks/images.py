@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from optkit.core.seeds import seed_sequence
 from optkit.core.task import Batch
 from optkit.tasks.classification import in_batches
 
@@ -77,18 +78,18 @@ class Augmentation:
     crop: int = 0
     flip: bool = False
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: np.random.Generator) -> Tensor:
         """Augments ``(N, C, H, W)`` of any dtype, each image on its own."""
         n, _, height, width = images.shape
         if self.crop:
             padded = F.pad(images, [self.crop] * 4)
-            top, left = torch.randint(0, 2 * self.crop + 1, (2, n), generator=generator)
+            top, left = torch.from_numpy(generator.integers(0, 2 * self.crop + 1, (2, n)))
             rows = (top[:, None] + torch.arange(height))[:, None, :, None]
             columns = (left[:, None] + torch.arange(width))[:, None, None, :]
             channels = torch.arange(images.shape[1])[None, :, None, None]
             images = padded[torch.arange(n)[:, None, None, None], channels, rows, columns]
         if self.flip:
-            flipped = torch.rand(n, generator=generator) < 0.5
+            flipped = torch.from_numpy(generator.random(n) < 0.5)
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         return images
 
@@ -121,7 +122,7 @@ class ImageBatches:
         images = torch.from_numpy(self.split.images[index])
         if self.augmentation is not None:
             # seeded by the first example and the epoch, so that a batch is the same whichever worker makes it
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index[0])
+            generator = np.random.default_rng(seed_sequence(self.seed, "augmentation", index[0]))
             images = self.augmentation(images, generator)
         targets = torch.from_numpy(self.split.labels[index])
         return Batch((self.normalization(images),), targets, torch.tensor(index))

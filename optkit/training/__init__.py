@@ -2,8 +2,9 @@
 
 from optkit.training.callbacks import Callback, KeepZeros
 from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters, TaskLoss
-from optkit.training.stages import LooksInside, Train, Training, check_training, fit_stage, split_of
+from optkit.training.stages import Train, fit_stage
 from optkit.training.trainer import FitReport, Trainer
+from optkit.training.training_stage import LooksInside, Training, check_training, split_of
 
 __all__ = [
     "Callback",

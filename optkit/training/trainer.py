@@ -25,6 +25,7 @@ from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError, did_you_mean
 from optkit.core.layout import channels_last_
 from optkit.core.progress import track
+from optkit.core.seeds import derive_seed
 from optkit.core.stage import KeyContext
 from optkit.core.task import Batch, Task
 from optkit.training.callbacks import Callback
@@ -101,9 +102,9 @@ class Trainer:
         self.optimizer_options = {k: v for k, v in self.optimizer_options.items() if v is not None}
         check_optimizer(self.optimizer, self.optimizer_options)
 
-    def depends_on(self, context: KeyContext) -> str:
-        """The precision that ``auto`` means on this machine."""
-        return choose_precision(self.precision, context.device)
+    def depends_on(self, context: KeyContext) -> dict[str, Any]:
+        """The precision that ``auto`` means on this machine, the device, and on a CPU the threads."""
+        return {"precision": choose_precision(self.precision, context.device), **context.on_device}
 
     def fit(
         self,
@@ -215,7 +216,7 @@ class _Fit:
         while self.step < self.total and not self._out_of_patience():
             batches = self._batches()
             # everything random in an epoch follows from the seed and its number, so a resumed run draws the same
-            torch.manual_seed(self.seed * 10_007 + self.epoch)
+            torch.manual_seed(derive_seed(self.seed, "noise", self.epoch))
             losses: list[Tensor] = []
             for batch in batches:
                 if self.step >= self.total:
@@ -232,7 +233,7 @@ class _Fit:
     def _batches(self) -> Iterator[Batch]:
         chooses = isinstance(self.objective, ChoosesBatches)
         chosen = self.objective.batches_seed(self.epoch) if chooses else None  # type: ignore[attr-defined]
-        seed = self.seed + 7919 * self.epoch if chosen is None else chosen
+        seed = derive_seed(self.seed, "order", self.epoch) if chosen is None else chosen
         return self.task.batches(self.split, self.config.batch_size, training=True, seed=seed)
 
     def _one_step(self, precision: str, batch: Batch) -> Tensor:

@@ -51,7 +51,6 @@ STATEMENTS = {
     "in a function": "def apply():\n    from . import losses",
     "in a method": "class Stage:\n    def apply(self):\n        from .losses import kd",
     "under a condition": "try:\n    import no_such_package\nexcept ImportError:\n    from . import losses",
-    "for types": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import losses",
     "with a name that is no module": "from . import losses, VERSION",
 }
 
@@ -70,8 +69,95 @@ def test_every_kind_of_import_is_followed_to_the_helpers_helper(own, statement):
     assert code_of_module(f"{OWN}.stage") == before
     own(inner="softly = 2")
     assert code_of_module(f"{OWN}.stage") != before
-    assert set(imported_sources(f"{OWN}.stage").files) == {OWN, *(f"{OWN}.{n}" for n in ("stage", "losses", "inner"))}
+    names = {f"{OWN}.{name}" for name in ("stage", "losses", "inner")}
+    assert set(imported_sources(f"{OWN}.stage").files) - {OWN} == names
     assert OWN not in sys.modules  # nothing was run
+
+
+def test_what_only_type_checkers_import_is_left_out(own):
+    own(__init__="", stage="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import losses", losses="")
+    assert set(imported_sources(f"{OWN}.stage").files) == {f"{OWN}.stage"}
+
+
+FACE = """
+from .losses import kd as distill, other
+from .heavy import everything
+from . import tools
+
+__all__ = ["distill", "everything", "other", "tools"]
+VERSION = 1
+"""
+ALL_OF_IT = {"", "losses", "heavy", "tools"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "reached"),
+    [
+        ("from . import distill", {"losses"}),
+        ("from . import everything", {"heavy"}),
+        ("from . import tools", {"tools"}),
+        ("from .losses import kd", {"losses"}),
+        ("from . import aside", {"aside"}),
+        (f"from {OWN} import distill, aside", {"losses", "aside"}),
+        (f"import {OWN}.aside as own_aside", {"aside"}),
+        ("from . import VERSION", ALL_OF_IT),
+        ("from . import no_such_name", ALL_OF_IT),
+        ("from . import *", ALL_OF_IT),
+        (f"import {OWN}", ALL_OF_IT),
+        (f"import {OWN}.aside", {*ALL_OF_IT, "aside"}),
+    ],
+)
+def test_a_name_that_a_package_passes_on_is_the_code_of_the_module_that_it_comes_from(own, statement, reached):
+    own(__init__=FACE, stage=statement, losses="kd = other = 1", heavy="everything = 1", tools="", aside="")
+    expected = {f"{OWN}.{name}" if name else OWN for name in {"stage", *reached}}
+    assert set(imported_sources(f"{OWN}.stage").files) == expected
+
+
+LAZY = """
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .losses import kd
+    from .heavy import everything
+
+__all__ = ["everything", "kd"]
+_HOMES = dict.fromkeys(("kd", "everything"), "somewhere")
+
+def __getattr__(name):
+    return getattr(import_module(_HOMES[name]), name)
+"""
+
+
+@pytest.mark.parametrize("more", ["", "print()"])
+def test_a_name_that_a_package_imports_when_it_is_asked_for_is_followed(own, more):
+    own(__init__=LAZY + more, stage="from . import kd", losses="from . import tools", heavy="", tools="")
+    files = set(imported_sources(f"{OWN}.stage").files)
+    assert files == {f"{OWN}.{name}" for name in ("stage", "losses", "tools")} | (
+        {OWN, f"{OWN}.heavy"} if more else set()
+    )
+
+
+def test_a_package_that_does_more_than_pass_names_on_counts_with_all_that_it_imports(own):
+    own(__init__=FACE + "print()", stage="from . import tools", losses="", heavy="", tools="")
+    expected = {OWN, *(f"{OWN}.{name}" for name in ("stage", "losses", "heavy", "tools"))}
+    assert set(imported_sources(f"{OWN}.stage").files) == expected
+
+
+def test_comments_and_docstrings_count_where_a_module_reads_docstrings(own):
+    def code(stage, text):
+        own(__init__="", stage=stage, losses=f"def kd():\n    '{text}'\n    return 1  # {text}")
+        return code_of_module(f"{OWN}.stage")
+
+    plain, reads = "from .losses import kd", "from .losses import kd\nTEXT = kd.__doc__"
+    assert code(plain, "one") == code(plain, "two")
+    assert code(reads, "one") != code(reads, "two")
+
+
+def test_modules_that_are_left_out_are_not_followed(own):
+    own(__init__="", stage="from . import registry", registry="from . import losses", losses="")
+    found = imported_sources(f"{OWN}.stage", without={f"{OWN}.registry"})
+    assert set(found.files) == {f"{OWN}.stage"}
 
 
 def test_packages_within_packages_run_all_that_is_around_them(own):
@@ -86,13 +172,13 @@ def test_packages_within_packages_run_all_that_is_around_them(own):
         b_in_helper="f = 1",
     )
     files = imported_sources(f"{OWN}.a.stage").files
-    names = ("registry", "a", "a.stage", "b", "b.helper", "top")
+    names = ("registry", "a.stage", "b", "b.helper", "top")
     assert set(files) == {OWN, *(f"{OWN}.{name}" for name in names)}
 
 
 def test_modules_that_import_each_other_are_read_once(own):
     own(__init__="", stage="from . import losses", losses="from . import stage\nimport sys, os.path")
-    assert set(imported_sources(f"{OWN}.stage").files) == {OWN, f"{OWN}.stage", f"{OWN}.losses"}
+    assert set(imported_sources(f"{OWN}.stage").files) == {f"{OWN}.stage", f"{OWN}.losses"}
 
 
 def test_a_single_file_imports_its_siblings(own):
@@ -164,7 +250,7 @@ def test_an_editable_package_is_source(own, distribution, kind):
         package(folder, {"__init__.py": "", "losses.py": ""})
     else:  # metadata in one folder, sources in another
         own(__init__="", losses="")
-    assert set(imported_sources(f"{OWN}.losses").files) == {OWN, f"{OWN}.losses"}
+    assert set(imported_sources(f"{OWN}.losses").files) == {f"{OWN}.losses"}
 
 
 def test_a_package_that_is_not_there_counts_as_missing_until_it_is(own):
@@ -228,5 +314,5 @@ def test_a_class_has_the_code_of_its_module_and_a_script_that_of_its_siblings(ow
     main = type(sys)("__main__")
     main.__file__ = str(script)
     monkeypatch.setitem(sys.modules, "__main__", main)
-    assert set(imported_sources("__main__").files) == {"__main__", OWN, f"{OWN}.net"}
+    assert set(imported_sources("__main__").files) == {"__main__", f"{OWN}.net"}
     json.dumps(code_of(type("Typed", (), {"__module__": "__main__"})))

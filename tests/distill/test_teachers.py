@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from optkit.core.artifact import save_artifact
 from optkit.core.cache import cache_dir
 from optkit.core.errors import UserError
+from optkit.core.seeds import derive_seed
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
-from optkit.distill.recorded import STEP, RecordedLogits
+from optkit.distill.recorded import RecordedLogits
 from optkit.distill.teachers import load_teacher
 from optkit.models import ModelSpec
 from optkit.tasks import Digits
@@ -113,7 +114,7 @@ def test_recorded_logits_are_the_teachers_on_the_very_batches(context, tmp_path,
     for path in _files():
         view = int(path.parent.name.rpartition("-")[2])
         kept = load_file(path)["logits"]
-        for batch in augmented.batches("train", 64, training=True, seed=STEP * view):
+        for batch in augmented.batches("train", 64, training=True, seed=derive_seed(0, "recorded", view)):
             with torch.no_grad():
                 torch.testing.assert_close(kept[batch.index], SPEC.build(3).eval()(*batch.inputs), atol=1e-5, rtol=1e-4)
 
@@ -122,7 +123,9 @@ def test_a_recorded_teacher_trains_as_one_that_is_run(context, tmp_path, augment
     recorded = _apply(Distillation(cached_views=2, trainer=TRAINER), context, tmp_path, "one", augmented, seed=1)
     from optkit.distill import DistillationObjective
 
-    monkeypatch.setattr(DistillationObjective, "batches_seed", lambda self, epoch: STEP * ((1 + epoch) % 2))
+    monkeypatch.setattr(
+        DistillationObjective, "batches_seed", lambda self, epoch: derive_seed(0, "recorded", (1 + epoch) % 2)
+    )
     run = _apply(Distillation(trainer=TRAINER), context, tmp_path, "two", augmented, seed=1)
     for name, tensor in run.module.state_dict().items():
         torch.testing.assert_close(tensor, recorded.module.state_dict()[name], atol=1e-4, rtol=1e-3)
@@ -167,7 +170,9 @@ def test_the_largest_logits_are_kept_and_the_others_share_what_is_left(context, 
         with torch.no_grad():
             return teacher(*batch.inputs)
 
-    recorded = RecordedLogits(augmented, teacher, 1, 64, 0, run, "fp32 on cpu", (3, stage.temperature))
+    recorded = RecordedLogits(
+        augmented, teacher, 1, 64, 0, run, f"fp32 on cpu, {torch.get_num_threads()} threads", (3, stage.temperature)
+    )
     seed = recorded.begin(0)
     assert recorded.computed == 0
     for batch in augmented.batches("train", 64, training=True, seed=seed):
@@ -236,7 +241,7 @@ def test_a_teacher_is_not_compiled_without_a_compiler(digits, monkeypatch):
 def test_what_is_recorded_is_not_used_by_other_code_of_tasks_and_models(context, tmp_path, augmented, monkeypatch):
     stage = Distillation(cached_views=1, trainer=TRAINER)
     _apply(stage, context, tmp_path, "first", augmented)
-    monkeypatch.setattr("optkit.distill.recorded.code_digest", lambda *parts: "other" if "tasks" in parts else "")
+    monkeypatch.setattr("optkit.core.source_digest.code_of", lambda kind: "other")
     assert _apply(stage, context, tmp_path, "upgraded", augmented).facts["cached"]["computed"] == 1
 
 
@@ -244,13 +249,13 @@ def test_what_is_recorded_is_not_used_by_a_changed_task_of_ones_own(context, tmp
     code = "from optkit.tasks import Digits\n\nclass Own(Digits):\n    pass\n"
     monkeypatch.syspath_prepend(tmp_path)
     computed = []
-    for name, changed in (("first", ""), ("again", ""), ("changed", "# augmented otherwise\n")):
+    for name, changed in (("first", ""), ("again", ""), ("told", "# why\n"), ("changed", "SHARE = 0.4\n")):
         (tmp_path / "own_task.py").write_text(code + changed)
         sys.modules.pop("own_task", None)
         task = importlib.import_module("own_task").Own(image_size=8, crop=1, limit=200)
         outcome = _apply(Distillation(cached_views=1, trainer=TRAINER), context, tmp_path, name, task)
         computed.append(outcome.facts["cached"]["computed"])
-    assert computed == [1, 0, 1]
+    assert computed == [1, 0, 0, 1]
 
 
 def test_a_teacher_in_the_home_folder_is_found_and_named(folder, context, tmp_path, monkeypatch):

@@ -1,24 +1,31 @@
-import ast
 import importlib
 import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
+import torch
 
+from optkit.core import source_digest
 from optkit.core.artifact import save_artifact
-from optkit.core.compat.versions import version_of
 from optkit.core.errors import PlanError, UserError
+from optkit.core.imports import Sources
 from optkit.core.instantiate import build, locate
-from optkit.core.source_digest import ROOT, code_files, code_of
+from optkit.core.source_digest import code_of
+from optkit.core.stage import KeyContext
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
 from optkit.engines import Eager, Inductor
 from optkit.models import ModelSpec
-from optkit.prune import GradualPruning, MagnitudePruning, StructuredPruning
-from optkit.quantize import QuantizationAwareTraining, StaticQuantization
+from optkit.prune import DepthPruning, GradualPruning, MagnitudePruning, StructuredPruning
+from optkit.quantize import (
+    DynamicQuantization,
+    QuantizationAwareTraining,
+    StaticQuantization,
+    WeightOnlyQuantization,
+)
 from optkit.quantize.static import products_saturate
-from optkit.recipe.keys import SHARED_CODE, code_of_folder, params_of
+from optkit.recipe.keys import params_of
 from optkit.recipe.plan import check_chain, make_plan
 from optkit.recipe.recipe import Recipe
 from optkit.tasks import Digits
@@ -123,7 +130,7 @@ class Foreign:
         ({"stages": {"mask": MagnitudePruning(0.6)}}, 2),
         ({"stages": {"mask": Foreign()}}, 2),
         ({"stages": {"recover": Distillation(temperature=2.0)}}, 3),
-        ({"threads": 1}, 5),
+        ({"threads": 999}, 1),
         ({"out": "elsewhere"}, 5),
     ],
 )
@@ -151,75 +158,80 @@ def test_other_data_is_another_variant(recipe):
     assert _ids(recipe)[0] != _ids(replace(recipe, task=Digits(image_size=8, crop=1, limit=255)))[0]
 
 
-def test_changed_code_is_another_variant(recipe, monkeypatch):
-    from optkit.recipe import keys
+@pytest.fixture
+def sources(monkeypatch):
+    """Changes what modules are seen to import: the digest of a file, or the version of a package."""
+    real = source_digest.imported_sources
 
+    def change(file=None, package=None):
+        def changed(*modules, **options):
+            found = real(*modules, **options)
+            files = {name: digest + "x" * (name == file) for name, digest in found.files.items()}
+            return Sources(files, {n: "other" if n == package else v for n, v in found.packages.items()})
+
+        monkeypatch.setattr(source_digest, "imported_sources", changed)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "first_changed"),
+    [
+        ("optkit.models.small", 0),
+        ("optkit.tasks.images", 0),
+        ("optkit.training.schedules", 1),
+        ("optkit.prune.masks", 2),
+        ("optkit.distill.losses", 3),
+        ("optkit.quantize.graph.observers", 4),
+        ("optkit.quantize.graph.targets.inductor", 4),
+        ("optkit.quantize.graph.targets.openvino", 5),
+        ("optkit.engines.inductor", 5),
+        ("optkit.pipeline", 5),
+    ],
+)
+def test_changed_code_is_another_variant_of_the_stages_that_run_it(recipe, sources, file, first_changed):
     before = _ids(recipe)
-    real = keys.code_digest
-    monkeypatch.setattr(keys, "code_digest", lambda *parts: real(*parts) + ("x" if parts[0] == "prune" else ""))
-    assert _same(before, _ids(recipe)) == [True, True, False, False, False]
+    sources(file=file)
+    assert _same(before, _ids(recipe)) == [n < first_changed for n in range(5)]
 
 
-def test_the_code_of_a_stage_holds_all_of_optkit_that_its_folder_imports():
-    for folder in ("training", "prune", "quantize", "distill"):
-        covered = set(code_files(*SHARED_CODE, *code_of_folder(folder)))
-        left = {file for start in covered for file in _imported(start)} - covered
-        assert not left, f"{folder} uses {left}"
-
-
-def _imported(file):
-    """The files of optkit that a file of it imports, at its top or within functions."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("optkit."):
-            path = ROOT.joinpath(*node.module.split(".")[1:])
-            yield path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-@pytest.mark.parametrize(("package", "first_changed"), [("torchao", 4), ("openvino", 5)])
-def test_another_version_of_a_package_that_decides_weights_is_another_variant(
-    recipe, monkeypatch, package, first_changed
-):
-    from optkit.recipe import keys
-
+@pytest.mark.parametrize(
+    ("package", "first_changed"), [("torchao", 4), ("accelerate", 5), ("torch", 0), ("openvino", 5), ("rich", 5)]
+)
+def test_another_version_of_a_package_that_decides_weights_is_another_variant(recipe, sources, package, first_changed):
     before = _ids(recipe)
-    monkeypatch.setattr(keys, "version_of", lambda name: "other" if name == package else version_of(name))
+    sources(package=package)
     assert _same(before, _ids(recipe)) == [n < first_changed for n in range(5)]
 
 
 def test_another_version_of_the_package_that_a_model_comes_from_is_another_variant(recipe, monkeypatch):
-    from optkit.core import source_digest
-
     theirs = ModelSpec("torchvision.ops.MLP", {"in_channels": 4, "hidden_channels": [4]})
     ours = ModelSpec.from_config(MODEL, recipe.task.model_defaults())
     before = [s.identity(s.build(0)) for s in (theirs, ours)]
-    monkeypatch.setattr(source_digest, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    of_torchvision = lambda cls: cls.__module__.startswith("torchvision")  # noqa: E731
+    monkeypatch.setattr(source_digest, "code_of", lambda cls: "other" if of_torchvision(cls) else code_of(cls))
     assert _same(before, [s.identity(s.build(0)) for s in (theirs, ours)]) == [False, True]
 
 
-def test_a_stage_of_another_package_has_the_code_that_it_derives_from(recipe, monkeypatch):
-    from optkit.recipe import keys
-
+def test_a_stage_of_another_package_has_the_code_that_it_derives_from(recipe, sources):
     @dataclass
     class Derived(MagnitudePruning):
         """As its parent."""
 
     derived = replace(recipe, stages=recipe.stages | {"mask": Derived()})
     before = _ids(derived)
-    real = keys.code_digest
-    monkeypatch.setattr(keys, "code_digest", lambda *parts: real(*parts) + ("x" if parts[0] == "prune" else ""))
+    sources(file="optkit.prune.masks")
     assert _same(before, _ids(derived)) == [True, True, False, False, False]
 
 
 def test_changed_code_of_a_task_of_another_package_is_another_variant(recipe, monkeypatch):
-    from optkit.recipe import keys
-
     class Theirs(Digits):
         """As its parent."""
 
     theirs = replace(recipe, task=Theirs(image_size=8, crop=1, limit=64))
     before = _ids(theirs)
     assert _ids(theirs) == before
-    monkeypatch.setattr(keys, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
+    monkeypatch.setattr(source_digest, "code_of", lambda cls: ("other", *code_of(cls)[1:]))
     assert _same(before, _ids(theirs)) == [False] * 5
 
 
@@ -370,14 +382,54 @@ def test_what_auto_means_on_this_processor_is_in_the_id(recipe, monkeypatch):
     assert _same(at_bf16, _ids(recipe)) == [True, True, True, False, False]
 
 
-def test_a_cut_to_a_latency_is_of_its_machine_and_of_the_threads_of_the_run(recipe, monkeypatch):
-    cut = replace(recipe, chain=["train", "cut"], stages=recipe.stages | {"cut": StructuredPruning(budget="latency")})
-    by_macs = replace(cut, stages=recipe.stages | {"cut": StructuredPruning()})
-    one, two = (_ids(replace(cut, threads=n)) for n in (1, 2))
-    assert _same(one, two) == [True, True, False]
-    assert _ids(replace(by_macs, threads=1)) == _ids(replace(by_macs, threads=2))
-    monkeypatch.setattr("optkit.prune.latency.table.cpu", lambda: {"name": "another"})
-    assert _same(one, _ids(replace(cut, threads=1))) == [True, True, False]
+LATENCY = StructuredPruning(budget="latency")
+
+
+def test_a_cut_to_a_latency_is_of_its_machine_and_of_the_code_of_its_engine(recipe, sources, monkeypatch):
+    cut = replace(recipe, chain=["cut"], stages=recipe.stages | {"cut": LATENCY}, threads=1)
+    before = _ids(cut)
+    with monkeypatch.context() as patch:
+        patch.setattr("optkit.prune.latency.table.cpu", lambda: {"name": "another"})
+        assert _same(before, _ids(cut)) == [True, False]
+    sources(file="optkit.engines.openvino")
+    assert _ids(cut) == before
+    sources(file="optkit.engines.eager")
+    assert _same(before, _ids(cut)) == [True, False]
+
+
+SUMS = {
+    "training": (Train(), True),
+    "training within a stage": (GradualPruning(), True),
+    "distillation": (Distillation(teacher=MODEL), True),
+    "calibration": (StaticQuantization(), True),
+    "a cut to a latency": (LATENCY, True),
+    "a cut by data": (StructuredPruning(criterion="taylor"), True),
+    "a cut by what validation loses": (StructuredPruning(scope="sensitivity"), True),
+    "blocks by what validation loses": (DepthPruning(), True),
+    "rounding by data": (WeightOnlyQuantization(rounding="gptq"), True),
+    "a cut by weights": (StructuredPruning(), False),
+    "a cut at random": (StructuredPruning(criterion="random"), False),
+    "blocks by position": (DepthPruning(by="position"), False),
+    "masks": (MagnitudePruning(), False),
+    "int8 without data": (DynamicQuantization(), False),
+    "rounding to the nearest": (WeightOnlyQuantization(), False),
+}
+
+
+@pytest.mark.parametrize(("stage", "decide"), SUMS.values(), ids=SUMS)
+def test_threads_and_device_are_in_the_id_where_numbers_are_summed_over_data(recipe, monkeypatch, stage, decide):
+    one_stage = replace(recipe, chain=["one"], stages={"one": stage})
+    monkeypatch.setattr(type(stage), "check", lambda *args: None, raising=False)
+    one, two = (_ids(replace(one_stage, threads=n)) for n in (1, 2))
+    assert _same(one, two) == [True, not decide]
+
+
+def test_on_a_gpu_a_training_is_of_the_device_and_not_of_the_threads():
+    def key(device, threads):
+        return Trainer(precision="fp32").depends_on(KeyContext(None, str, torch.device(device), threads))
+
+    assert key("cuda", 1) == key("cuda", 2) == {"precision": "fp32", "device": "cuda"}
+    assert key("cpu", 1) != key("cpu", 2)
 
 
 @pytest.mark.parametrize(

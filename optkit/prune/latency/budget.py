@@ -18,6 +18,7 @@ from optkit.core.compat import torch_trees as pytree
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.nested import outputs_of
+from optkit.core.seeds import derive_seed
 from optkit.core.statistics import Estimate, median, ratio_of_medians
 from optkit.engines import ENGINES
 from optkit.measure.latency import interleaved
@@ -139,7 +140,7 @@ class LatencyBudget:
         found: list[Reached] = []
         with evaluating(self._analysis.model), evaluating(model):
             while len(found) < ATTEMPTS and not any(width(one.ratio) < TOLERANCE * self._goal for one in found):
-                series = interleaved(sessions, self._tensors, SECONDS, self._seed + len(found))
+                series = interleaved(sessions, self._tensors, SECONDS, derive_seed(self._seed, "turns", len(found)))
                 dense, cut = series["dense"].samples, series["cut"].samples
                 ratio = ratio_of_medians(cut, dense)
                 found.append(Reached(removed, plan, model, share, ratio, median(dense), median(cut)))

@@ -23,7 +23,7 @@ from optkit.core.environment import cpu
 from optkit.core.errors import StageError, first_line
 from optkit.core.locks import exclusive
 from optkit.core.progress import track
-from optkit.core.source_digest import code_digest, code_elsewhere
+from optkit.core.source_digest import code_of, code_of_module
 from optkit.core.variant import Variant
 from optkit.measure.turns import timing_turn
 from optkit.prune.cut.units import Units
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 SHARES = (1.0, 0.5, 0.125)  # of the channels on either side; a product is bilinear in its sides, so few do
 PASSES = 3
 FEWEST_CALLS, MOST_CALLS, ENOUGH_MS = 5, 100, 20.0  # of a pass
-CODE = ("engines", "prune/latency/blocks.py", "prune/latency/table.py")
 NOTHING = Variant("", None, frozenset({"float"}), {})
 
 
@@ -168,7 +167,7 @@ def machine_key(engine: Engine, threads: int) -> dict[str, Any]:
         "engine": engine.name,
         "packages": {name: version_of(name) for name in engine.packages},
         "options": asdict(engine),  # type: ignore[call-overload]
-        "code": [code_digest(*CODE), code_elsewhere([type(engine)])],
+        "code": [code_of(type(engine)), code_of_module(__name__)],
         "threads": threads,
     }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
-from optkit.core.stage import Context, Outcome
+from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.measure.validation import Validation
 from optkit.prune.depth import DepthPlan, check_depth, how_many_stay, prune_depth, removable
@@ -48,6 +48,10 @@ class DepthPruning(SteppedPruning):
         check_count("examples", self.examples)
         if self.steps > 1 and self.keep is not None and type(self.keep) is not int:
             raise UserError("a list of blocks is removed at once", key="steps", value=self.steps, fix="steps=1")
+
+    def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
+        """The device and its threads, where blocks are ranked on data."""
+        return context.on_device if self.by == "loss" and not isinstance(self.keep, list) else None
 
     def check(self, module: nn.Module, task: Task) -> None:
         """Raises UserError if such a model has no blocks to spare. Called before any work."""

@@ -11,9 +11,8 @@ from torch import nn
 from optkit.core.checks import check_choice, check_share
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
-from optkit.prune.masks import Masks, Pattern, apply_masks_, magnitude_masks, masked_weights
+from optkit.prune.masks import SCOPES, Masks, Pattern, apply_masks_, magnitude_masks, masked_weights
 from optkit.prune.stages.steps import Facts, SteppedPruning
-from optkit.prune.structured import SCOPES
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.macs import count_macs
+from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, Outcome
 from optkit.training import Training, check_training, split_of
 from optkit.training.checkpoint import load_state, save_state
@@ -93,7 +94,7 @@ class SteppedPruning:
             if number <= len(facts):
                 continue
             if pruned is None:
-                step = self.one_step(module, ctx, share, facts)
+                step = self.one_step(module, _at_step(ctx, number), share, facts)
                 module, pruned = step.module, step.facts
                 surgeries.append(step.surgery)
                 save()
@@ -123,7 +124,13 @@ class SteppedPruning:
         folder = _folder(ctx, number)
         folder.mkdir(exist_ok=True)
         variant = replace(ctx.variant, traits=ctx.variant.traits | self.adds)
-        return replace(ctx, variant=variant, seed=1009 * ctx.seed + number, workdir=folder, max_steps=limit)
+        seed = derive_seed(ctx.seed, "training", number)
+        return replace(ctx, variant=variant, seed=seed, workdir=folder, max_steps=limit)
+
+
+def _at_step(ctx: Context, number: int) -> Context:
+    """What a step sees: a seed of its own."""
+    return replace(ctx, seed=derive_seed(ctx.seed, "step", number))
 
 
 def _folder(ctx: Context, number: int) -> Path:

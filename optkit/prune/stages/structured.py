@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_count
 from optkit.core.records import REFERENCE
+from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
+from optkit.prune.cut.criteria import NEED_DATA
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.selection import FLOOR, TooSmallError
 from optkit.prune.latency.table import machine_key
@@ -75,10 +77,11 @@ class StructuredPruning(SteppedPruning):
         check_count("sensitivity_examples", self.sensitivity_examples)
 
     def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
-        """The machine and the engine that a latency is measured on."""
+        """The machine and the engine that a latency is measured on; the threads where units are ranked on data."""
+        of_data = context.on_cpu if self.scope == SENSITIVITY or self.criterion in NEED_DATA else None
         if self.budget != "latency":
-            return None
-        return machine_key(ENGINES[self.engine or REFERENCE](), self.threads or context.threads)
+            return of_data
+        return machine_key(ENGINES[self.engine or REFERENCE](), self.threads or context.threads) | {"data": of_data}
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         return self.in_steps(module, ctx, self.amount)
@@ -138,7 +141,7 @@ class StructuredPruning(SteppedPruning):
         return {
             "criterion": self.criterion,
             "protect": tuple(self.protect),
-            "batches": islice(task.batches("train", 64, seed=seed), self.batches),
+            "batches": islice(task.batches("train", 64, seed=derive_seed(seed, "examples")), self.batches),
             "loss_fn": lambda model, batch: task.loss(task.forward(model, batch), batch),
             "seed": seed,
         }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from optkit.core.checks import check_choice, check_count, check_pattern, check_share
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
+from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.engines import ENGINES
@@ -49,7 +50,7 @@ class Calibration:
         return cls(ctx.task, batch_size, min(batches, ctx.max_steps or batches), ctx.seed)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        found = self.task.batches("train", self.batch_size, seed=self.seed)
+        found = self.task.batches("train", self.batch_size, seed=derive_seed(self.seed, "calibration"))
         return (batch.inputs for batch in islice(found, self.batches))
 
     @property
@@ -102,8 +103,8 @@ class CalibratedInt8:
             check_share("min_int8_share", self.min_int8_share)
 
     def depends_on(self, context: KeyContext) -> list[Any]:
-        """What a null `reduce_range` means on this processor, and the code of the target."""
-        return [definite_range(self.reduce_range), code_of_target(self.target)]
+        """What a null `reduce_range` means here, the code of the target, and the threads of the calibration."""
+        return [definite_range(self.reduce_range), code_of_target(self.target), context.on_cpu]
 
     def check(self, module: nn.Module, task: Task) -> None:
         if self.min_int8_share is not None:

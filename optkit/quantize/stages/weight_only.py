@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
-from optkit.core.stage import Context, Outcome
+from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.quantize.stages.calibrated import Calibration
 from optkit.quantize.static import (
@@ -61,6 +61,10 @@ class WeightOnlyQuantization:
         check_choice("rounding", self.rounding, ROUNDINGS)
         check_count("batches", self.batches)
         check_count("batch_size", self.batch_size)
+
+    def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
+        """The threads, if data is read."""
+        return context.on_cpu if self.rounding == "gptq" else None
 
     def check(self, module: nn.Module, task: Task) -> None:
         check_weight_only(module, self.bits, self.group_size, tuple(self.protect))

@@ -100,7 +100,7 @@ def test_tables_are_measured_anew_under_another_version_of_the_engine(clock, mon
     _, first = _table(zoo.randomize(zoo.plain_cnn()), IMAGE)
     monkeypatch.setattr(table, "version_of", lambda package: f"another {package}")
     assert _table(zoo.randomize(zoo.plain_cnn()), IMAGE)[1].measured == first.measured
-    monkeypatch.setattr(table, "code_digest", lambda *parts: "another")
+    monkeypatch.setattr(table, "code_of", lambda kind: "another")
     assert _table(zoo.randomize(zoo.plain_cnn()), IMAGE)[1].measured == first.measured
 
 
