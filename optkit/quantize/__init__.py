@@ -3,6 +3,7 @@
 from optkit.quantize.dynamic import DynamicInt8, quantize_dynamic, replay_dynamic
 from optkit.quantize.graph.layers import LayerError
 from optkit.quantize.mixed_precision import quantize_within
+from optkit.quantize.options import Int8Options, StaticOptions
 from optkit.quantize.qat.graph import PreparedQAT, convert_qat, prepare_qat
 from optkit.quantize.sensitivity import LayerCost, LayerCosts
 from optkit.quantize.stages.dynamic import DynamicQuantization
@@ -17,12 +18,14 @@ __all__ = [
     "DynamicInt8",
     "DynamicQuantization",
     "Freezing",
+    "Int8Options",
     "LayerCost",
     "LayerCosts",
     "LayerError",
     "PreparedQAT",
     "QuantizationAwareTraining",
     "Quantized",
+    "StaticOptions",
     "StaticQuantization",
     "WeightOnly",
     "WeightOnlyQuantization",

@@ -12,11 +12,11 @@ from optkit.core.checks import check_choice, check_share
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
 from optkit.prune.masks import Masks, Pattern, apply_masks_, magnitude_masks, masked_weights
+from optkit.prune.options import SCOPES
 from optkit.prune.stages.steps import Facts, SteppedPruning
-from optkit.prune.structured import SCOPES
 
 
-@dataclass
+@dataclass(frozen=True)
 class Masking:
     """Which weights go.
 
@@ -74,7 +74,7 @@ class Masking:
         }
 
 
-@dataclass
+@dataclass(frozen=True)
 class MagnitudePruning(SteppedPruning, Masking):
     """Set the smallest weights to zero; shapes stay as they are, and latency but for 2:4 on a GPU.
 

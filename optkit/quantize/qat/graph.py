@@ -17,13 +17,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from optkit.core.checks import check_choice
 from optkit.core.errors import StageError
 from optkit.quantize.graph.annotate import behind_observer, calls, keep_in_float, tensor_at
 from optkit.quantize.graph.norms import factor_and_shift, folded, set_parameter
 from optkit.quantize.graph.observers import ActivationObserver, WeightObserver
+from optkit.quantize.options import Int8Options
 from optkit.quantize.qat.fake_quant import LearnedRange, LearnedScales, MaxScales, MovingRange
-from optkit.quantize.static import OBSERVERS, Calibrated, Quantized, calibrate_graph, export_graph, observers
+from optkit.quantize.static import Calibrated, Quantized, calibrate_graph, export_graph, observers
 
 aten = torch.ops.aten
 
@@ -93,23 +93,23 @@ def prepare_qat(
     inside ``scaled_dot_product_attention`` is off, and so is all of it where a target spells attention out.
 
     Args:
-        model, example_inputs, batches, target, observer, reduce_range, protect: as for `quantize_static`; calibration
-            is where the ranges begin.
+        model, example_inputs, batches: as for `quantize_static`; the ranges begin as calibration finds them.
+        target, observer, reduce_range, protect: see `Int8Options`.
         learned_scales: train the scales, of weights and activations, by gradients (LSQ; Esser et al., 2020).
 
     Raises:
-        UserError: no such target or observer; a pattern that matches no layer.
+        UserError: an option out of its range; a pattern that matches no layer.
         StageError: no operator could be quantized.
     """
-    check_choice("observer", observer, OBSERVERS)
+    options = Int8Options(target=target, observer=observer, reduce_range=reduce_range, protect=tuple(protect))
     graph = export_graph(model, example_inputs, target)
-    kept = keep_in_float(graph, protect)
+    kept = keep_in_float(graph, options.protect)
     raw = {
         name: nn.Parameter(x, False) for name, x in graph.named_buffers(remove_duplicate=False) if x.is_floating_point()
     }
     raw |= dict(graph.named_parameters(remove_duplicate=False))
     norms, modules = _norms(graph)
-    calibrated = calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=(observer,))
+    calibrated = calibrate_graph(graph, batches, options, schemes=(observer,))
     calibrated = replace(calibrated, protect=kept)
     if not any(observers(calibrated.graph)):
         raise StageError("no operator of this model could be quantized")

@@ -26,7 +26,7 @@ from optkit.quantize import (
 from optkit.quantize.graph.float_layers import float_layers
 from optkit.quantize.graph.observers import ActivationObserver
 from optkit.quantize.qat.fake_quant import LearnedRange, LearnedScale, LearnedScales, MaxScales, MovingRange
-from optkit.quantize.qat.graph import LiveNorm, place
+from optkit.quantize.qat.graph import LiveNorm, move_to_device
 from optkit.recipe.compose import shipped
 from optkit.training import Callback, Train, Trainer
 from tests.distill.texts import bert
@@ -188,7 +188,7 @@ def test_what_the_graph_makes_itself_is_made_on_the_device():
 
     module = prepare_qat(small_bert(), texts(2), [texts(4)]).module
     assert devices(module) == {"cpu"}
-    place(module, torch.device("meta"))
+    move_to_device(module, torch.device("meta"))
     assert devices(module) == {"meta"}
     assert {t.device.type for t in module.state_dict().values()} == {"meta"}
 
