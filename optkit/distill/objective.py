@@ -142,8 +142,10 @@ class DistillationObjective:
         bridges = nn.ModuleDict()
         for term in self.terms:
             if term.kind.of == FEATURES:
-                outputs = [{path: t.output for path, t in tapped.items()} for tapped in seen]
-                bridges[term.name] = bridges_for(*outputs, self.pairs[term.name], term.kind.widths, seed)
+                student_out, teacher_out = ({path: t.output for path, t in tapped.items()} for tapped in seen)
+                bridges[term.name] = bridges_for(
+                    student_out, teacher_out, self.pairs[term.name], term.kind.widths, seed
+                )
             elif term.kind.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])

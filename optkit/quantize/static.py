@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from optkit.core.checks import check_choice
 from optkit.core.compat import recurrence_by_shape, return_structure
@@ -111,13 +111,19 @@ class Calibrated:
             StageError: no operator could be quantized.
         """
         converted = convert(self.choose(observer).graph, self.target)
-        activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in activation_nodes(converted)}
+        activations = {node.name: _grid(node) for node in activation_nodes(converted)}
         if not activations:
             reasons = name_some(left_in_float(converted, self.protect), 3)
             raise StageError("no operator of this model could be quantized" + (f": {reasons}" if reasons else ""))
         return Quantized(
             converted, activations, self.reduce_range, self.target, self.protect, self.smoothed, self.tools
         )
+
+
+def _grid(node: Node) -> list[float | int]:
+    """Scale, zero point, lowest and highest integer of an activation."""
+    scale, *integers = (number for number in node.args[1:5] if isinstance(number, (int, float)))
+    return [float(scale), *map(int, integers)]
 
 
 def products_saturate() -> bool:

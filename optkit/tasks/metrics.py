@@ -13,7 +13,7 @@ def accuracy() -> Any:
     import evaluate
 
     class Accuracy(evaluate.Metric):
-        def _info(self):
+        def _info(self) -> evaluate.MetricInfo:
             features = datasets.Features(
                 {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
             )
@@ -24,7 +24,7 @@ def accuracy() -> Any:
                 features=features,
             )
 
-        def _compute(self, predictions, references):
+        def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
             from sklearn.metrics import accuracy_score
 
             return {"accuracy": float(accuracy_score(references, predictions))}

@@ -67,4 +67,4 @@ def _keep_spread_(narrow: nn.Module, whole: nn.Module) -> None:
     with torch.no_grad():
         for name, weight in narrow.named_parameters():
             if weight.dim() > 1 and name in before and weight.shape[1] < before[name].shape[1]:
-                weight *= math.sqrt(before[name].shape[1] / weight.shape[1])
+                weight.mul_(math.sqrt(before[name].shape[1] / weight.shape[1]))

@@ -111,7 +111,7 @@ def _keep_param(name: str, args: tuple, source: Value, result: Any) -> None:
 
 def operator_name(target: Any) -> str:
     """The name without namespace, overload and the underscore of operators that write in place."""
-    name = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
+    name = str(getattr(target, "_opname", None) or getattr(target, "__name__", target))
     return name.split(".")[0].rstrip("_") if not name.startswith("__") else name
 
 
