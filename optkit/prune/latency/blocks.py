@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ def _fit(call: Call, units: Units, removed: np.ndarray) -> tuple:
     elif name in ("pad", "constant_pad_nd"):
         args[1] = _fit_pad(call, units, removed)
     elif "conv" in name:
-        schema = [argument.name for argument in call.target._schema.arguments]
+        schema = [argument.name for argument in cast(Any, call.target)._schema.arguments]
         place = schema.index("groups") if "groups" in schema else len(args)
         if place < len(args) and args[place] > 1:
             x, weight = (_sizes(v, units, removed) for v in args[:2])

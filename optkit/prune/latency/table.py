@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -223,4 +223,4 @@ def time_session(session: Session, inputs: Sequence[Tensor]) -> float:
 
 def _quick(engine: Engine) -> Engine:
     """The same kernels, called from Python: a block compiles in a fifth of the time, and calling is subtracted."""
-    return replace(engine, cpp_wrapper=False) if hasattr(engine, "cpp_wrapper") else engine
+    return replace(cast(Any, engine), cpp_wrapper=False) if hasattr(engine, "cpp_wrapper") else engine

@@ -290,8 +290,8 @@ def bars(values: Values, title: str, *, log: bool = False) -> Layers:
     values = [v | {"end": v["value"] if log else max(0, v["value"], v.get("high", 0))} for v in values]
     techniques = list(dict.fromkeys(v["technique"] for v in values))
     base = alt.Chart(alt.Data(values=values), height=ROW * len(values))
-    most = max([float(v.get("high", v["value"])) for v in values] or [1.0])
-    least = min([float(v.get("low", v["value"])) for v in values] or [1.0])
+    most = max([_end(v, "high") for v in values] or [1.0])
+    least = min([_end(v, "low") for v in values] or [1.0])
     if log:
         scale = alt.Scale(type="log", domain=[least / 1.6, most * 3], nice=False)
     else:
@@ -315,6 +315,11 @@ def bars(values: Values, title: str, *, log: bool = False) -> Layers:
         layers.append(base.mark_rule(strokeWidth=1.5, color=INK).encode(x="low:Q", x2="high:Q", y=y))
     text = base.mark_text(align="left", dx=8, dy=-9 if log else 0, fontSize=11.5, color=INK)
     return alt.layer(*layers, text.encode(x="end:Q", y=y, text="label:N")).properties(width="container")
+
+
+def _end(value: dict[str, Any], key: str) -> float:
+    """An end of a bar's interval; of a bar without one its value."""
+    return float(value[key]) if key in value else float(value["value"])
 
 
 def _colors(alt: Any, group: str, names: Sequence[str]) -> Any:

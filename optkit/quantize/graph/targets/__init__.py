@@ -29,7 +29,7 @@ class Target(Protocol):
 
 def target(name: str) -> Target:
     """The target of this name, ``inductor``, ``onnxruntime`` or ``openvino``."""
-    return import_module(f"optkit.quantize.graph.targets.{name}")  # type: ignore[return-value]
+    return import_module(f"optkit.quantize.graph.targets.{name}")
 
 
 __all__ = ["Target", "target"]
