@@ -55,9 +55,10 @@ def _run_job(cfg: Any) -> None:
     from optkit.recipe.compose import to_recipe, to_tracker
 
     recipe, tracker = to_recipe(cfg), to_tracker(cfg)
-    from optkit.pipeline import run as run_recipe
+    from optkit.pipeline import run as run_plan
+    from optkit.recipe.plan import make_plan
 
-    finished = run_recipe(recipe)
+    finished = run_plan(make_plan(recipe))
     from optkit.report import summarize, write_report
 
     if not finished.worked:
@@ -166,8 +167,7 @@ def ablate(
         from optkit.report.ablation import ablation_markdown
         from optkit.study.ablation import ablate as ablate_recipe
 
-        options = {"orders": orders, "seeds": seeds, "engine": engine, "subsets": subsets}
-        done = ablate_recipe(built, command=command, **options)
+        done = ablate_recipe(built, orders=orders, seeds=seeds, engine=engine, subsets=subsets, command=command)
         text = ablation_markdown(done.result, read_rows([done.folder]))
         write_text(done.folder / "ablation.md", text)
         click.echo(text)
@@ -216,21 +216,24 @@ def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
     from optkit.pipeline import baseline
     from optkit.prune import StructuredPruning
     from optkit.quantize import StaticQuantization
+    from optkit.recipe.plan import make_plan
     from optkit.report.heatmap import save_heatmap
 
-    folder, module = baseline(recipe)
+    folder, module = baseline(make_plan(recipe))
     task = SealedTask(recipe.task)
     kind = StructuredPruning if technique == "prune" else StaticQuantization
     stages = (recipe.stages[name] for name in recipe.chain)
     stage = next((stage for stage in stages if isinstance(stage, kind)), kind())
     if isinstance(stage, StructuredPruning):
-        table = stage.measure_sensitivity(module, task, recipe.seed, metric)
-        table.save(folder / "sensitivity.json")
-        save_heatmap(table, folder / "sensitivity.svg")
+        cuts = stage.measure_sensitivity(module, task, recipe.seed, metric)
+        cuts.save(folder / "sensitivity.json")
+        save_heatmap(cuts, folder / "sensitivity.svg")
+        summary = cuts.summary()
     else:
-        table = stage.measure_layers(module, task, recipe.seed)
-        table.save(folder / "sensitivity_int8.json")
-    click.echo(table.summary())
+        costs = stage.measure_layers(module, task, recipe.seed)
+        costs.save(folder / "sensitivity_int8.json")
+        summary = costs.summary()
+    click.echo(summary)
     click.echo(f"run folder: {folder}")
 
 

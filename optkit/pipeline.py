@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +21,6 @@ from torch import nn
 
 from optkit.core.artifact import FILES, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
-from optkit.core.cores import default_threads
 from optkit.core.engine import packages_of
 from optkit.core.environment import check_single_process, environment
 from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full
@@ -33,11 +32,12 @@ from optkit.core.stage import Context, Outcome
 from optkit.core.store import StageStore
 from optkit.core.surgeries import surgery_name
 from optkit.core.task import SealedTask
+from optkit.core.threads import use_threads
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.measure.peaks import peaks
 from optkit.recipe.keys import params_of, target_of
-from optkit.recipe.plan import OWN, START, PlannedStep, build_other, make_plan, not_run_on, work_device
+from optkit.recipe.plan import OWN, START, Plan, PlannedStep, build_other, not_run_on, work_device
 from optkit.recipe.recipe import MODEL, Recipe
 
 log = logging.getLogger(__name__)
@@ -63,31 +63,27 @@ class Run:
     failed: dict[tuple[str, ...], str] = field(default_factory=dict)
 
 
-def run(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Run:
-    """Runs a recipe, or what is left of it.
+def run(plan: Plan) -> Run:
+    """Runs what `optkit.recipe.plan.make_plan` planned, or what is left of it.
 
     The same recipe finds the same run folder: what its ledger and the store hold is not done again.
 
     Args:
-        recipe: what to run.
-        chains: other chains of its stages, from the model as loaded. One that fails ends there, and is named in the
-            result; so is a control, where there are other chains.
+        plan: of a recipe. A chain besides the recipe's own that fails ends there, and is named in the result; so is a
+            control, where there are other chains.
 
     Raises:
         UserError: a mistake found before any work; nothing is left behind.
         StageError: a stage failed; everything finished before it is kept.
     """
     check_single_process()
-    before = torch.get_num_threads()
-    try:
-        return _Fold(recipe, chains).run()
-    finally:
-        torch.set_num_threads(before)
+    with use_threads(plan.threads):
+        return _Fold(plan).run()
 
 
-def baseline(recipe: Recipe) -> tuple[Path, nn.Module]:
-    """The folder of a recipe's run, made if need be, and its baseline: from the store, or else the model as built."""
-    plan = make_plan(recipe)
+def baseline(plan: Plan) -> tuple[Path, nn.Module]:
+    """The folder of a plan's run, made if need be, and its baseline: from the store, or else the model as built."""
+    recipe = plan.recipe
     folder = Path(recipe.out) / plan.run
     found = _store(recipe, folder).find(plan.baseline.id)
     if found is None and plan.baseline.number != plan.steps[0].number:
@@ -100,14 +96,11 @@ def baseline(recipe: Recipe) -> tuple[Path, nn.Module]:
 class _Fold:
     """One run on its way."""
 
-    def __init__(self, recipe: Recipe, chains: Sequence[Sequence[str]]):
-        self.threads = recipe.threads or default_threads().count
-        torch.set_num_threads(self.threads)
-        self.recipe, self.plan = recipe, make_plan(recipe, chains)
-        self.is_study = bool(chains)
-        self.engine_packages = packages_of([recipe.reference, *recipe.engines.values()])
-        self.folder = Path(recipe.out) / self.plan.run
-        self.sealed = SealedTask(recipe.task)
+    def __init__(self, plan: Plan):
+        self.plan, self.recipe = plan, plan.recipe
+        self.engine_packages = packages_of([plan.recipe.reference, *plan.recipe.engines.values()])
+        self.folder = Path(self.recipe.out) / plan.run
+        self.sealed = SealedTask(self.recipe.task)
         self.device = work_device()
         self.made: dict[str, Artifact] = {}
         self.num_made = 0
@@ -134,7 +127,7 @@ class _Fold:
             self.recipe.engines,
             self.recipe.measure,
             self.recipe.reference,
-            self.threads,
+            self.plan.threads,
             self.plan.trusted,
             self.recipe.seed,
         )
@@ -147,7 +140,7 @@ class _Fold:
                 with _naming(step.name):
                     self._advance(step, step in missing, bench)
             except OptkitError as error:
-                if step.of == OWN or (step.control and not self.is_study) or is_disk_full(error):
+                if step.of == OWN or (step.control and not self.plan.is_study) or is_disk_full(error):
                     raise
                 failed[step.id] = str(error)
                 log.warning("%s", error)
@@ -253,7 +246,7 @@ class _Fold:
             facts=variant.facts | facts | ({"not_run_on": skipped} if skipped else {}),
             measurements=measurements,
             cost=self._preparation() if is_baseline else variant.cost,
-            environment=environment(self.threads, self.engine_packages) | {"peaks": peaks(self.threads)},
+            environment=environment(self.plan.threads, self.engine_packages) | {"peaks": peaks(self.plan.threads)},
             data=self.recipe.task.facts(),
             chain=list(step.chain),
             control=step.control,

@@ -9,10 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from optkit.core.artifact import Artifact, open_artifact
-from optkit.core.cores import default_threads
 from optkit.core.engine import packages_of
 from optkit.core.environment import check_single_process, environment, same_timing
 from optkit.core.errors import StageError, UserError
@@ -22,9 +19,10 @@ from optkit.core.locks import exclusive
 from optkit.core.records import Record, variant_folder
 from optkit.core.setting import Setting
 from optkit.core.task import OfAnyLength
+from optkit.core.threads import use_threads
 from optkit.measure import Bench, Measure, reference_name, tasks_to_measure
 from optkit.measure.peaks import peaks
-from optkit.recipe.plan import check_engines, not_run_on, trusted_names
+from optkit.recipe.plan import check_engines, not_run_on, threads_of, trusted_names
 from optkit.recipe.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -48,12 +46,9 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
         StageError: a variant could not be measured; the records before it are kept.
     """
     check_single_process()
-    before = torch.get_num_threads()
-    try:
-        with exclusive(folder / ".lock", f"measuring {folder.name} again"):
-            _measure_again(folder, recipe, wanted)
-    finally:
-        torch.set_num_threads(before)
+    threads = threads_of(recipe)
+    with exclusive(folder / ".lock", f"measuring {folder.name} again"), use_threads(threads):
+        _measure_again(folder, recipe, threads, wanted)
 
 
 def configured(recipe: Recipe) -> set[Setting]:
@@ -62,19 +57,19 @@ def configured(recipe: Recipe) -> set[Setting]:
     return {Setting.of({"batch_size": b} | task.conditions()) for task in tasks for b in recipe.measure.batch_sizes}
 
 
-def _measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[Setting] | None] | None) -> None:
+def _measure_again(
+    folder: Path, recipe: Recipe, threads: int, wanted: Mapping[Key, Collection[Setting] | None] | None
+) -> None:
     records = unique(read(folder))
     baseline = next((r for r in records if r.variant == r.baseline), None)
     if baseline is None:
         raise UserError(f"the ledger at {folder} has no baseline", fix="continue the run first")
-    threads = recipe.threads or default_threads().count
     here = environment(threads, packages_of([recipe.reference, *recipe.engines.values()]))
     _check(baseline, recipe, here, partly=wanted is not None)
     chosen = dict(wanted) if wanted is not None else dict.fromkeys((r.step, r.variant) for r in records)
     todo = _settings(baseline, recipe, chosen)
     needed = [r for r in records if r is baseline or (r.step, r.variant) in todo]
     artifacts = {(record.step, record.variant): _artifact(folder, record) for record in needed}
-    torch.set_num_threads(threads)
     here |= {"peaks": peaks(threads)}
     trusted = trusted_names(recipe, str(recipe.model[TARGET]))
     config = _covering(recipe, [setting for settings in todo.values() for setting in settings])

@@ -31,6 +31,7 @@ from optkit.pipeline import baseline
 from optkit.quantize import quantize_static
 from optkit.quantize.stages.calibrated import Calibration
 from optkit.recipe.compose import launch, to_recipe
+from optkit.recipe.plan import make_plan
 from scripts.quantize_speed import NATIVE
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -88,7 +89,7 @@ def compare(cfg: Any, args: argparse.Namespace) -> None:
     """One composed recipe."""
     recipe = to_recipe(cfg)
     torch.set_num_threads(args.threads)
-    _, model = baseline(recipe)
+    _, model = baseline(make_plan(recipe))
     task, x = recipe.task, recipe.task.example(args.batch_size)
     batches = list(Calibration(SealedTask(task), args.batch_size, args.batches, recipe.seed))
     table = Table(task, args.batch_size)

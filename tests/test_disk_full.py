@@ -18,6 +18,7 @@ from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.pipeline import run
 from optkit.prune import MagnitudePruning
+from optkit.recipe.plan import make_plan
 from optkit.recipe.recipe import Recipe
 from optkit.report import save_report, write_report
 from optkit.training import Train, Trainer
@@ -81,12 +82,12 @@ def _answers(folder):
 
 
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(recipe, disk, tmp_path):
-    undisturbed = _answers(run(replace(recipe, out=str(tmp_path / "undisturbed"))).folder)
+    undisturbed = _answers(run(make_plan(replace(recipe, out=str(tmp_path / "undisturbed")))).folder)
     said = []
     for kilobytes in range(0, 320, 32):
         disk.leave(kilobytes)
         try:
-            run(recipe)
+            run(make_plan(recipe))
         except StageError as error:
             said.append(str(error))
         hidden = {path.name.partition(".")[2] for path in disk.folder.rglob(".*") if path.is_file()}
@@ -95,7 +96,7 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(recipe, dis
     places = {text.partition(" to ")[0] for text in said}
     assert {"cannot write", "stage 'model': cannot write", "stage 'train': cannot write"} <= places
     disk.clear()
-    assert _answers(run(recipe).folder) == undisturbed
+    assert _answers(run(make_plan(recipe)).folder) == undisturbed
     assert not list((disk.folder / "runs" / "store").glob("*.partial"))
 
 
@@ -131,7 +132,7 @@ def test_a_variant_is_there_whole_or_not(disk, mlp, digits):
 
 
 def test_report_files_stay_as_they_were(recipe, disk):
-    folder = run(recipe).folder
+    folder = run(make_plan(recipe)).folder
     write_report(folder)
     save_report([folder], "html")
     before = {

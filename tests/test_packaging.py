@@ -36,6 +36,10 @@ def test_the_wheel_holds_recipes_and_conf(wheel):
         assert files <= names
 
 
+def test_the_wheel_says_that_it_is_typed(wheel):
+    assert "optkit/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_the_wheel_holds_what_the_report_page_is_made_of(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"optkit/report/page/{name}" for name in ("page.html.j2", "page.css", "page.js")} <= names

@@ -51,7 +51,7 @@ def _answers(folder):
 
 
 def test_a_run_measures_the_baseline_and_every_stage_after_it(recipe):
-    folder = run(recipe).folder
+    folder = run(make_plan(recipe)).folder
     records = ledger.read(folder)
     assert [(r.step, r.stage, r.technique) for r in records] == [
         (0, "train", "train"),
@@ -68,7 +68,7 @@ def test_a_run_measures_the_baseline_and_every_stage_after_it(recipe):
 
 
 def test_what_lies_in_the_run_folder_is_what_was_measured(recipe, digits):
-    folder = run(recipe).folder
+    folder = run(make_plan(recipe)).folder
     for record in ledger.read(folder):
         module = optkit.load(folder / "variants" / f"{record.step}-{record.stage}")
         with torch.no_grad():
@@ -85,7 +85,7 @@ def test_a_run_calls_the_users_own_builder_and_stage_and_nothing_else_of_theirs(
         chain=["train", "narrow"],
         stages={"train": _train(1), "narrow": Narrow()},
     )
-    folder = run(own).folder / "variants" / "1-narrow"
+    folder = run(make_plan(own)).folder / "variants" / "1-narrow"
     with pytest.raises(UserError, match="build_own is no class of models"):
         optkit.load(folder, trust=[__name__])
     own_names = [f"{__name__}.build_own", f"{__name__}.Narrow"]
@@ -114,12 +114,14 @@ class Narrow:
 
 
 def test_the_baseline_is_the_stores_or_the_model_as_built(recipe, caplog):
-    folder, built = baseline(recipe)
+    folder, built = baseline(make_plan(recipe))
     assert "the baseline is not in the store yet" in caplog.text
-    assert torch.equal(built.state_dict()["layers.1.weight"], baseline(recipe)[1].state_dict()["layers.1.weight"])
+    assert torch.equal(
+        built.state_dict()["layers.1.weight"], baseline(make_plan(recipe))[1].state_dict()["layers.1.weight"]
+    )
     caplog.clear()
-    assert run(recipe).folder == folder
-    again, trained = baseline(recipe)
+    assert run(make_plan(recipe)).folder == folder
+    again, trained = baseline(make_plan(recipe))
     assert again == folder
     assert "not in the store" not in caplog.text
     expected = optkit.load(folder / "variants" / "0-train")
@@ -127,28 +129,28 @@ def test_the_baseline_is_the_stores_or_the_model_as_built(recipe, caplog):
 
 
 def test_a_finished_run_is_not_run_again(recipe, monkeypatch):
-    first = run(recipe)
+    first = run(make_plan(recipe))
     assert first.worked
     monkeypatch.setattr(Train, "apply", lambda *a: pytest.fail("trained again"))
-    again = run(recipe)
+    again = run(make_plan(recipe))
     assert (again.folder, again.worked) == (first.folder, False)
     assert len(ledger.read(first.folder)) == 3
 
 
 def test_the_same_recipe_gives_the_same_answers_to_the_last_example(recipe, tmp_path):
-    first = run(recipe).folder
-    second = run(replace(recipe, out=str(tmp_path / "other"))).folder
-    third = run(replace(recipe, fresh=True)).folder
+    first = run(make_plan(recipe)).folder
+    second = run(make_plan(replace(recipe, out=str(tmp_path / "other")))).folder
+    third = run(make_plan(replace(recipe, fresh=True))).folder
     assert len({first, second, third}) == 3
     assert _answers(first) == _answers(second) == _answers(third)
 
 
 def test_a_shared_prefix_is_computed_once(recipe, monkeypatch):
-    run(recipe)
+    run(make_plan(recipe))
     trained = []
     real = Train.apply
     monkeypatch.setattr(Train, "apply", lambda self, module, ctx: trained.append(self) or real(self, module, ctx))
-    run(replace(recipe, stages=recipe.stages | {"mask": MagnitudePruning(0.7)}))
+    run(make_plan(replace(recipe, stages=recipe.stages | {"mask": MagnitudePruning(0.7)})))
     assert len(trained) == 1
 
 
@@ -185,7 +187,7 @@ class Misbehaving:
 def test_a_stage_that_fails_is_named_and_what_came_before_is_kept(recipe, deed, error, message):
     broken = replace(recipe, chain=["train", "odd", "tune"], stages=recipe.stages | {"odd": Misbehaving(deed)})
     with pytest.raises(error, match=message) as caught:
-        run(broken)
+        run(make_plan(broken))
     assert "stage 'odd'" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])]) or error is UserError
     folder = next(f for f in (recipe_out(recipe)).iterdir() if f.name.startswith("small-"))
     assert [r.stage for r in ledger.read(folder)] == ["train"]
@@ -200,7 +202,7 @@ def recipe_out(recipe):
 def test_runs_leave_the_process_as_it_was(recipe):
     torch.set_num_threads(2)
     try:
-        run(replace(recipe, threads=1))
+        run(make_plan(replace(recipe, threads=1)))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

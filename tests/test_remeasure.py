@@ -13,6 +13,7 @@ from optkit.engines import Eager, Inductor
 from optkit.measure import Measure
 from optkit.pipeline import run
 from optkit.prune import MagnitudePruning
+from optkit.recipe.plan import make_plan
 from optkit.recipe.recipe import Recipe
 from optkit.remeasure import measure_again
 from optkit.report import read_rows
@@ -41,7 +42,7 @@ def recipe(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(recipe):
-    folder = run(recipe).folder
+    folder = run(make_plan(recipe)).folder
     shutil.rmtree(folder.parent / "store")
     return folder
 

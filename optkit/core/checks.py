@@ -20,8 +20,8 @@ def check_share(key: str, value: object) -> None:
         raise UserError(f"{value!r} is not a share between 0 and 1", key=key, value=value, fix="0.5 is half")
 
 
-def check_choice(key: str, value: object, known: Iterable[str]) -> None:
-    """Raise a UserError unless ``value`` is one of the known names."""
+def check_choice(key: str, value: object, known: Iterable[object]) -> None:
+    """Raise a UserError unless ``value`` is one of the known values."""
     known = tuple(known)
     if value not in known:
         raise UserError(

@@ -59,7 +59,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def _pooled(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    return x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size)
+    return x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, (size[0], size[1]))
 
 
 def bridges_for(

@@ -143,9 +143,10 @@ class DistillationObjective:
         bridges = nn.ModuleDict()
         for term in self.terms:
             if term.kind.of == FEATURES:
-                outputs = [{path: t.output for path, t in tapped.items()} for tapped in seen]
+                student_out, teacher_out = ({path: t.output for path, t in tapped.items()} for tapped in seen)
                 of_term = derive_seed(seed, "bridges", term.name)
-                bridges[term.name] = bridges_for(*outputs, self.pairs[term.name], term.kind.widths, of_term)
+                pairs = self.pairs[term.name]
+                bridges[term.name] = bridges_for(student_out, teacher_out, pairs, term.kind.widths, of_term)
             elif term.kind.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ def compiled(teacher: nn.Module) -> nn.Module:
     """
     if reason := missing_compiler():
         raise UserError(reason, key="compile_teacher", fix="or compile_teacher=false")
-    return torch.compile(teacher)
+    return cast(nn.Module, torch.compile(teacher))
 
 
 def teacher_name(spec: Any) -> Any:

@@ -150,8 +150,8 @@ def _compare(
             pairs.append(list(zip(_answers(graph, first), ours, _answers(unrounded, first), strict=True)))
     found = []
     for calls in zip(*pairs, strict=True):
-        expected, ours, plain = (torch.cat([x.flatten() for x in parts]) for parts in zip(*calls, strict=True))
-        found.append(Agreement(decibels(expected, ours), decibels(expected, plain)))
+        expected, answers, plain = (torch.cat([x.flatten() for x in parts]) for parts in zip(*calls, strict=True))
+        found.append(Agreement(decibels(expected, answers), decibels(expected, plain)))
     return found
 
 

@@ -56,10 +56,11 @@ class OtherBatches:
 
     def _rows_of(self, inputs: tuple[Tensor, ...], size: int) -> list[bool]:
         """Which outputs have a row for each example; raises StageError unless they are the same in parts and whole."""
+        failures: tuple[type[BaseException], ...] = (*export_failures(), AssertionError)
         with torch.no_grad():
             try:
                 whole, structure = flatten(self.module(*inputs))
-            except (*export_failures(), AssertionError) as error:
+            except failures as error:
                 reason = f"the model does not take this size ({first_line(error)})"
                 raise other_shapes(inputs, self.example, reason) from error
             part, in_parts = flatten(self.module(*self._parts(inputs, size)[0]))
@@ -69,8 +70,8 @@ class OtherBatches:
             found = self._answers(lambda *x: tensors(self.module(*x)), inputs, size, rows) if alike else []
         if not alike or not all(map(self._same, found, whole)):
             reason = "what the model returns depends on the batch as a whole, so it is not computed in parts"
-            error = other_shapes(inputs, self.example, reason)
-            raise StageError(error.message, fix="compile the model for this batch size")
+            message = other_shapes(inputs, self.example, reason).message
+            raise StageError(message, fix="compile the model for this batch size")
         return rows
 
     def _same(self, found: Tensor, wanted: Tensor) -> bool:

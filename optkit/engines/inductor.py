@@ -141,7 +141,8 @@ def _flatten_outputs(graph: GraphModule, module: GraphModule, example: tuple[Ten
         if is_exported(graph.graph):
             return None
         # a graph traced with fx: what its last node holds is what it returns
-        last, nodes = graph.graph.output_node(), []
+        last = graph.graph.output_node()
+        nodes: list[Node] = []
         map_arg(last.args[0], nodes.append)
         found, structure = flatten(module(*example))
         if len(nodes) != len(found) or (isinstance(last.args[0], Node) and not isinstance(structure, Value)):

@@ -59,7 +59,8 @@ def use_two_dimensions(graph: GraphModule) -> None:
         x, weight = node.args[:2]
         if str(x.target) != DEQUANTIZE or str(weight.target) != WEIGHT:
             continue
-        _, _, bias, stride, padding, dilation, groups = (*node.args, *(None, None, None, 1, 0, 1, 1)[len(node.args) :])
+        found: list[Any] = [*node.args, *(None, None, None, 1, 0, 1, 1)[len(node.args) :]]
+        _, _, bias, stride, padding, dilation, groups = found
         # the pattern of a kernel has nothing between the convolution and what dequantizes
         with graph.graph.inserting_before(node):
             taller = graph.graph.call_function(aten.unsqueeze.default, (x.args[0], 2))

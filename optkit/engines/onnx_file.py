@@ -286,6 +286,6 @@ def _constant(model: Any, name: str, array: Any) -> Any:
     import onnx_ir as ir
 
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     model.graph.register_initializer(value)
     return value

@@ -123,7 +123,7 @@ class Bench:
     ) -> list[Measurement]:
         """All measurements of one variant; where ``settings`` are given, in those of the configured ones only."""
         module = artifact.module(self.trusted)
-        found = measure_static(artifact, module, self.tasks[-1].example(2))
+        found = measure_static(artifact, module)
         found += [measure_macs(module, t.example(2), t.conditions()) for t in self.tasks]
         found += [m for t in self.tasks for m in measure_traffic(module, t.example(2), t.conditions())]
         found += self._of_tokenization()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def energy_counters(root: Path = RAPL) -> Counters:
             log.info("no energy of %s: %s", package.name, error)
             continue
         if name.startswith("package"):
-            found[f"rapl {name}"] = (lambda package=package: _joules(package), wraps)
+            found[f"rapl {name}"] = (partial(_joules, package), wraps)
     return found | _nvml()
 
 
@@ -58,8 +60,11 @@ def _nvml() -> Counters:
     except pynvml.NVMLError as error:
         log.info("no energy of GPUs: %s", error)
         return {}
-    read = pynvml.nvmlDeviceGetTotalEnergyConsumption  # millijoules
-    return {f"nvml {n}": (lambda handle=handle: read(handle) / 1e3, 0.0) for n, handle in enumerate(handles)}
+
+    def joules(handle: Any) -> float:
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+
+    return {f"nvml {n}": (partial(joules, handle), 0.0) for n, handle in enumerate(handles)}
 
 
 def measure_energy(

@@ -130,8 +130,8 @@ def _stopped(
 ) -> str | None:
     """Why timing ends after so many rounds; None if it goes on."""
     # of less than a moment nobody can say what else ran
-    checked = precision is not None and rounds in CHECKED_AT and took >= min(MOMENT_S, seconds)
-    if checked and precise_enough(samples, pairs, precision):
+    checked = rounds in CHECKED_AT and took >= min(MOMENT_S, seconds)
+    if precision is not None and checked and precise_enough(samples, pairs, precision):
         return "precise"
     if took < seconds or rounds < MIN_ROUNDS:
         return None

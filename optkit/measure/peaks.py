@@ -13,6 +13,7 @@ from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.environment import cpu
 from optkit.core.errors import first_line
 from optkit.core.locks import exclusive
+from optkit.core.threads import use_threads
 from optkit.core.variant import variant_id
 from optkit.measure.turns import timing_turn
 
@@ -48,20 +49,15 @@ def peaks_file(threads: int) -> Path:
 
 def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copied: int = COPIED) -> dict[str, float]:
     """The same, measured now, ``seconds`` for each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     found = {}
-    try:
-        with timing_turn("timing this machine's peaks"):
-            for name, product in PRODUCTS.items():
-                try:
-                    found[name] = _rate(product, size, seconds)
-                except (RuntimeError, NotImplementedError, AttributeError) as error:
-                    log.info("no peak for %s, which has no kernels here: %s", name, first_line(error))
-            source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
-            found["memory_gb_s"] = 2 * copied / _best(lambda: target.copy_(source), seconds) / 1e9
-    finally:
-        torch.set_num_threads(before)
+    with use_threads(threads), timing_turn("timing this machine's peaks"):
+        for name, product in PRODUCTS.items():
+            try:
+                found[name] = _rate(product, size, seconds)
+            except (RuntimeError, NotImplementedError, AttributeError) as error:
+                log.info("no peak for %s, which has no kernels here: %s", name, first_line(error))
+        source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
+        found["memory_gb_s"] = 2 * copied / _best(lambda: target.copy_(source), seconds) / 1e9
     return {name: round(value, 2) for name, value in found.items()}
 
 
@@ -75,7 +71,7 @@ def _of_int8(size: int) -> Callable[[], object]:
     weight = torch.randint(-127, 127, (size, size), dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(weight, [size, size])
     scales, zeros = torch.ones(size), torch.zeros(size, dtype=torch.long)
-    options = (None, 1.0, 0, torch.float32, "none", [], "")
+    options: tuple[object, ...] = (None, 1.0, 0, torch.float32, "none", [], "")
     return lambda: torch.ops.onednn.qlinear_pointwise(rows, 1.0, 0, packed, scales, zeros, *options)
 
 

@@ -12,13 +12,12 @@ from optkit.core.macs import count_macs
 from optkit.core.records import Measurement
 
 
-def measure_static(artifact: Artifact, module: nn.Module, example: tuple[Tensor, ...]) -> list[Measurement]:
+def measure_static(artifact: Artifact, module: nn.Module) -> list[Measurement]:
     """Parameters, sparsity, and the size of the artifact.
 
     Args:
         artifact: for the bytes on disk.
         module: the variant's module.
-        example: inputs of two examples or more (a quantized graph's batch is dynamic from there on).
     """
     weights = list(_weights(module))
     count = sum(w.numel() for w in weights)
@@ -39,10 +38,10 @@ def measure_macs(module: nn.Module, example: tuple[Tensor, ...], conditions: dic
 
 def _weights(module: nn.Module) -> list[Tensor]:
     """Parameters, and quantized weights, which are buffers: in a graph int8, in a layer what it says they stand for."""
-    found = [*module.parameters()]
+    found: list[Tensor] = [*module.parameters()]
     for part in module.modules():
-        if hasattr(part, "float_weight"):
-            found.append(part.float_weight())
+        if callable(float_weight := getattr(part, "float_weight", None)):
+            found.append(float_weight())
         else:
             found += [b for b in part.buffers(recurse=False) if b.dtype == torch.int8]
     return found

@@ -25,7 +25,7 @@ NETWORKS = (
     (r"\bexp_avg(_sq)?$|\bmomentum_buffer$", "an optimizer's state"),
 )
 BLOCK = re.compile(r"\blayer(\d)\.(\d+)\.conv(\d)\.weight$")
-RESNETS = {
+RESNETS: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 2, 2), 2): "ResNet-18",
     ((3, 4, 6, 3), 2): "ResNet-34",
     ((3, 4, 6, 3), 3): "ResNet-50",

@@ -139,7 +139,7 @@ def huggingface(
             if getattr(found, "pad_token_id", None) is None:
                 found.pad_token_id = pad_token_id
         model = _build(pretrained, found, of_images)
-        if not of_images and (missing := _missing_places(model, max_length)):
+        if not of_images and max_length is not None and (missing := _missing_places(model, max_length)):
             if not isinstance(config, Mapping):
                 fits = max_length - missing
                 message, fix = f"the model takes {fits} tokens at most", f"task.max_length={fits}"
@@ -155,7 +155,7 @@ def _config_of(given: Mapping[str, Any], of_task: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     kind = given.get("model_type")
-    if kind not in CONFIG_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
         fix = did_you_mean(str(kind), CONFIG_MAPPING_NAMES) if kind else "such as bert, distilbert, vit or swin"
         raise UserError(f"no model_type {kind!r}", key="model.config.model_type", value=kind, fix=fix)
     default = AutoConfig.for_model(kind)
@@ -195,7 +195,7 @@ def _check_room(config: Any, vocab_size: int | None, max_length: int | None, gro
         raise UserError(message, key="task.tokenizer", fix="give the model's own: task.tokenizer=ID or DIR")
 
 
-def _missing_places(model: Any, max_length: int | None) -> int:
+def _missing_places(model: Any, max_length: int) -> int:
     """How many more places the longest text needs in a model that counts them from its padding's on (RoBERTa)."""
     places = getattr(model.config, "max_position_embeddings", None)
     reserved = [
@@ -204,7 +204,7 @@ def _missing_places(model: Any, max_length: int | None) -> int:
         if isinstance(module, nn.Embedding) and "position" in name and module.num_embeddings == places
         if module.padding_idx is not None
     ]
-    return max(0, (max_length or 0) + max(reserved) - places) if reserved else 0
+    return max(0, max_length + max(reserved) - places) if reserved and places is not None else 0
 
 
 def _build(pretrained: str | None, config: Any, of_images: bool) -> nn.Module:
@@ -215,7 +215,7 @@ def _build(pretrained: str | None, config: Any, of_images: bool) -> nn.Module:
     if type(config) not in known:
         message = f"{config.model_type} does not classify {'images' if of_images else 'texts'}"
         raise UserError(message, key="model", value=config.model_type, fix="pick a model and a task that fit")
-    if isinstance(classes := known[type(config)], tuple) and not config.architectures:
+    if isinstance(classes := known[type(config)], tuple) and not config.architectures and classes[0] is not None:
         config.architectures = [classes[0].__name__]  # DeiT has two, and is not built unless one is chosen
     if pretrained is None:
         return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)

@@ -120,7 +120,7 @@ def _is_residual(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: 
         return False
     matrices = {name: p for name, p in block.named_parameters() if p.dim() > 1 and not name.endswith(DIRECTION)}
     zeros = {name: torch.zeros_like(p) for name, p in matrices.items()}
-    answers = []
+    answers: list[Tensor] = []
     for shift in (0.0, 1.0):
         # as steep as it is far from flat: a constant shift would be lost in a norm
         other = taken + shift * torch.linspace(-1, 1, taken.numel(), device=taken.device).view(taken.shape)
@@ -129,7 +129,10 @@ def _is_residual(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: 
             copy.deepcopy(_replaced(kwargs, taken, other)),
         )
         with torch.no_grad():
-            answers.append(first_tensor(torch.func.functional_call(block, zeros, new_args, new_kwargs)))
+            answer = first_tensor(torch.func.functional_call(block, zeros, new_args, new_kwargs))
+        if answer is None:
+            return False
+        answers.append(answer)
     # a norm of zeros (a spectral norm) may be NaN, which tells nothing
     finite = all(answer.isfinite().all() for answer in answers)
     return finite and not torch.equal(answers[0], answers[1])

@@ -102,5 +102,6 @@ def _replace_head(model: nn.Module, num_classes: int) -> None:
     if isinstance(head, nn.Linear):
         new: nn.Module = nn.Linear(head.in_features, num_classes, bias=head.bias is not None)
     else:
-        new = nn.Conv2d(head.in_channels, num_classes, head.kernel_size, head.stride, bias=head.bias is not None)
+        (height, width), (down, right) = head.kernel_size, head.stride
+        new = nn.Conv2d(head.in_channels, num_classes, (height, width), (down, right), bias=head.bias is not None)
     setattr(parent, name.rpartition(".")[2], new)

@@ -5,6 +5,7 @@ from optkit.prune.cut.plan import CutPlan
 from optkit.prune.depth import DepthPlan, Shortened, prune_depth
 from optkit.prune.gradual import GradualMasks, cubic_sparsity
 from optkit.prune.masks import Pattern, apply_masks_, magnitude_masks
+from optkit.prune.options import CutOptions
 from optkit.prune.sensitivity import Curve, Sensitivity, sensitivity
 from optkit.prune.stages.depth import DepthPruning
 from optkit.prune.stages.gradual import GradualPruning
@@ -14,6 +15,7 @@ from optkit.prune.structured import Pruned, prune_structured
 
 __all__ = [
     "Curve",
+    "CutOptions",
     "CutPlan",
     "DepthPlan",
     "DepthPruning",

@@ -147,10 +147,10 @@ def check_depth(amount: float | None, keep: Keep | None, by: str) -> None:
     if amount is not None:
         check_share("amount", amount)
     check_choice("by", by, ORDERS)
-    many = isinstance(keep, (list, tuple))
-    if many and not (keep and all(type(k) in (int, str) for k in keep)):
-        raise UserError(f"{keep!r} lists no blocks", key="keep", value=keep, fix="places or names: [0, 2, 4]")
-    if keep is not None and not many and (type(keep) is not int or keep < 0):
+    if isinstance(keep, (list, tuple)):
+        if not (keep and all(type(k) in (int, str) for k in keep)):
+            raise UserError(f"{keep!r} lists no blocks", key="keep", value=keep, fix="places or names: [0, 2, 4]")
+    elif keep is not None and (type(keep) is not int or keep < 0):
         raise UserError(f"{keep!r} is no number of blocks", key="keep", value=keep, fix="3, or a list: [0, 2, 4]")
 
 
@@ -261,8 +261,9 @@ def _shorten_(model: nn.Module, kept: dict[str, list[int]], config: dict[str, di
         for new, old in enumerate(places):
             name, member = members[old]
             container.add_module(str(new) if numbered else name, member)
-            for inner, attribute in counters:
-                setattr(member.get_submodule(inner), attribute, new)
+            if member is not None:
+                for inner, attribute in counters:
+                    setattr(member.get_submodule(inner), attribute, new)
         set_entries(model, path, config.get(path, {}))
     return model
 

@@ -100,7 +100,7 @@ def masked_weights(
         UserError: there is none, or a name pattern matches nothing.
     """
     shielded = set(protected_tensors(module, protect))
-    found = {}
+    found: dict[str, tuple[nn.Module, torch.Tensor]] = {}
     for name, weight in module.named_parameters():
         owner = module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, PRUNABLE) and owner.weight is weight and name not in shielded:

@@ -12,25 +12,20 @@ import torch
 from torch import nn
 
 from optkit.core.calls import Inputs
-from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
 from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
-from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm, unmeasured
 from optkit.prune.cut.analysis import Analysis
 from optkit.prune.cut.blockers import why_frozen
-from optkit.prune.cut.criteria import CRITERIA, LossFn, data_for, weigh_by_use
+from optkit.prune.cut.criteria import LossFn, data_for, weigh_by_use
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.selection import FLOOR, Selector, TooSmallError, missed, select
 from optkit.prune.latency.budget import LatencyBudget
+from optkit.prune.options import SENSITIVITY, CutOptions
 from optkit.prune.sensitivity import Sensitivity
 
 log = logging.getLogger(__name__)
-
-BUDGETS = ("params", "macs", "latency")
-SCOPES = ("global", "local")
-SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
 
 
 @dataclass
@@ -75,19 +70,9 @@ def prune_structured(
         model: any module; it is not touched, and the result is of the same class. Of a compiled or data-parallel model
             the module inside is cut.
         example_inputs: a tuple of arguments or a dict of keyword arguments, on the model's device.
-        amount: share of the budget to remove, in (0, 1).
-        budget: ``"params"``, ``"macs"`` (multiply-accumulates on ``example_inputs``) or ``"latency"`` (on them, too).
-        criterion: what makes a channel important, one of ``CRITERIA``.
-        scope: ``"global"`` ranks all layers together, ``"local"`` cuts the same share of each, ``"sensitivity"`` cuts
-            where the measured harm is least for what is saved (:func:`order_by_harm`).
-        round_to: keep sizes at multiples of this where the layer allows; None is 8 for latency (kernels are slower
-            between) and 1 otherwise.
-        floor: share of each layer's channels that always stays, in (0, 1).
+        amount, budget, criterion, scope, round_to, floor, protect, engine, threads: see `CutOptions`.
         floor_of: for a model that was cut before: how many units each group of ``plan.layers`` had, by its name;
             the floor is a share of that.
-        protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
-        engine: where latency counts, ``"eager"`` (None) or another of ``optkit.engines.ENGINES``; for latency only.
-        threads: torch threads while timing, None for as many as are set; for latency only.
         batches: data, for the criteria that need it.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it.
         seed: of the random criterion and of ties.
@@ -98,15 +83,25 @@ def prune_structured(
         The cut model and its plan; ``plan.apply(fresh)`` repeats the cut without a trace.
 
     Raises:
-        UserError: for an argument out of range, a pattern that matches nothing, a share that cannot be reached, a model
-            that cannot be traced.
+        UserError: for an option out of its range, a pattern that matches nothing, a share that cannot be reached, or
+            a model that cannot be traced.
         StageError: if the cut model does not run.
     """
-    check_arguments(amount, budget, criterion, scope, round_to, floor, engine, threads)
-    _check_table(sensitivity, scope, criterion)
+    options = CutOptions(
+        amount,
+        budget=budget,
+        criterion=criterion,
+        scope=scope,
+        round_to=round_to,
+        floor=floor,
+        protect=protect,
+        engine=engine,
+        threads=threads,
+    )
+    _check_table(sensitivity, options)
     round_to = round_to or (8 if budget == "latency" else 1)
     batches = data_for(criterion, batches, loss_fn)
-    analysis = Analysis(model, example_inputs, protect)
+    analysis = Analysis(model, example_inputs, options.protect)
     clock = None
     if budget == "latency":
         clock = LatencyBudget(
@@ -125,7 +120,7 @@ def prune_structured(
         elif scope == "global" and budget != "params":
             scores = weigh_by_use(scores, *(analysis.meters[name].each(scores.size) for name in ("params", "macs")))
         selector = Selector(analysis.units, scores, scope, round_to, derive_seed(seed, "ties"), floor, floor_of)
-        found = clock.search(selector) if clock else _cut(analysis, selector, amount, budget)
+        found = clock.search(selector) if clock else _cut(analysis, selector, options)
     plan, pruned, removed = found
     plan.frozen = why_frozen(analysis.trace, analysis.resolved)
     plan.facts = {
@@ -147,10 +142,9 @@ def prune_structured(
     return Pruned(pruned, plan)
 
 
-def _cut(
-    analysis: Analysis, selector: Selector, amount: float, budget: str
-) -> tuple[CutPlan, nn.Module, np.ndarray] | None:
+def _cut(analysis: Analysis, selector: Selector, options: CutOptions) -> tuple[CutPlan, nn.Module, np.ndarray] | None:
     """The plan, the cut model and what is cut; None if trying it showed that less can be cut."""
+    amount, budget = options.amount, options.budget
     removed = select(selector, analysis.meters[budget], amount, budget, lambda: analysis.whole().summary())
     if not removed.any():
         raise TooSmallError(f"the smallest cut is far from {amount:.1%} of the {budget}", key="amount", value=amount)
@@ -165,42 +159,12 @@ def _warn_if_missed(facts: Mapping[str, Any], budget: str) -> None:
         log.warning(text, 100 * facts["amount"], budget, 100 * reached, facts["round_to"])
 
 
-def _check_table(table: Sensitivity | None, scope: str, criterion: str) -> None:
-    if (scope == SENSITIVITY) != (table is not None):
+def _check_table(table: Sensitivity | None, options: CutOptions) -> None:
+    criterion = options.criterion
+    if (options.scope == SENSITIVITY) != (table is not None):
         fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
         raise UserError("one without the other", key="sensitivity", fix=fix)
     if table is not None and table.criterion != criterion:
         fix = f"criterion={table.criterion}, or measure the sensitivity under {criterion}"
         message = f"the table was measured under {table.criterion}, not {criterion}"
         raise UserError(message, key="criterion", value=criterion, fix=fix)
-
-
-def check_arguments(
-    amount: float,
-    budget: str,
-    criterion: str,
-    scope: str,
-    round_to: int | None,
-    floor: float = FLOOR,
-    engine: str | None = None,
-    threads: int | None = None,
-    batch_size: int | None = None,
-) -> None:
-    """Raise a UserError for the first argument that cannot be used."""
-    check_share("amount", amount)
-    check_choice("budget", budget, BUDGETS)
-    check_choice("criterion", criterion, CRITERIA)
-    check_choice("scope", scope, (*SCOPES, SENSITIVITY))
-    if round_to is not None:
-        check_count("round_to", round_to)
-    check_share("floor", floor)
-    for key, value in (("engine", engine), ("threads", threads), ("batch_size", batch_size)):
-        if value is not None and budget != "latency":
-            raise UserError(
-                f"budget '{budget}' needs no {key}", key=key, value=value, fix="budget=latency, or leave it"
-            )
-    if engine is not None:
-        ENGINES.find(engine, "engine")
-    for key, value in (("threads", threads), ("batch_size", batch_size)):
-        if value is not None:
-            check_count(key, value)

@@ -4,6 +4,7 @@ from optkit.quantize.dynamic import DynamicInt8, quantize_dynamic, replay_dynami
 from optkit.quantize.graph.layers import LayerError
 from optkit.quantize.graph.targets import INT8_TARGETS, Int8Target
 from optkit.quantize.mixed_precision import quantize_within
+from optkit.quantize.options import Int8Options, StaticOptions
 from optkit.quantize.qat.graph import PreparedQAT, convert_qat, prepare_qat
 from optkit.quantize.sensitivity import LayerCost, LayerCosts
 from optkit.quantize.stages.dynamic import DynamicQuantization
@@ -19,6 +20,7 @@ __all__ = [
     "DynamicInt8",
     "DynamicQuantization",
     "Freezing",
+    "Int8Options",
     "Int8Target",
     "LayerCost",
     "LayerCosts",
@@ -26,6 +28,7 @@ __all__ = [
     "PreparedQAT",
     "QuantizationAwareTraining",
     "Quantized",
+    "StaticOptions",
     "StaticQuantization",
     "WeightOnly",
     "WeightOnlyQuantization",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from optkit.core.checks import check_choice
 from optkit.core.errors import StageError
 from optkit.quantize.graph.layers import int8_layers, simulated
-from optkit.quantize.static import ROUNDINGS, Quantized, calibrate_static, check_repeatable, quantize_static
+from optkit.quantize.options import StaticOptions
+from optkit.quantize.static import Quantized, calibrate_static, check_repeatable
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -25,10 +25,14 @@ def quantize_within(
     max_drop: float,
     accuracy: Evaluate,
     loss: Evaluate,
+    target: str = "inductor",
     observer: str = "histogram",
+    reduce_range: bool | None = None,
+    protect: Iterable[str] = (),
+    equalize: bool = False,
+    smooth: float | None = None,
     rounding: str = "nearest",
     correct_bias: bool = False,
-    **options: Any,
 ) -> Quantized:
     """Static int8 that loses at most so much accuracy: the layers whose rounding costs most stay in float.
 
@@ -37,10 +41,11 @@ def quantize_within(
     What is returned was judged as the very graph that the engine will get, run in eager mode.
 
     Args:
-        model, example_inputs, batches, observer, rounding, correct_bias, options: as for `quantize_static`.
+        model, example_inputs, batches: as for `quantize_static`.
         max_drop: how much the accuracy may fall below the float model's; 0.01 is a point.
         accuracy: of a model, on examples that it may be chosen by: validation, never test.
         loss: of a model, on such examples; it tells layers apart that accuracy does not.
+        target, observer, reduce_range, protect, equalize, smooth, rounding, correct_bias: see `StaticOptions`.
 
     Returns:
         The graph; `Quantized.protect` has the layers in float.
@@ -49,13 +54,20 @@ def quantize_within(
         UserError, StageError: as `quantize_static`; an iterator for `batches`; nothing short of the float model is good
             enough.
     """
-    check_choice("rounding", rounding, ROUNDINGS)
+    options = StaticOptions(
+        target=target,
+        observer=observer,
+        reduce_range=reduce_range,
+        protect=tuple(protect),
+        equalize=equalize,
+        smooth=smooth,
+        rounding=rounding,
+        correct_bias=correct_bias,
+    )
     check_repeatable(batches)
     least = accuracy(model) - max_drop
-    protect = tuple(options.pop("protect", ()))
-    tools: dict[str, Any] = {"rounding": rounding, "correct_bias": correct_bias}
-    plain = calibrate_static(model, example_inputs, batches, observer=observer, protect=protect, **options)
-    calibrated = plain.with_tools(batches, observer, **tools)
+    plain = calibrate_static(model, example_inputs, batches, replace(options, rounding="nearest", correct_bias=False))
+    calibrated = plain.with_tools(batches, options)
     quantized = calibrated.convert(observer)
     if accuracy(quantized.module) >= least:
         return quantized
@@ -63,10 +75,9 @@ def quantize_within(
     losses = losses_in_float(graph, loss, original)
     ranked = sorted(losses, key=losses.__getitem__)
     few = fewest(ranked, lambda paths: accuracy(simulated(graph, paths, original)) >= least)
-    options |= tools | {"observer": observer}
     for count in range(few, len(ranked)):
-        kept = (*protect, *ranked[:count])
-        quantized = quantize_static(model, example_inputs, batches, protect=kept, **options)
+        kept = replace(options, protect=(*options.protect, *ranked[:count]))
+        quantized = calibrate_static(model, example_inputs, batches, kept).convert(observer)
         if accuracy(quantized.module) >= least:
             return quantized
     raise StageError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from optkit.core.checks import check_choice
 from optkit.core.compat.torch_graphs import return_structure
@@ -29,9 +29,8 @@ from optkit.quantize.graph.float_layers import left_in_float, name_some
 from optkit.quantize.graph.layers import LayerError, layer_errors
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
+from optkit.quantize.options import OBSERVERS, Int8Options, StaticOptions
 
-OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
-ROUNDINGS = ("nearest", "gptq")
 # 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
 REVISION = 2
 log = logging.getLogger(__name__)
@@ -97,12 +96,10 @@ class Calibrated:
         """The signal to quantization noise of every layer on its own, the noisiest first."""
         return layer_errors(self.choose(observer).graph, batches)
 
-    def with_tools(
-        self, batches: Iterable[tuple[Tensor, ...]], observer: str, rounding: str, correct_bias: bool
-    ) -> Calibrated:
-        """What those of the two tools make of it that are asked for, see `quantize_static`."""
-        found = self.round_weights(batches, observer) if rounding == "gptq" else self
-        return found.correct_biases(batches, observer) if correct_bias else found
+    def with_tools(self, batches: Iterable[tuple[Tensor, ...]], options: StaticOptions) -> Calibrated:
+        """A copy with GPTQ's weights and corrected biases, as far as the options ask for them."""
+        found = self.round_weights(batches, options.observer) if options.rounding == "gptq" else self
+        return found.correct_biases(batches, options.observer) if options.correct_bias else found
 
     def _tool(self, name: str, tool: Tool, batches: Iterable[tuple[Tensor, ...]], observer: str) -> Calibrated:
         chosen = self.choose(observer)
@@ -117,13 +114,19 @@ class Calibrated:
             StageError: no operator could be quantized.
         """
         converted = convert(self.choose(observer).graph, self.target)
-        activations = {n.name: [float(n.args[1]), *map(int, n.args[2:5])] for n in activation_nodes(converted)}
+        activations = {node.name: _grid(node) for node in activation_nodes(converted)}
         if not activations:
             reasons = name_some(left_in_float(converted, self.protect), 3)
             raise StageError("no operator of this model could be quantized" + (f": {reasons}" if reasons else ""))
         return Quantized(
             converted, activations, self.reduce_range, self.target, self.protect, self.smoothed, self.tools
         )
+
+
+def _grid(node: Node) -> list[float | int]:
+    """Scale, zero point, lowest and highest integer of an activation."""
+    scale, *integers = (number for number in node.args[1:5] if isinstance(number, (int, float)))
+    return [float(scale), *map(int, integers)]
 
 
 def products_saturate() -> bool:
@@ -157,60 +160,40 @@ def quantize_static(
         model: a float model in eval mode; not touched.
         example_inputs: inputs to export with, of any batch size; it and the length of texts stay free.
         batches: inputs to calibrate with, one tuple a batch; read one at a time.
-        target: the engine whose kernels the graph is annotated for.
-        observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
-            error), ``percentile`` or ``entropy``.
-        reduce_range: give weights 7 of their 8 bits, and both factors of products of activations, so that sums of two
-            products fit 16 bits. None does so where this processor's kernels need it (`products_saturate`).
-        protect: patterns of layers that stay in float, see `layer_path`.
-        equalize: cross-layer equalization, see `equalize_layers`.
-        smooth: the alpha of SmoothQuant for linear layers, 0.5 for most models, see `smooth_inputs`; None: no.
-        rounding: of weights: ``nearest`` or ``gptq``, see `optkit.quantize.accuracy.gptq`.
-        correct_bias: see `optkit.quantize.accuracy.bias_correction`.
-
-    Each of the last four reads the batches once more.
+        target, observer, reduce_range, protect, equalize, smooth, rounding, correct_bias: see `StaticOptions`.
 
     Returns:
         The graph with quantize and dequantize nodes, which the engine lowers to int8 kernels.
 
     Raises:
-        UserError: no such target, observer or rounding; a pattern that matches no layer; an iterator that several
-            passes would have to read.
+        UserError: an option out of its range; a pattern that matches no layer; an iterator that several passes would
+            have to read.
         StageError: no operator could be quantized, or an accuracy tool found nothing to do.
     """
-    calibrated = calibrate_static(
-        model,
-        example_inputs,
-        batches,
+    options = StaticOptions(
         target=target,
         observer=observer,
         reduce_range=reduce_range,
-        protect=protect,
+        protect=tuple(protect),
         equalize=equalize,
         smooth=smooth,
         rounding=rounding,
         correct_bias=correct_bias,
     )
-    return calibrated.convert(observer)
+    return calibrate_static(model, example_inputs, batches, options).convert(observer)
 
 
 def calibrate_static(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
     batches: Iterable[tuple[Tensor, ...]],
-    *,
-    observer: str,
-    rounding: str = "nearest",
-    correct_bias: bool = False,
-    **options: Any,
+    options: StaticOptions,
 ) -> Calibrated:
     """What `quantize_static` does before the conversion."""
-    check_choice("observer", observer, OBSERVERS)
-    check_choice("rounding", rounding, ROUNDINGS)
-    if rounding != "nearest" or correct_bias:
+    if options.rounding != "nearest" or options.correct_bias:
         check_repeatable(batches)
-    calibrated = calibrate(model, example_inputs, batches, schemes=(observer,), **options)
-    return calibrated.with_tools(batches, observer, rounding, correct_bias)
+    calibrated = _calibrate(model, example_inputs, batches, options, schemes=(options.observer,))
+    return calibrated.with_tools(batches, options)
 
 
 def calibrate(
@@ -225,20 +208,39 @@ def calibrate(
     equalize: bool = False,
     smooth: float | None = None,
 ) -> Calibrated:
-    """One pass over the calibration data, for as many schemes as are to be tried; see `quantize_static`."""
-    if equalize or smooth is not None:
+    """One pass over the calibration data, for as many schemes as are to be tried.
+
+    Args:
+        model, example_inputs, batches: as for `quantize_static`.
+        target, reduce_range, protect, equalize, smooth: see `StaticOptions`.
+        schemes: the observers that `Calibrated.convert` can then be asked for.
+    """
+    options = StaticOptions(
+        target=target, reduce_range=reduce_range, protect=tuple(protect), equalize=equalize, smooth=smooth
+    )
+    return _calibrate(model, example_inputs, batches, options, schemes)
+
+
+def _calibrate(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    batches: Iterable[tuple[Tensor, ...]],
+    options: StaticOptions,
+    schemes: Iterable[str],
+) -> Calibrated:
+    if options.equalize or options.smooth is not None:
         check_repeatable(batches)
-    graph = export_graph(model, example_inputs, target)
-    kept = keep_in_float(graph, protect)
+    graph = export_graph(model, example_inputs, options.target)
+    kept = keep_in_float(graph, options.protect)
     tools: dict[str, int] = {}
     smoothed: list[str] = []
-    if equalize:
+    if options.equalize:
         tools["equalization"] = equalize_layers(graph, batches)
-    if smooth is not None:
-        tools["smoothing"], smoothed = smooth_inputs(graph, batches, smooth)
+    if options.smooth is not None:
+        tools["smoothing"], smoothed = smooth_inputs(graph, batches, options.smooth)
     if nothing := [name for name, changed in tools.items() if not changed]:
         raise StageError(f"{nothing[0]} has nothing to do: no activation of this model can take other scales")
-    calibrated = calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=schemes)
+    calibrated = calibrate_graph(graph, batches, options, schemes)
     return replace(calibrated, protect=kept, smoothed=tuple(smoothed), tools=tools)
 
 
@@ -270,22 +272,17 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def calibrate_graph(
-    graph: GraphModule,
-    batches: Iterable[tuple[Tensor, ...]],
-    *,
-    target: str,
-    reduce_range: bool | None,
-    schemes: Iterable[str] = OBSERVERS,
+    graph: GraphModule, batches: Iterable[tuple[Tensor, ...]], options: Int8Options, schemes: Iterable[str]
 ) -> Calibrated:
     """What `calibrate` does once the graph is there; batch norms are folded into the layers they follow, in place."""
-    reduce_range = definite_range(reduce_range)
-    prepared = _observed(graph, target, reduce_range, tuple(schemes))
+    reduce_range = definite_range(options.reduce_range)
+    prepared = _observed(graph, options.target, reduce_range, tuple(schemes))
     with torch.no_grad():
         for number, inputs in enumerate(batches):
             if not number:
                 keep_probe(prepared, inputs)
             prepared(*inputs)
-    return Calibrated(prepared, reduce_range, target)
+    return Calibrated(prepared, reduce_range, options.target)
 
 
 def replay_static(

@@ -117,7 +117,7 @@ class WeightOnlyLinear(nn.Module):
             linear: the layer.
             moment: second moments of its inputs ``(1, in, in)``, to round by; None for each weight to the nearest.
         """
-        if linear.bias is not None:
+        if linear.bias is not None and self.bias is not None:
             self.bias.data = linear.bias.detach().float().clone()
         weight = linear.weight.detach().float()
         self.set_grid(weight)

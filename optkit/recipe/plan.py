@@ -18,6 +18,7 @@ from optkit.core.seeds import derive_seed
 from optkit.core.source_digest import code_elsewhere
 from optkit.core.stage import ChecksModel, KeyContext, Stage
 from optkit.core.task import SealedTask, Task
+from optkit.core.threads import use_threads
 from optkit.core.variant import variant_id
 from optkit.engines.registry import is_registered
 from optkit.measure import tasks_to_measure
@@ -71,13 +72,34 @@ class Plan:
     before it.
 
     Attributes:
+        recipe: what was planned.
+        digest: 8 hex digits that tell it from other plans.
+        spec: of the recipe's model.
+        steps: all of them.
         trusted: see `trusted_names`.
+        is_study: whether it has other chains than the recipe's.
     """
 
-    run: str
+    recipe: Recipe
+    digest: str
     spec: ModelSpec
     steps: tuple[PlannedStep, ...]
     trusted: tuple[str, ...]
+    is_study: bool = False
+
+    @property
+    def run(self) -> str:
+        """Name of the run, and of its folder."""
+        return f"{self.recipe.name}-{self.digest}"
+
+    @property
+    def threads(self) -> int:
+        """Torch threads to train, serve and measure with."""
+        return threads_of(self.recipe)
+
+    def placed(self, *, name: str, out: str, store: str) -> Plan:
+        """The same plan, to be run under another name and in other folders."""
+        return replace(self, recipe=replace(self.recipe, name=name, out=out, store=store))
 
     @property
     def baseline(self) -> PlannedStep:
@@ -160,8 +182,21 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     Args:
         recipe: what to run.
         chains: other chains of the recipe's stages, from the model as loaded; they share what they begin with.
+
+    Raises:
+        UserError: a mistake in the recipe, or data or a model that do not fit.
     """
     check_chain(recipe)
+    with use_threads(threads_of(recipe)):
+        return _plan(recipe, chains)
+
+
+def threads_of(recipe: Recipe) -> int:
+    """Torch threads of a recipe's run: those that it asks for, or the cores that this process may use."""
+    return recipe.threads or default_threads().count
+
+
+def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
     spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
     # a checkpoint that does not fit is found here, not after the data is decoded
     model = spec.build(recipe.seed).eval()
@@ -173,7 +208,7 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     _check_stages(model, recipe)
     steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
     own = _numbered(recipe, recipe.chain, first)
-    context = KeyContext(None, _identify(recipe), work_device(), recipe.threads or default_threads().count)
+    context = KeyContext(None, _identify(recipe), work_device(), threads_of(recipe))
     _grow(steps, recipe, context, start, own, OWN)
     cut = [step.id for step in steps.values() if step.stage and "cut" in step.stage.adds]
     for control in recipe.controls:
@@ -184,7 +219,7 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     measured = [asdict(e) | {"is": target_of(e), **code_elsewhere([type(e)])} for e in engines]  # type: ignore[call-overload]
     run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
     trusted = trusted_names(recipe, spec.skeleton(model)["target"])
-    return Plan(f"{recipe.name}-{run[:8]}", spec, tuple(steps.values()), trusted)
+    return Plan(recipe, run[:8], spec, tuple(steps.values()), trusted, is_study=bool(chains))
 
 
 def trusted_names(recipe: Recipe, builder: str) -> tuple[str, ...]:

@@ -154,8 +154,8 @@ def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paire
         sequence_length=a.get("sequence_length"), accuracy=(a["accuracy"], b["accuracy"]), accuracy_delta=delta,
         accuracy_delta_ci=ci, accuracy_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
         latency_ratio=a["latency_p50_ms"] / b["latency_p50_ms"] if both else None, speedup=(a["speedup"], b["speedup"]),
-        speedup_ratio=ratio and ratio.value, speedup_ratio_ci=ratio and ratio.ci, size_mb=(a["size_mb"], b["size_mb"]),
-        caveat=caveat,
+        speedup_ratio=ratio.value if ratio else None, speedup_ratio_ci=ratio.ci if ratio else None,
+        size_mb=(a["size_mb"], b["size_mb"]), caveat=caveat,
     )  # fmt: skip
 
 

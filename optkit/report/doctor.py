@@ -26,7 +26,7 @@ def print_doctor() -> None:
     console = Console()
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_row("python", sys.version.split()[0])
-    engines = _loaded(ENGINES)
+    engines, targets = _loaded(ENGINES), _loaded(INT8_TARGETS)
     packages = packages_of(kind for kind in engines.values() if not isinstance(kind, UserError))
     for name, version in versions(packages).items():
         facts.add_row(name, version or "not installed")
@@ -37,7 +37,7 @@ def print_doctor() -> None:
     facts.add_row("threads", str(default_threads()))
     facts.add_row("vector instructions", " ".join(machine["isa"]) or "none that matter here")
     facts.add_row("GPU", _gpu())
-    for row in (*_rows(ENGINES, engines, _of_engine), *_rows(INT8_TARGETS, _loaded(INT8_TARGETS), _of_target)):
+    for row in (*_rows(ENGINES, engines, _of_engine), *_rows(INT8_TARGETS, targets, _of_target)):
         facts.add_row(*row)
     if not has_int8_dot_product({"cpu": machine}):
         facts.add_row("int8", "this processor has no int8 dot product: expect little from int8")
@@ -63,7 +63,7 @@ def print_peaks(again: bool = False) -> None:
     console.print(f"{when}: {peaks_file(threads)}", highlight=False, markup=False)
 
 
-def _loaded(known: Plugins[T]) -> dict[str, T | UserError]:
+def _loaded(known: Plugins[T]) -> Mapping[str, T | UserError]:
     """All objects of a kind; for those that cannot be used, the reason."""
     found: dict[str, T | UserError] = {}
     for name in known:

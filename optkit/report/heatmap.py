@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optkit.core.cache import new_file
+from optkit.report.plot import save_chart
 
 if TYPE_CHECKING:
     import altair
@@ -58,6 +58,4 @@ def heatmap(table: Sensitivity) -> altair.TopLevelMixin:
 
 def save_heatmap(table: Sensitivity, path: Path) -> None:
     """Writes the chart as an SVG or PNG file, by its ending."""
-    options = {"scale_factor": 2} if path.suffix == ".png" else {}
-    with new_file(path) as file:
-        heatmap(table).save(str(file), **options)
+    save_chart(heatmap(table), path)

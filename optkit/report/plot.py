@@ -73,8 +73,9 @@ def tradeoff(rows: Sequence[Row]) -> altair.TopLevelMixin:
     ]
     marked = any(row["caveat"] for _, panel in steady for row in panel)
     panels = [_panel(alt, panel, marked).properties(title=title, width=340, height=280) for title, panel in steady]
-    shared = {"color": "shared", "shape": "shared"} | ({"strokeWidth": "shared"} if marked else {})
-    return alt.hconcat(*panels).resolve_scale(**shared).configure_view(stroke="#ccc")
+    row = alt.hconcat(*panels)
+    row = row.resolve_scale(color="shared", shape="shared", strokeWidth="shared" if marked else alt.Undefined)
+    return row.configure_view(stroke="#ccc")
 
 
 def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
@@ -130,6 +131,10 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
 
 def save_tradeoff(rows: Sequence[Row], path: Path) -> None:
     """Writes the chart as an SVG or PNG file, by its ending."""
-    options = {"scale_factor": 2} if path.suffix == ".png" else {}
+    save_chart(tradeoff(rows), path)
+
+
+def save_chart(chart: altair.TopLevelMixin, path: Path) -> None:
+    """Writes a chart as an SVG or PNG file, by its ending; a PNG in two pixels for each of the page's."""
     with new_file(path) as file:
-        tradeoff(rows).save(str(file), **options)
+        chart.save(str(file), scale_factor=2 if path.suffix == ".png" else 1)

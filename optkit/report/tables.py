@@ -147,8 +147,8 @@ def fitted(columns: Sequence[Column], rows: Sequence[Any], width: int, note: str
     result = Table(box=None, header_style="bold", pad_edge=False, caption=note, caption_justify="left")
     for place, (header, _, _) in enumerate(shown):
         whole = fits or (rest_fits and place > 0)
-        side = "left" if header in ("stage", "engine") else "right"
-        result.add_column(header, justify=side, no_wrap=whole, overflow="fold")
+        is_name = header in ("stage", "engine")
+        result.add_column(header, justify="left" if is_name else "right", no_wrap=whole, overflow="fold")
     for place, row in enumerate(rows):
         last = place + 1 == len(rows) or place + 1 in ends
         result.add_row(*(Text(cell(row)) for _, cell, _ in shown), end_section=last)

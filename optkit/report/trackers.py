@@ -203,7 +203,7 @@ def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
     """
     own = [row for row in found if (row["variant"], row["step"]) == (record.variant, record.step)]
     several = len({row["sequence_length"] for row in found}) > 1
-    metrics = {}
+    metrics: dict[str, float] = {}
     for row in own:
         length = f"{row['sequence_length']} tokens/" if several else ""
         where = f"{row['engine']}/batch {row['batch_size']}/{length}"

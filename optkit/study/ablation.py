@@ -15,9 +15,8 @@ from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.variant import variant_id
 from optkit.pipeline import Run, make_folder, run
-from optkit.recipe.plan import baseline_place, check_chain, make_plan, traits_after
+from optkit.recipe.plan import Plan, baseline_place, check_chain, make_plan, traits_after
 from optkit.recipe.recipe import MODEL, Recipe
-from optkit.study.game import Subset
 from optkit.study.result import BEST, Measured, summarize
 
 log = logging.getLogger(__name__)
@@ -75,24 +74,25 @@ def ablate(
     recipe = replace(recipe, baseline=opening[-1] if opening else MODEL)
     wanted = _subsets(techniques, subsets) + (_orders(techniques) if orders else [])
     chains, skipped = _possible(recipe, opening, wanted, engine)
-    by_seed = [replace(recipe, seed=recipe.seed + n, fresh=False) for n in range(seeds)]
-    folder = _folder(recipe, by_seed, chains)
+    whole = [[*opening, *chain] for chain in chains]
+    plans = [make_plan(replace(recipe, seed=recipe.seed + n, fresh=False), whole) for n in range(seeds)]
+    folder = _folder(recipe, plans)
     store = folder / "store" if recipe.fresh else Path(recipe.store or f"{recipe.out}/store")
     runs: list[Run] = []
-    for one in by_seed:
-        log.info("seed %d: %d chains of %s", one.seed, len(chains), ", ".join(techniques))
-        inner = replace(one, name=f"seed-{one.seed}", out=str(folder), store=str(store))
-        runs.append(run(inner, [[*opening, *chain] for chain in chains]))
+    for plan in plans:
+        seed = plan.recipe.seed
+        log.info("seed %d: %d chains of %s", seed, len(chains), ", ".join(techniques))
+        runs.append(run(plan.placed(name=f"seed-{seed}", out=str(folder), store=str(store))))
     for done in runs:
         skipped |= {chain: reason for chain, reason in done.failed.items() if chain not in skipped}
     records = [ledger.unique(ledger.read(done.folder)) for done in runs]
-    measured = Measured(records, techniques, engine, [one.seed for one in by_seed], list(recipe.engines))
-    planned = [step for one in by_seed for step in make_plan(one, [[*opening, *c] for c in chains]).steps if step.stage]
+    measured = Measured(records, techniques, engine, [plan.recipe.seed for plan in plans], list(recipe.engines))
+    planned = [step for plan in plans for step in plan.steps if step.stage]
     of_controls = sum(step.control is not None for step in planned)
     counters = {
         "seeds": seeds,
         "chains": len(chains),
-        "stages_in_all_chains": seeds * sum(len(opening) + len(chain) for chain in chains) + of_controls,
+        "stages_in_all_chains": seeds * sum(map(len, whole)) + of_controls,
         "distinct_stages": len(planned),
         "made_now": sum(done.made for done in runs),
         "already_there": sum(max(done.reused - 1, 0) for done in runs),
@@ -168,8 +168,7 @@ def _possible(
     return possible, skipped
 
 
-def _folder(recipe: Recipe, by_seed: Sequence[Recipe], chains: Sequence[Subset | tuple[str, ...]]) -> Path:
+def _folder(recipe: Recipe, plans: Sequence[Plan]) -> Path:
     """The study's folder: the same recipe, seeds and chains find it again; with ``fresh`` one that is not there yet."""
-    plans = [make_plan(one).run for one in by_seed]
-    name = f"ablate-{recipe.name}-{variant_id(plans, [list(c) for c in chains])[:8]}"
+    name = f"ablate-{recipe.name}-{variant_id([plan.digest for plan in plans])[:8]}"
     return make_folder(Path(recipe.out) / name, recipe.fresh)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.statistics import Estimate, mean_with_errors, weighted_accuracy
-from optkit.study.game import Subset, Weights
+
+Key = TypeVar("Key", bound=Hashable)  # a subset of techniques, or a chain of them
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class LogCosts:
     errors: NDArray[np.float64]
 
 
-def accuracy_effect(weights: Weights, correct: Mapping[Subset, NDArray[np.bool_]]) -> Estimate:
+def accuracy_effect(weights: Mapping[Key, float], correct: Mapping[Key, NDArray[np.bool_]]) -> Estimate:
     """A weighted sum of accuracies, as a share.
 
     Args:
@@ -37,10 +39,10 @@ def accuracy_effect(weights: Weights, correct: Mapping[Subset, NDArray[np.bool_]
     return weighted_accuracy(list(weights.values()), [correct[subset] for subset in weights])
 
 
-def cost_effect(weights: Weights, costs: Mapping[Subset, LogCosts]) -> Estimate:
+def cost_effect(weights: Mapping[Key, float], costs: Mapping[Key, LogCosts]) -> Estimate:
     """A weighted sum of costs, as the factor by which they change: factors multiply to the total factor."""
-    values = sum(weight * costs[subset].values for subset, weight in weights.items())
+    values = np.sum([weight * costs[subset].values for subset, weight in weights.items()], axis=0)
     # an error that is not known (infinite) does not matter where the weight is 0
-    squares = sum((weight * costs[subset].errors) ** 2 for subset, weight in weights.items() if weight)
+    squares = np.sum([(weight * costs[subset].errors) ** 2 for subset, weight in weights.items() if weight], axis=0)
     found = mean_with_errors(values, np.sqrt(squares))
     return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))

@@ -217,7 +217,7 @@ def _attribution(
         reason = "too few subsets for Shapley values: these are the whole chain less the chain without it"
         return _refused(reason, left_out, batch, chains)
     averaged = num_orders(techniques, in_order)
-    reason = (
+    caveat = (
         None if averaged == possible else f"averaged over the {averaged} of {possible} orders of joining that can run"
     )
     return {
@@ -225,7 +225,7 @@ def _attribution(
         "sums_to_total": True,
         "orders_averaged": averaged,
         "orders_possible": possible,
-        "reason": reason,
+        "reason": caveat,
         "effects": [{"technique": t, **batch.effect(chains(w))} for t, w in weights.items()],
     }
 

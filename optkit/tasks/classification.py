@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -167,10 +167,7 @@ class Classification(ABC, Generic[S]):
         return logits.argmax(-1) == batch.targets
 
     def metric(self, correct: NDArray[np.bool_]) -> float:
-        from optkit.tasks.metrics import accuracy
-
-        ones = np.ones(len(correct), dtype=np.int64)
-        return accuracy().compute(predictions=correct.astype(np.int64), references=ones)["accuracy"]
+        return float(correct.mean())
 
 
 class Examples(Protocol):
@@ -188,12 +185,13 @@ def order_seed(training: bool, seed: int | None) -> int | None:
 
 def in_batches(examples: Examples, batch_size: int, seed: int | None) -> Iterator[Batch]:
     """Batches in order, or shuffled under a seed."""
-    loader = torch.utils.data.DataLoader(
+    # torch reads batches through __getitems__, which its types do not know
+    loader: Iterable[Batch] = torch.utils.data.DataLoader(
         examples,  # type: ignore[arg-type]
         batch_size,
         shuffle=seed is not None,
         generator=torch.Generator().manual_seed(seed or 0),
-        collate_fn=_already_a_batch,
+        collate_fn=_already_a_batch,  # type: ignore[arg-type]
     )
     return iter(loader)
 

@@ -23,7 +23,7 @@ class Joined:
 
     def __init__(self, first: Images, second: Images):
         self.first, self.second = first, second
-        self.shape = (len(first) + len(second), *first.shape[1:])
+        self.shape: tuple[int, ...] = (len(first) + len(second), *first.shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
 log = logging.getLogger(__name__)
+Found = TypeVar("Found")  # what a split holds: a table, or its labels
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 
 
@@ -68,8 +69,8 @@ class TextFiles(SplitFiles, TextClassification):
         if "test" not in tables or ("validation" in tables and _unlabelled(labels["test"])):
             # as in GLUE, whose test labels are not public
             log.info("the test split has no labels: validation is the test split, a new one is cut from train")
-            for of in (tables, labels):
-                of["test"] = of.pop("validation", None) or of.get("test")
+            _make_test_of_validation(tables)
+            _make_test_of_validation(labels)
         numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
         splits = {name: self._texts(name, tables[name], found) for name, found in numbers.items()}
         if self.unlabelled is not None:
@@ -95,6 +96,11 @@ class TextFiles(SplitFiles, TextClassification):
             for name, t in self._read[0].items()
         }
         return super().facts() | {"empty_texts": empty}
+
+
+def _make_test_of_validation(splits: dict[str, Found]) -> None:
+    if "validation" in splits:
+        splits["test"] = splits.pop("validation")
 
 
 def _unlabelled(labels: Sequence[Any]) -> bool:

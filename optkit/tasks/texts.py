@@ -60,8 +60,8 @@ class TextSplit:
         return len(self.labels)
 
     def subset(self, index: NDArray[np.int64]) -> TextSplit:
-        chosen = (a[index] for a in (self.starts, self.lengths, self.truncated, self.labels))
-        return TextSplit(self.tokens, self.kinds, *chosen)
+        starts, lengths, labels = self.starts[index], self.lengths[index], self.labels[index]
+        return TextSplit(self.tokens, self.kinds, starts, lengths, self.truncated[index], labels)
 
     def digest(self) -> str:
         """Hash of tokens and labels."""

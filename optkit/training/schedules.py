@@ -17,7 +17,7 @@ FUSED = ("sgd", "adam", "adamw")  # one kernel a step on CPUs and GPUs
 HOW = {"fused", "foreach", "differentiable"}  # of these torch takes one
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The optimizer of ``torch.optim`` with this name, in any case. Raises UserError if there is none."""
     known = {
         n.lower(): c

@@ -193,7 +193,7 @@ class _Fit:
         for callback in self.callbacks:
             callback.on_train_end(self.module)
         kept = self._keep()
-        self.module.to("cpu", memory_format=torch.contiguous_format).eval()
+        self.module.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         seconds = self.resumed_s + time.perf_counter() - started
         return FitReport(self.epoch, self.step, self.losses, self.validation, kept, precision, seconds, self.resumed_s)
 
@@ -201,7 +201,7 @@ class _Fit:
         """Makes everything ready for the next step."""
         c = self.config
         for module in (self.module, self.own):
-            module.to(self.device, memory_format=torch.contiguous_format).train()
+            module.to(self.device, memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]
             if c.channels_last:
                 channels_last_(module)
         self.optimizer = build_optimizer(self._parameters(), c.optimizer, c.lr, c.weight_decay, c.optimizer_options)

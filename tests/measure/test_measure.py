@@ -98,7 +98,7 @@ def test_static_figures_are_counted_by_hand(tmp_path):
         model.classifier.weight[0] = 0
     example = (torch.zeros(2, 2, 6, 6),)
     variant = Variant("v", None, frozenset(), {})
-    found = {m.name: m.value for m in measure_static(save_artifact(tmp_path, variant, model, example), model, example)}
+    found = {m.name: m.value for m in measure_static(save_artifact(tmp_path, variant, model, example), model)}
     assert found["params"] == 4 * 2 * 9 + 4 + 4 + 3 * 4 + 3
     assert measure_macs(model, example, {}).value == 36 * 4 * 2 * 9 + 3 * 4
     assert found["sparsity"] == pytest.approx(4 / (72 + 12))

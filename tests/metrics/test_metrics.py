@@ -1,5 +1,7 @@
 """Every metric against an independent reference, and its pseudo-values against their definition."""
 
+import datasets
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,6 @@ from optkit.metrics.multilabel import MultilabelF1, MultilabelMAP
 from optkit.metrics.regression import R2, MeanAbsoluteError, RootMeanSquareError
 from optkit.metrics.retrieval import RecallAtK
 from optkit.metrics.segmentation import MeanIoU
-from optkit.tasks.metrics import accuracy
 
 N, CLASSES = 200, 5
 
@@ -211,9 +212,20 @@ def test_scores_that_are_none_are_refused(function, message):
         check_table(metric.observe(torch.randn(8, 2), batch), batch, metric.name)
 
 
+class Right(evaluate.Metric):
+    """The share of right answers, as a user writes a metric that needs no hub."""
+
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+        return evaluate.MetricInfo(description="accuracy", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"accuracy": sum(p == r for p, r in zip(predictions, references, strict=True)) / len(references)}
+
+
 def test_a_metric_of_evaluate_has_its_value_and_an_interval(labelled):
     logits, targets = labelled
-    metric, same = EvaluateMetric(accuracy(), "theirs"), Accuracy()
+    metric, same = EvaluateMetric(Right(keep_in_memory=True), "theirs"), Accuracy()
     table, ours = in_batches(metric, logits, targets), in_batches(same, logits, targets)
     assert metric.value(table) == pytest.approx(same.value(ours))
     theirs = in_batches(metric, logits.flip(1), targets)

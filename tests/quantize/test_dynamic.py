@@ -116,7 +116,7 @@ def test_parameters_and_macs_are_those_of_the_float_model(model, quantized):
         size_bytes = 0
 
     def figures(module):
-        static = {m.name: m.value for m in measure_static(File(), module, tokens(2, 16))}
+        static = {m.name: m.value for m in measure_static(File(), module)}
         return static | {"macs": measure_macs(module, tokens(2, 16), {}).value}
 
     ours, theirs = figures(quantized.module), figures(model)

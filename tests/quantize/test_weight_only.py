@@ -113,7 +113,7 @@ def test_it_reloads_bit_by_bit_from_a_file_that_is_as_small_as_it_says(model, bi
         assert torch.equal(artifact.module()(*X), found.module(*X))
     weights = sum(p.numel() for p in model.parameters())
     assert artifact.size_bytes < weights * (1.1 if bits == 8 else 0.8) + 4000
-    figures = {m.name: m.value for m in measure_static(artifact, artifact.module(), X)}
+    figures = {m.name: m.value for m in measure_static(artifact, artifact.module())}
     assert figures["params"] == weights
     assert count_macs(artifact.module(), X) == count_macs(model, X)
 

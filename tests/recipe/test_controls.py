@@ -43,7 +43,7 @@ def recipe(digits, tmp_path):
 
 
 def test_controls_get_the_same_training_and_the_same_macs(recipe):
-    folder = run(recipe).folder
+    folder = run(make_plan(recipe)).folder
     records = ledger.read(folder)
     own = {r.stage: r for r in records if r.control is None}
     dense = {r.stage: r for r in records if r.control == SMALLER_DENSE}
@@ -100,9 +100,9 @@ def taught(recipe):
 
 
 def test_a_control_without_a_teacher_is_the_chain_trained_by_the_labels(taught, tmp_path):
-    done = run(taught)
+    done = run(make_plan(taught))
     stages = taught.stages | {"recover": Train(taught.stages["recover"].trainer)}
-    plain = run(replace(taught, stages=stages, controls=[], out=str(tmp_path / "plain")))
+    plain = run(make_plan(replace(taught, stages=stages, controls=[], out=str(tmp_path / "plain"))))
     # what comes before the first taught stage is the recipe's own, and not made again
     assert done.made == len(taught.chain) + 2
     records = ledger.read(done.folder)

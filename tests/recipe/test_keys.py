@@ -115,6 +115,10 @@ def test_a_class_counts_with_those_that_it_derives_from_and_those_within_it():
     from optkit.prune import GradualPruning
     from optkit.quantize import StaticQuantization
 
-    assert set(sources(StaticQuantization())) == {STATIC, "optkit.quantize.stages.calibrated"}
+    assert set(sources(StaticQuantization())) == {
+        STATIC,
+        "optkit.quantize.stages.calibrated",
+        "optkit.quantize.options",
+    }
     of_gradual = {"optkit.prune.stages.gradual", "optkit.prune.stages.magnitude", TRAIN, "optkit.training.trainer"}
     assert set(sources(GradualPruning())) == of_gradual

@@ -214,7 +214,7 @@ def test_another_version_of_the_package_that_a_model_comes_from_is_another_varia
 
 
 def test_a_stage_of_another_package_has_the_code_that_it_derives_from(recipe, sources):
-    @dataclass
+    @dataclass(frozen=True)
     class Derived(MagnitudePruning):
         """As its parent."""
 
@@ -246,7 +246,7 @@ from dataclasses import dataclass
 from optkit.prune import MagnitudePruning
 from . import losses
 
-@dataclass
+@dataclass(frozen=True)
 class Mine(MagnitudePruning): ...
 """,
     "net": """

@@ -18,9 +18,11 @@ from optkit.measure import Measure
 from optkit.prune import MagnitudePruning, StructuredPruning
 from optkit.prune.stages.smaller_dense import SmallerDense
 from optkit.recipe.controls import NO_TEACHER, RANDOM_PRUNE, SMALLER_DENSE
+from optkit.recipe.plan import make_plan
 from optkit.recipe.recipe import Recipe
 from optkit.report import rows
 from optkit.report.ablation import ablation_markdown
+from optkit.study import ablation
 from optkit.study.ablation import RESULT, ablate
 from optkit.training import Train, Trainer
 
@@ -97,6 +99,13 @@ def test_eight_subsets_train_no_stage_twice_and_their_values_sum_to_the_total(re
     assert whole["accuracy"]["value"] - first["accuracy"]["value"] == pytest.approx(total["accuracy"]["value"])
     assert read_json(done.folder / RESULT) == done.result
     assert "Shapley values" in ablation_markdown(done.result)
+
+
+def test_every_seed_is_planned_once(recipe, monkeypatch):
+    planned = []
+    monkeypatch.setattr(ablation, "make_plan", lambda one, chains: planned.append(one.seed) or make_plan(one, chains))
+    done = ablate(recipe, seeds=2)
+    assert planned == done.result["seeds"] == [recipe.seed, recipe.seed + 1]
 
 
 def test_an_interrupted_study_is_continued(recipe, monkeypatch):

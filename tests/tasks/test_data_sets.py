@@ -10,7 +10,6 @@ from PIL import Image
 from optkit.core.errors import UserError
 from optkit.tasks import Digits, HubImages, ImageFolder, TextFiles, decode, image_files, text_files
 from optkit.tasks.images import ImageSplit
-from optkit.tasks.metrics import accuracy
 from optkit.tasks.split_files import Table
 
 
@@ -40,10 +39,7 @@ def test_the_fingerprint_changes_with_what_the_model_sees():
     assert Digits(limit=64).fingerprint == Digits(limit=64).fingerprint
 
 
-def test_the_metric_is_an_evaluate_metric_and_works_offline():
-    import evaluate
-
-    assert isinstance(accuracy(), evaluate.Metric)
+def test_the_metric_is_the_share_of_right_answers():
     assert Digits().metric(np.array([True, False, True, True])) == 0.75
 
 

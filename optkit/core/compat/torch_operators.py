@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -28,7 +28,7 @@ def private_aten(name: str) -> Any:
     return found
 
 
-def is_operator(target: object) -> bool:
+def is_operator(target: object) -> TypeGuard[Any]:
     """Whether a node of a graph calls an operator with a schema, and no function of Python's (torch 2.14)."""
     return isinstance(target, _OPERATOR)
 

@@ -84,18 +84,17 @@ class Importance:
         if criterion == "l1":
             self._tables = [self._sums((name, p.abs()) for name, p in params.items())]
         elif criterion == "bn_scale":
-            norms = (NormWithStatistics, nn.GroupNorm)
-            held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, norms)}
+            kinds = (NormWithStatistics, nn.GroupNorm)
+            held = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kinds)}
             self._tables = [self._sums((name, p.abs()) for name, p in params.items() if name in held)]
         elif criterion == "fpgm":
             self._tables = [self._slices(((name, p) for name, p in params.items() if p.ndim > 1), _distances)]
         elif criterion in ("taylor", "fisher"):
-            self._tables = [
-                self._sums(products.items()) for products in _products(criterion, model, batches or (), loss_fn)
-            ]
+            products = _products(criterion, model, batches or (), _needed(loss_fn))
+            self._tables = [self._sums(found.items()) for found in products]
             _some(len(self._tables))
         elif criterion == "activation":
-            self._tables = [self._sums(_wanda(model, batches or (), loss_fn).items())]
+            self._tables = [self._sums(_wanda(model, batches or (), _needed(loss_fn)).items())]
 
     def of(self, units: Units) -> np.ndarray:
         """Importance of every unit, larger is better."""
@@ -176,7 +175,7 @@ def _distances(weight: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _products(
-    criterion: str, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None
+    criterion: str, model: nn.Module, batches: Iterable[Any], loss_fn: LossFn
 ) -> Iterator[dict[str, torch.Tensor]]:
     """For each batch the change of the loss, to first order or by its square, when single weights go."""
     params = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
@@ -204,13 +203,12 @@ def _unfrozen(params: Iterable[nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> dict[str, torch.Tensor]:
+def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn) -> dict[str, torch.Tensor]:
     """|weight| times the root mean square of the input feature it multiplies."""
     squares: dict[str, torch.Tensor] = {}
 
-    def watch(name: str, module: nn.Module, inputs: tuple) -> None:
+    def watch(name: str, spatial: int, inputs: tuple) -> None:
         x = inputs[0].detach().float() if inputs and isinstance(inputs[0], torch.Tensor) else torch.zeros(())
-        spatial = module.weight.ndim - 2
         if x.ndim > spatial + 1 and x.numel():
             dims = [d for d in range(x.ndim) if d != x.ndim - 1 - spatial]
             squares[name] = squares.get(name, 0) + x.square().mean(dims)
@@ -219,7 +217,10 @@ def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> 
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim > 1 and not isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_pre_hook(lambda m, x, name=name: watch(name, m, x)))
+            spatial = weight.ndim - 2
+            handles.append(
+                module.register_forward_pre_hook(lambda m, x, name=name, spatial=spatial: watch(name, spatial, x))
+            )
     count = 0
     try:
         with torch.no_grad():
@@ -234,7 +235,7 @@ def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn | None) -> 
 
 
 def _weigh(module: nn.Module, norm: torch.Tensor) -> torch.Tensor:
-    weight = module.weight.detach().abs().float()
+    weight = module.get_parameter("weight").detach().abs().float()
     tail = (1,) * (weight.ndim - 2)
     groups = getattr(module, "groups", 1)
     if weight.shape[1] * groups == norm.numel() and not _holds_inputs_first(module):
@@ -247,6 +248,12 @@ def _holds_inputs_first(module: nn.Module) -> bool:
     """Whether the weight is (in, out, ...): transposed convolutions, and the Conv1D of GPT-2."""
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__}
     return bool(getattr(module, "transposed", False)) or "transformers.pytorch_utils.Conv1D" in kinds
+
+
+def _needed(loss_fn: LossFn | None) -> LossFn:
+    if loss_fn is None:
+        raise UserError("no loss function was given", key="loss_fn", fix="loss_fn(model, batch) gives a scalar")
+    return loss_fn
 
 
 def _some(count: int) -> int:

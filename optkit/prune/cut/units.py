@@ -68,7 +68,9 @@ def find_units(trace: Trace, resolved: Resolved) -> Units:
     number[held[1:]] = np.arange(held.size - 1)
     count = held.size - 1
     found = [Slot(name, dim, number[classes]) for name, dim, classes in slots]
-    group, names, width = np.full(count, -1, np.int64), [], []
+    group = np.full(count, -1, np.int64)
+    names: list[str] = []
+    width: list[int] = []
     coupled = np.zeros(count, np.int64)
     for slot in found:
         units, times = np.unique(slot.units[slot.units >= 0], return_counts=True)

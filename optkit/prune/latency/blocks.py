@@ -36,7 +36,7 @@ class Block:
     calls: list[Call]
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
-    sides: tuple[list[np.ndarray], list[np.ndarray]] = ((), ())
+    sides: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] = ((), ())
 
     def values(self) -> list[Value]:
         """All values in it, each once, in order of appearance."""
@@ -65,7 +65,8 @@ class Block:
 
     def kept(self, units: Units, removed: np.ndarray) -> tuple[float, float]:
         """Share of the channels that stays, on either side."""
-        return tuple(_share(side, removed) for side in self.sides)
+        taken, given = self.sides
+        return _share(taken, removed), _share(given, removed)
 
     def ladder(self, side: int, shares: Sequence[float], units: Units) -> list[np.ndarray]:
         """Cuts of one side (bool per unit) to about these shares of it, at multiples of 8 where it is wide."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from optkit.core.errors import UserError
 from optkit.core.nested import outputs_of
 from optkit.core.seeds import derive_seed
 from optkit.core.statistics import Estimate, median, ratio_of_medians
+from optkit.core.threads import use_threads
 from optkit.engines import ENGINES
 from optkit.measure.latency import interleaved
 from optkit.prune.cut.analysis import Analysis
@@ -230,14 +230,3 @@ def corrected(goal: float, seen: list[tuple[float, float]]) -> float:
     above = next((k for k, (real, _) in enumerate(points) if real >= goal), len(points) - 1)
     (x0, y0), (x1, y1) = points[max(above - 1, 0)], points[max(above, 1)]
     return min(max(y0 + (goal - x0) * (y1 - y0) / (x1 - x0), 0.0), 1.0)
-
-
-@contextmanager
-def use_threads(threads: int) -> Iterator[None]:
-    """So many torch threads inside, as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -17,7 +17,7 @@ from optkit.prune.depth import DepthPlan, check_depth, how_many_stay, prune_dept
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
 
 
-@dataclass
+@dataclass(frozen=True)
 class DepthPruning(SteppedPruning):
     """Remove whole residual blocks, those that validation misses least or by position: at once, or in steps.
 

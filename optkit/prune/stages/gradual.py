@@ -15,7 +15,7 @@ from optkit.prune.stages.magnitude import Masking
 from optkit.training import Train, Training, check_training
 
 
-@dataclass
+@dataclass(frozen=True)
 class GradualPruning(Masking):
     """Set more and more of the smallest weights to zero while training (Zhu and Gupta, 2017), on any objective.
 

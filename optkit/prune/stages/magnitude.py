@@ -15,7 +15,7 @@ from optkit.prune.masks import SCOPES, Masks, Pattern, apply_masks_, magnitude_m
 from optkit.prune.stages.steps import Facts, SteppedPruning
 
 
-@dataclass
+@dataclass(frozen=True)
 class Masking:
     """Which weights go.
 
@@ -73,7 +73,7 @@ class Masking:
         }
 
 
-@dataclass
+@dataclass(frozen=True)
 class MagnitudePruning(SteppedPruning, Masking):
     """Set the smallest weights to zero; shapes stay as they are, and latency but for 2:4 on a GPU.
 

@@ -13,7 +13,7 @@ from optkit.core.errors import StageError
 from optkit.core.instantiate import TARGET
 from optkit.core.macs import count_macs
 from optkit.core.stage import Context, Outcome
-from optkit.prune.cut.selection import FLOOR, TooSmallError
+from optkit.prune.cut.selection import TooSmallError
 from optkit.prune.stages.structured import StructuredPruning
 from optkit.prune.structured import prune_structured
 
@@ -44,9 +44,11 @@ class SmallerDense:
         whole = count_macs(fresh, example) // 2
         if target >= whole:
             raise StageError(f"the pruned variant has {target} MACs, the dense model {whole}: there is no smaller one")
-        options: dict[str, Any] = {"budget": "macs", "scope": "local", "criterion": "random", "seed": ctx.seed}
+        amount = 1 - target / whole
         try:
-            narrow = prune_structured(fresh, example, amount=1 - target / whole, floor=FLOOR, **options)
+            narrow = prune_structured(
+                fresh, example, amount=amount, budget="macs", scope="local", criterion="random", seed=ctx.seed
+            )
         except TooSmallError as error:
             raise StageError(f"a dense model of {target} MACs is too narrow: {error.message}") from error
         _keep_spread_(narrow.module, fresh)
@@ -65,4 +67,4 @@ def _keep_spread_(narrow: nn.Module, whole: nn.Module) -> None:
     with torch.no_grad():
         for name, weight in narrow.named_parameters():
             if weight.dim() > 1 and name in before and weight.shape[1] < before[name].shape[1]:
-                weight *= math.sqrt(before[name].shape[1] / weight.shape[1])
+                weight.mul_(math.sqrt(before[name].shape[1] / weight.shape[1]))

@@ -37,7 +37,7 @@ def size_of(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
     return {"params": params, "macs": count_macs(module, example) // len(example[0])}
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SteppedPruning:
     """What a pruning stage needs to prune at once, iteratively, or a little at a time.
 

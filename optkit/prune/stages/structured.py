@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -18,49 +18,36 @@ from optkit.engines import ENGINES
 from optkit.measure.validation import Validation
 from optkit.prune.cut.criteria import NEED_DATA
 from optkit.prune.cut.plan import CutPlan
-from optkit.prune.cut.selection import FLOOR, TooSmallError
+from optkit.prune.cut.selection import TooSmallError
 from optkit.prune.latency.table import machine_key
+from optkit.prune.options import SENSITIVITY, CutOptions
 from optkit.prune.sensitivity import Sensitivity, sensitivity
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
-from optkit.prune.structured import SENSITIVITY, Pruned, check_arguments, prune_structured
+from optkit.prune.structured import Pruned, prune_structured
 
 NOTHING = 1e-9
 
 
-@dataclass
-class StructuredPruning(SteppedPruning):
+@dataclass(frozen=True)
+class StructuredPruning(CutOptions, SteppedPruning):
     """Remove whole channels, with everything coupled to them, until the budget is met: at once, or in steps.
 
     What is cut follows from the seed and the data, except where the budget is latency: then it depends on the machine.
 
     Attributes:
-        amount: share of the budget to remove.
-        budget: what the amount is a share of: params, macs or latency.
-        criterion: how channels are ranked (``optkit.prune.CRITERIA``); those that need data see a sample of train.
-        scope: rank all layers together (global), each by itself (local), or cut where the loss on validation suffers
-            least for what is saved (sensitivity).
-        round_to: keep multiples of so many channels; None is 8 for latency and 1 otherwise.
-        floor: share of each layer's channels that always stays, in steps of those before the first.
-        protect: name patterns of layers whose channels stay.
+        amount, budget, criterion, scope, round_to, floor, protect, engine, threads: see `CutOptions`; the floor is a
+            share of the channels before the first step.
         batches: how many batches of 64 a data-driven criterion sees, drawn from train under the seed.
         sensitivity_examples: on how many validation examples the sensitivity is measured.
-        engine: where latency is measured, None for the reference (eager); for latency only, as are the next two.
-        threads: torch threads while it is measured, None for those of the run.
-        batch_size: at which it is measured, None for 1.
+        batch_size: at which latency is measured, None for 1; for latency only.
         steps, training, between: see `SteppedPruning`.
     """
 
     amount: float = 0.5
+    _: KW_ONLY
     budget: str = "macs"
-    criterion: str = "l2"
-    scope: str = "global"
-    round_to: int | None = None
-    floor: float = FLOOR
-    protect: list[str] = field(default_factory=list)
     batches: int = 16
     sensitivity_examples: int = 1000
-    engine: str | None = None
-    threads: int | None = None
     batch_size: int | None = None
 
     surgery: ClassVar[str] = "prune.structured/1"
@@ -70,9 +57,9 @@ class StructuredPruning(SteppedPruning):
     drops: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        timing = {"engine": self.engine, "threads": self.threads, "batch_size": self.batch_size}
-        check_arguments(self.amount, self.budget, self.criterion, self.scope, self.round_to, self.floor, **timing)
+        SteppedPruning.__post_init__(self)
+        CutOptions.__post_init__(self)
+        self.check_timing("batch_size")
         check_count("batches", self.batches)
         check_count("sensitivity_examples", self.sensitivity_examples)
 
@@ -116,16 +103,9 @@ class StructuredPruning(SteppedPruning):
         pruned = prune_structured(
             module,
             example,
-            amount=amount,
-            budget=self.budget,
-            scope=self.scope,
-            round_to=self.round_to,
-            floor=self.floor,
             floor_of=floor_of,
-            engine=self.engine,
-            threads=self.threads,
             sensitivity=table,
-            **self._ranking(ctx.task, ctx.seed),
+            **self.keywords() | {"amount": amount} | self._ranking(ctx.task, ctx.seed),
         )
         facts = pruned.plan.facts
         facts |= {name: facts[name] // len(example[0]) for name in ("macs_before", "macs_after")}
@@ -140,7 +120,7 @@ class StructuredPruning(SteppedPruning):
         """The arguments that decide which units of a group go first."""
         return {
             "criterion": self.criterion,
-            "protect": tuple(self.protect),
+            "protect": self.protect,
             "batches": islice(task.batches("train", 64, seed=derive_seed(seed, "examples")), self.batches),
             "loss_fn": lambda model, batch: task.loss(task.forward(model, batch), batch),
             "seed": seed,

@@ -88,10 +88,15 @@ class LabelSpace:
             self._pairs.append((a, b))
         return a
 
-    def freeze(self, labels: Axis, reason: str | None = None) -> None:
-        """Never cut these labels; the operator being walked is the reason unless another is given."""
+    def freeze(self, labels: Axis, reason: str | None = None) -> Axis:
+        """Never cut these labels; the operator being walked is the reason unless another is given.
+
+        Returns:
+            None, the labels of a dimension that stays whole.
+        """
         if labels is not None and labels.size:
             self.frozen.append((labels.ravel(), self.operator if reason is None else reason))
+        return None
 
     def avoid(self, labels: Axis) -> None:
         """Where a product leaves the choice, cut along another axis than this one."""
@@ -118,10 +123,10 @@ class LabelSpace:
 
     def merge(self, axes: Sequence[Axis], sizes: Sequence[int]) -> Axis:
         """The labels of the dimension that a view merges several dimensions into."""
-        held = [k for k, axis in enumerate(axes) if axis is not None]
+        held = {k: axis for k, axis in enumerate(axes) if axis is not None}
         if not held:
             return None
-        grid = axes[held[0]] if len(held) == 1 else self._outer([axes[k] for k in held])
+        grid = next(iter(held.values())) if len(held) == 1 else self._outer(list(held.values()))
         grid = grid.reshape([n if k in held else 1 for k, n in enumerate(sizes)])
         return np.ascontiguousarray(np.broadcast_to(grid, sizes)).ravel()
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from optkit.quantize.graph.annotate import CONVOLUTIONS, LINEAR, aten, tensor_at, weighted
+from optkit.quantize.graph.annotate import CONVOLUTIONS, LINEAR, aten, operand, tensor_at, weighted
 
 NORMS = {aten.batch_norm.default, aten.layer_norm.default}
 POOLS = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
@@ -133,11 +133,11 @@ def _sites(graph: GraphModule) -> list[Site]:
     shared = _shared_attributes(graph)
     found: dict[Node, list[Node]] = {}
     for node in weighted(graph):
-        found.setdefault(node.args[0], []).append(node)
+        found.setdefault(operand(node, 0), []).append(node)
     sites = []
     for source, readers in found.items():
         same_kind = len({reader.target in CONVOLUTIONS for reader in readers}) == 1
-        if same_kind and all(reader.args[1].target not in shared for reader in readers):
+        if same_kind and all(operand(reader, 1).target not in shared for reader in readers):
             site = Site(source, readers, None)
             if set(source.users) == set(readers):
                 site.sink = _sink(source, site.axis, shared)
@@ -152,8 +152,9 @@ def _shared_attributes(graph: GraphModule) -> set[str]:
     tensors = dict(graph.named_parameters(remove_duplicate=False))
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target in tensors:
-            names[node.target] = id(tensors[node.target])
-            read[names[node.target]] = read.get(names[node.target], 0) + len(node.users)
+            name = str(node.target)
+            names[name] = id(tensors[name])
+            read[names[name]] = read.get(names[name], 0) + len(node.users)
     return {name for name, tensor in names.items() if read[tensor] > 1}
 
 
@@ -167,7 +168,7 @@ def _sink(source: Node, axis: int, shared: set[str]) -> Node | None:
             if weight is None or any(x.op != "get_attr" or x.target in shared for x in own):
                 return None
             last = node.target in LINEAR or node.target is aten.layer_norm.default
-            if node.target is aten.layer_norm.default and len(node.args[1]) != 1:
+            if node.target is aten.layer_norm.default and len(_numbers(node, 1)) != 1:
                 return None
             return node if axis == (node.meta["val"].dim() - 1 if last else 1) else None
         above = _above(node, axis)
@@ -187,9 +188,9 @@ def _above(node: Node, axis: int) -> tuple[Node, int] | None:
     if node.target in POOLS:
         return (source, axis) if axis == after.dim() - 3 else None
     if node.target is aten.permute.default:
-        return source, node.args[1][axis] % before.dim()
+        return source, _numbers(node, 1)[axis] % before.dim()
     if node.target is aten.mean.dim:
-        gone = {d % before.dim() for d in node.args[1]}
+        gone = {d % before.dim() for d in _numbers(node, 1)}
         kept = list(range(before.dim())) if len(node.args) > 2 and node.args[2] else None
         places = kept or [d for d in range(before.dim()) if d not in gone]
         return (source, places[axis]) if places[axis] not in gone else None
@@ -231,7 +232,7 @@ def _measure(graph: GraphModule, sites: Sequence[Site], batches: Iterable[tuple[
 @torch.no_grad()
 def _balance(graph: GraphModule, site: Site, alpha: float) -> float:
     """Moves a site's scales, and says by how much at most, as the logarithm of a ratio."""
-    weights = [tensor_at(graph, reader.args[1].target) for reader in site.readers]
+    weights = [tensor_at(graph, str(operand(reader, 1).target)) for reader in site.readers]
     groups = [_groups(reader) for reader in site.readers]
     read = [_of_inputs(w, g).abs().amax((1, 3)).flatten() for w, g in zip(weights, groups, strict=True)]
     of_weights = torch.stack(read).amax(0)
@@ -248,7 +249,16 @@ def _balance(graph: GraphModule, site: Site, alpha: float) -> float:
 
 def _groups(reader: Node) -> int:
     """Of a convolution; the last argument of every kind of it."""
-    return int(reader.args[6]) if reader.target in CONVOLUTIONS and len(reader.args) > 6 else 1
+    groups = reader.args[6] if reader.target in CONVOLUTIONS and len(reader.args) > 6 else 1
+    assert isinstance(groups, int)
+    return groups
+
+
+def _numbers(node: Node, place: int) -> list[int]:
+    """A list of dimensions or sizes among a call's arguments."""
+    given = node.args[place]
+    assert isinstance(given, (list, tuple))
+    return [number for number in given if isinstance(number, int)]
 
 
 def _of_inputs(weight: Tensor, groups: int) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.functional import unfold
 
-from optkit.quantize.graph.annotate import LINEAR, aten, behind_observer, tensor_at
+from optkit.quantize.graph.annotate import LINEAR, aten, behind_observer, operand, tensor_at
 from optkit.quantize.graph.layers import Call, each_call
 from optkit.quantize.graph.observers import EPS
 
@@ -35,7 +36,7 @@ def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> 
     observers: dict[str, str] = {}
 
     def visit(call: Call) -> None:
-        weight = behind_observer(call.layer.node.args[1])
+        weight = behind_observer(operand(call.layer.node, 1))
         if weight.op == "get_attr" and (columns := _columns(call)) is not None:
             moments.add(str(weight.target), columns)
             observers[str(weight.target)] = call.layer.observers[1]
@@ -132,7 +133,8 @@ def _columns(call: Call) -> Tensor | None:
         return x.reshape(1, -1, x.shape[-1])
     if node.target not in (aten.conv1d.default, aten.conv2d.default):
         return None
-    _, stride, padding, dilation, groups = (*call.rest, *(None, 1, 0, 1, 1)[len(call.rest) :])
+    given: list[Any] = [*call.rest, *(None, 1, 0, 1, 1)[len(call.rest) :]]
+    _, stride, padding, dilation, groups = given
     kernel: tuple[int, ...] = tuple(call.operands[1].shape[2:])
     if node.target is aten.conv1d.default:
         x, kernel = x.unsqueeze(2), (1, *kernel)

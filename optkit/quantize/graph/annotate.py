@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,26 @@ def tensor_at(module: nn.Module, path: str) -> Tensor:
     return found
 
 
-def is_float(node: object) -> bool:
+def operand(call: Node, place: int) -> Node:
+    """What a call reads as its argument in this place, where that is no constant."""
+    found = call.args[place]
+    assert isinstance(found, Node)
+    return found
+
+
+def operands(call: Node) -> tuple[Node, Node]:
+    """Input and weight of a layer, or both factors of a product."""
+    return operand(call, 0), operand(call, 1)
+
+
+def concatenated(call: Node) -> list[Node]:
+    """The tensors that a concatenation puts together."""
+    given = call.args[0]
+    assert isinstance(given, (list, tuple))
+    return [node for node in given if isinstance(node, Node)]
+
+
+def is_float(node: object) -> TypeGuard[Node]:
     """Whether a node gives an fp32 tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return isinstance(value, Tensor) and value.dtype == torch.float32
@@ -68,7 +87,7 @@ def weighted(graph: GraphModule) -> list[Node]:
     return [
         n
         for n in calls(graph, CONVOLUTIONS | LINEAR)
-        if n.args[1].op == "get_attr" and is_float(n.args[0]) and n.args[0] not in constant and IN_FLOAT not in n.meta
+        if operand(n, 1).op == "get_attr" and is_float(x := n.args[0]) and x not in constant and IN_FLOAT not in n.meta
     ]
 
 
@@ -82,7 +101,7 @@ def constants(graph: GraphModule) -> set[Node]:
     return found
 
 
-def comes_from(node: object, targets: set[object]) -> bool:
+def comes_from(node: object, targets: Collection[object]) -> bool:
     """Whether a tensor is what one of these operators gave, but for its layout."""
     while isinstance(node, Node) and node.target in LAYOUT:
         node = node.args[0]
@@ -108,9 +127,9 @@ def moved_up(edges: Iterable[Edge], *, over_concatenations: bool) -> list[Edge]:
             if not all(edge in found and edge[1].target not in LINEAR for edge in below):
                 continue
             if source.target in LAYOUT and is_float(source.args[0]):
-                above = [(source.args[0], source)]
+                above = [(operand(source, 0), source)]
             elif over_concatenations and source.target in CONCATENATIONS and _of_activations(source):
-                above = [(n, source) for n in source.args[0]]
+                above = [(n, source) for n in concatenated(source)]
             else:
                 continue
             for edge in below:
@@ -122,7 +141,7 @@ def moved_up(edges: Iterable[Edge], *, over_concatenations: bool) -> list[Edge]:
 
 
 def _of_activations(concatenation: Node) -> bool:
-    return all(is_float(n) and n.op != "get_attr" for n in concatenation.args[0])
+    return all(is_float(n) and n.op != "get_attr" for n in concatenated(concatenation))
 
 
 def products(graph: GraphModule) -> list[Node]:
@@ -135,14 +154,14 @@ def products(graph: GraphModule) -> list[Node]:
     ]
 
 
-def behind_observer(node: Any) -> Node:
+def behind_observer(node: Node) -> Node:
     """What an observer sees; the node itself where none stands before it."""
-    return node.args[0] if node.op == "call_module" else node
+    return operand(node, 0) if node.op == "call_module" else node
 
 
 def layer_path(node: Node) -> str:
     """Where in the model a convolution, linear or product is: ``layer1.0.conv1``, ``encoder.0.attention.matmul``."""
-    weight = behind_observer(node.args[1])
+    weight = behind_observer(operand(node, 1))
     if weight.op == "get_attr":
         return str(weight.target).removesuffix(".weight")
     stack = list(node.meta.get("nn_module_stack", {}).values())
@@ -196,7 +215,7 @@ class EdgeQuantizer(Quantizer):
             first.setdefault(source, (source, user))
             inputs.setdefault(user, {})[source] = spec
         for node in weighted(model):
-            inputs.setdefault(node, {})[node.args[1]] = self.scheme.weight()
+            inputs.setdefault(node, {})[operand(node, 1)] = self.scheme.weight()
         for node, specs in inputs.items():
             node.meta["quantization_annotation"] = annotation(specs)
         return model
@@ -211,7 +230,7 @@ class EdgeQuantizer(Quantizer):
 def _group(source: Node, user: Node, first: dict[Node, Edge]) -> Node:
     """With which tensor an edge shares its scale: its own, or that of another input of one concatenation."""
     if user.target in CONCATENATIONS and source not in first:
-        return next((n for n in user.args[0] if n in first), source)
+        return next((n for n in concatenated(user) if n in first), source)
     return source
 
 

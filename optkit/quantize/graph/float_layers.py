@@ -6,7 +6,17 @@ from collections.abc import Iterable
 
 from torch.fx import GraphModule, Node
 
-from optkit.quantize.graph.annotate import CONVOLUTIONS, LINEAR, PRODUCTS, aten, calls, constants, is_float, tensor_at
+from optkit.quantize.graph.annotate import (
+    CONVOLUTIONS,
+    LINEAR,
+    PRODUCTS,
+    aten,
+    calls,
+    constants,
+    is_float,
+    operand,
+    tensor_at,
+)
 from optkit.quantize.graph.norms import TRANSPOSED
 
 RECURRENT = {aten.gru.input, aten.lstm.input, aten.rnn_relu.input, aten.rnn_tanh.input}
@@ -37,7 +47,8 @@ def left_in_float(graph: GraphModule, protected: Iterable[str] = ()) -> dict[str
         stack = list(node.meta.get("nn_module_stack", {}).values())
         found[stack[-1][0] if stack and stack[-1][0] else node.name] = "a recurrent layer"
     for node in calls(graph, CONVOLUTIONS | LINEAR | TRANSPOSED | MATRICES):
-        x, weight = node.args[1:3] if node.target in ADDED else node.args[:2]
+        first = 1 if node.target in ADDED else 0
+        x, weight = operand(node, first), operand(node, first + 1)
         if "dequantize" in str(weight.target) or x in constant or (node.target in MATRICES and weight not in constant):
             continue  # in int8, computed when an engine compiles, or a product of two activations
         path = str(weight.target).removesuffix(".weight") if weight.op == "get_attr" else node.name
@@ -55,5 +66,7 @@ def _reason(layer: Node, weight: Node, constant: set[Node]) -> str:
     if weight.op != "get_attr":
         return "its weight is computed by the graph, which also writes to it"
     if not is_float(weight):
-        return f"its weight is {tensor_at(weight.graph.owning_module, str(weight.target)).dtype}"
+        graph = weight.graph.owning_module
+        assert graph is not None
+        return f"its weight is {tensor_at(graph, str(weight.target)).dtype}"
     return "the engine has no int8 kernel for it"

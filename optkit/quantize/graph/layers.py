@@ -19,7 +19,10 @@ from optkit.quantize.graph.annotate import (
     LINEAR,
     PRODUCTS,
     calls,
+    concatenated,
     layer_path,
+    operand,
+    operands,
     tensor_at,
 )
 from optkit.quantize.graph.observers import ActivationObserver, WeightObserver
@@ -84,7 +87,7 @@ class Call:
 
     def in_int8(self) -> Tensor:
         """The output of the rounded operands."""
-        return self.layer.node.target(*self.rounded, *self.rest)  # type: ignore[operator, no-any-return]
+        return self.layer.node.target(*self.rounded, *self.rest)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def int8_layers(graph: GraphModule) -> list[Layer]:
     """The layers of a graph with observers both of whose operands are observed."""
     found = []
     for node in calls(graph, CONVOLUTIONS | LINEAR | PRODUCTS):
-        first, second = (_observer_above(graph, operand) for operand in node.args[:2])
+        first, second = (_observer_above(graph, read) for read in node.args[:2])
         if first and second:
             found.append(Layer(layer_path(node), node, (first, second)))
     return found
@@ -148,9 +151,9 @@ def simulated(graph: GraphModule, in_float: Iterable[str] = (), original: GraphM
     graph, in_float = copy.deepcopy(graph), set(in_float)
     for layer in int8_layers(graph):
         if layer.path in in_float:
-            for operand in layer.node.args[:2]:
-                if operand.op == "call_module":
-                    layer.node.replace_input_with(operand, operand.args[0])
+            for read in operands(layer.node):
+                if read.op == "call_module":
+                    layer.node.replace_input_with(read, operand(read, 0))
             if original is not None:
                 _restore(graph, layer.node, original)
     for name, module in list(graph.named_modules(remove_duplicate=False)):
@@ -177,7 +180,7 @@ class _Calls(Interpreter):
         output = super().run_node(n)
         if (layer := self.layers.get(n)) is not None:
             (x, y, *rest), _ = self.fetch_args_kwargs_from_env(n)
-            first, second = (self.rounded[name](operand) for name, operand in zip(layer.observers, (x, y), strict=True))
+            first, second = (self.rounded[name](value) for name, value in zip(layer.observers, (x, y), strict=True))
             self.visit(Call(layer, (x, y), (first, second), tuple(rest), output))
         return output
 
@@ -194,9 +197,10 @@ def _observes(module: nn.Module) -> bool:
     return isinstance(module, (ActivationObserver, WeightObserver))
 
 
-def _observer_above(graph: GraphModule, node: Any) -> str | None:
+def _observer_above(graph: GraphModule, node: object) -> str | None:
     """What observes an operand, above operators that only move values."""
     while isinstance(node, Node) and node.target in LAYOUT | CONCATENATIONS:
-        node = node.args[0][0] if node.target in CONCATENATIONS else node.args[0]
-    seen = isinstance(node, Node) and node.op == "call_module" and _observes(graph.get_submodule(str(node.target)))
-    return str(node.target) if seen else None
+        node = concatenated(node)[0] if node.target in CONCATENATIONS else node.args[0]
+    if isinstance(node, Node) and node.op == "call_module" and _observes(graph.get_submodule(str(node.target))):
+        return str(node.target)
+    return None

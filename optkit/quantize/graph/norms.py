@@ -79,7 +79,7 @@ def factor_and_shift(
 @torch.no_grad()
 def _fold(graph: GraphModule, norm: Node) -> None:
     layer, *state = norm.args[:5]
-    gamma, beta, mean, variance = (None if x is None else tensor_at(graph, x.target) for x in state)  # type: ignore[union-attr]
+    gamma, beta, mean, variance = (tensor_at(graph, str(x.target)) if isinstance(x, Node) else None for x in state)
     assert isinstance(layer, Node)
     assert mean is not None
     assert variance is not None

@@ -216,8 +216,11 @@ class ActivationObserver(ObserverBase):
         return self.grid.affine(low, high)
 
 
-class WeightObserver(PerChannelMinMaxObserver):  # type: ignore[misc]
+class WeightObserver(PerChannelMinMaxObserver):
     """The largest magnitude of each output channel, and its symmetric scale: as small as the channel's weights."""
+
+    min_val: Tensor
+    max_val: Tensor
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         reach = torch.maximum(-self.min_val, self.max_val).clamp(min=0)

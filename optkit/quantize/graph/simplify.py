@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from optkit.quantize.graph.annotate import CONVOLUTIONS, LINEAR, aten, calls, is
 from optkit.quantize.graph.norms import BATCH_NORM, TRANSPOSED, set_parameter
 
 # with ``"same"`` or ``"valid"`` for the padding, and the same with numbers
-BY_NAME = {
+BY_NAME: dict[object, Callable[..., Any]] = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
     aten.conv3d.padding: aten.conv3d.default,
@@ -38,7 +38,8 @@ def write_padding_as_numbers(graph: GraphModule) -> None:
     """
     for node in calls(graph, BY_NAME):
         defaults = (None, None, None, 1, "valid", 1, 1)
-        x, weight, bias, stride, padding, dilation, groups = (*node.args, *defaults[len(node.args) :])
+        given: list[Any] = [*node.args, *defaults[len(node.args) :]]
+        x, weight, bias, stride, padding, dilation, groups = given
         sizes = weight.meta["val"].shape[2:]
         strides, each = _for_each(stride, len(sizes)), _for_each(dilation, len(sizes))
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(each, sizes, strict=True)]

@@ -147,7 +147,7 @@ class LearnedScale(nn.Module):
         self.ratio = nn.Parameter(torch.ones_like(first))
 
     def forward(self) -> Tensor:
-        return _Scaled.apply(self.ratio.abs().clamp(min=1e-3), self.first)  # type: ignore[no-any-return]
+        return _Scaled.apply(self.ratio.abs().clamp(min=1e-3), self.first)
 
 
 class _Scaled(torch.autograd.Function):

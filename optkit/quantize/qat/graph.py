@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from optkit.core.checks import check_choice
 from optkit.core.compat.torch_graphs import GUARDS
 from optkit.core.compat.torch_modules import BatchNorm
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError
-from optkit.quantize.graph.annotate import behind_observer, calls, keep_in_float, tensor_at
+from optkit.quantize.graph.annotate import behind_observer, calls, keep_in_float, operand, tensor_at
 from optkit.quantize.graph.norms import factor_and_shift, folded, set_parameter
 from optkit.quantize.graph.observers import ActivationObserver, WeightObserver
+from optkit.quantize.options import Int8Options
 from optkit.quantize.qat.fake_quant import LearnedRange, LearnedScales, MaxScales, MovingRange
-from optkit.quantize.static import OBSERVERS, Calibrated, Quantized, calibrate_graph, export_graph, observers
+from optkit.quantize.static import Calibrated, Quantized, calibrate_graph, export_graph, observers
 
 aten = torch.ops.aten
 CHECKED_METADATA = private_aten("_assert_tensor_metadata.default")
@@ -94,23 +94,23 @@ def prepare_qat(
     inside ``scaled_dot_product_attention`` is off, and so is all of it where a target spells attention out.
 
     Args:
-        model, example_inputs, batches, target, observer, reduce_range, protect: as for `quantize_static`; calibration
-            is where the ranges begin.
+        model, example_inputs, batches: as for `quantize_static`; the ranges begin as calibration finds them.
+        target, observer, reduce_range, protect: see `Int8Options`.
         learned_scales: train the scales, of weights and activations, by gradients (LSQ; Esser et al., 2020).
 
     Raises:
-        UserError: no such target or observer; a pattern that matches no layer.
+        UserError: an option out of its range; a pattern that matches no layer.
         StageError: no operator could be quantized.
     """
-    check_choice("observer", observer, OBSERVERS)
+    options = Int8Options(target=target, observer=observer, reduce_range=reduce_range, protect=tuple(protect))
     graph = export_graph(model, example_inputs, target)
-    kept = keep_in_float(graph, protect)
+    kept = keep_in_float(graph, options.protect)
     raw = {
         name: nn.Parameter(x, False) for name, x in graph.named_buffers(remove_duplicate=False) if x.is_floating_point()
     }
     raw |= dict(graph.named_parameters(remove_duplicate=False))
     norms, modules = _norms(graph)
-    calibrated = calibrate_graph(graph, batches, target=target, reduce_range=reduce_range, schemes=(observer,))
+    calibrated = calibrate_graph(graph, batches, options, schemes=(observer,))
     calibrated = replace(calibrated, protect=kept)
     if not any(observers(calibrated.graph)):
         raise StageError("no operator of this model could be quantized")
@@ -167,15 +167,17 @@ def _norms(graph: GraphModule) -> tuple[dict[str, Norm], dict[str, LiveNorm]]:
     modules: dict[str, LiveNorm] = {}
     of_statistics: dict[str, str] = {}
     for node in calls(graph, {aten.batch_norm.default}):
-        source, *state, _, momentum, eps = node.args[:8]
-        if state[2] is None:
+        source, (momentum, eps) = operand(node, 0), node.args[6:8]
+        paths = tuple(str(x.target) if isinstance(x, Node) else None for x in node.args[1:5])
+        if (mean := paths[2]) is None:
             continue
-        paths = tuple(None if x is None else x.target for x in state)
-        name = of_statistics.setdefault(paths[2], f"live_{node.name}")
+        assert isinstance(momentum, (int, float))
+        assert isinstance(eps, (int, float))
+        name = of_statistics.setdefault(mean, f"live_{node.name}")
         bias = source.args[2] if len(source.args) > 2 else None
-        norms[node.name] = Norm(source.name, bias.target if isinstance(bias, Node) else None, name, paths)
+        norms[node.name] = Norm(source.name, str(bias.target) if isinstance(bias, Node) else None, name, paths)
         if name not in modules:
-            modules[name] = LiveNorm(len(tensor_at(graph, paths[2])), eps, momentum, affine=paths[0] is not None)
+            modules[name] = LiveNorm(len(tensor_at(graph, mean)), eps, momentum, affine=paths[0] is not None)
             for mine, path in zip(_state(modules[name]), paths, strict=True):
                 if path is not None:
                     mine.data.copy_(tensor_at(graph, path))
@@ -200,7 +202,7 @@ def _revive(
             continue
         source = nodes[norm.source]
         x, weight, _, *rest = source.args
-        for path in filter(None, (behind_observer(weight).target, norm.bias)):
+        for path in filter(None, (str(behind_observer(operand(source, 1)).target), norm.bias)):
             set_parameter(observed, path, raw[path])
         with graph.inserting_before(source):
             source.args = (x, weight, norm.bias and graph.get_attr(norm.bias), *rest)
@@ -208,7 +210,9 @@ def _revive(
             call = graph.call_module(norm.module, (source,))
         source.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
     for node in calls(observed, {aten.dropout.default}):
-        observed.add_module(f"live_{node.name}", nn.Dropout(node.args[1]))
+        share = node.args[1]
+        assert isinstance(share, (int, float))
+        observed.add_module(f"live_{node.name}", nn.Dropout(share))
         _call_instead(node, f"live_{node.name}")
 
 
@@ -228,7 +232,7 @@ def _fake_quantize(observed: GraphModule, learned: bool) -> None:
         if isinstance(module, ActivationObserver) and module not in made:
             made[module] = LearnedRange(module) if learned else MovingRange(module)
         elif name in weights and module not in made:
-            highest = int(module.quant_max)  # type: ignore[arg-type]
+            highest = int(module.quant_max)
             made[module] = LearnedScales(tensor_at(observed, weights[name]), highest) if learned else MaxScales(highest)
         if module in made:
             observed.set_submodule(name, made[module])
@@ -256,15 +260,16 @@ def _fold(graph: GraphModule, trained: GraphModule, norms: dict[str, Norm], scal
                     tensor_at(graph, path).copy_(value)
             continue
         source = nodes[norm.source]
-        weight, bias = behind_observer(source.args[1]).target, source.args[2].target
+        read = operand(source, 1)
+        weight, bias = str(behind_observer(read).target), str(operand(source, 2).target)
         gamma, beta, mean, variance = _state(live)
         own = None if norm.bias is None else tensor_at(trained, norm.bias)
         factor, shift = factor_and_shift(mean, variance, live.eps, gamma, beta)
         found = folded(source, tensor_at(graph, weight), own, factor, shift)
         for path, value in zip((weight, bias), found, strict=True):
             set_parameter(graph, path, value)
-        if source.args[1].op == "call_module":
-            scales[source.args[1].target] = scales[source.args[1].target] * factor.abs().float()
+        if read.op == "call_module":
+            scales[str(read.target)] = scales[str(read.target)] * factor.abs().float()
 
 
 def _reach(observer: nn.Module, scale: Tensor) -> None:
@@ -277,11 +282,11 @@ def _reach(observer: nn.Module, scale: Tensor) -> None:
 def _observed_weights(graph: GraphModule) -> dict[str, str]:
     """Which weight each observer of weights sees."""
     return {
-        node.target: node.args[0].target
+        str(node.target): str(operand(node, 0).target)
         for node in graph.graph.nodes
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), WeightObserver)
+        if node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), WeightObserver)
     }
 
 
 def _attributes(graph: GraphModule) -> list[str]:
-    return [node.target for node in graph.graph.nodes if node.op == "get_attr"]
+    return [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]

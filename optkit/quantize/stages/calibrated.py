@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from optkit.core.checks import check_choice, check_count, check_pattern, check_share
+from optkit.core.checks import check_count, check_pattern, check_share
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
 from optkit.core.seeds import derive_seed
@@ -17,9 +17,9 @@ from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.engines import ENGINES
 from optkit.quantize.graph.targets.registry import TARGET_KEYS, code_of_target, find_target, made_by, saved_target
+from optkit.quantize.options import Int8Options
 from optkit.quantize.stages.proof import prove_int8
 from optkit.quantize.static import (
-    OBSERVERS,
     REVISION,
     Quantized,
     definite_range,
@@ -59,30 +59,21 @@ class Calibration:
         return min(self.batches * self.batch_size, self.task.size("train"))
 
 
-@dataclass
-class CalibratedInt8:
+@dataclass(frozen=True, kw_only=True)
+class CalibratedInt8(Int8Options):
     """What post-training and quantization-aware int8 have in common: a target, a calibration, a proof.
 
     Attributes:
-        target: the engine whose kernels the graph is annotated for: ``inductor``, ``onnxruntime``, ``openvino``, or an
-            int8 target of another package.
-        observer: how an activation's range is chosen: ``minmax``, ``moving_average``, ``histogram`` (least squared
-            error), ``percentile`` or ``entropy``.
+        target, observer, reduce_range, protect: see `Int8Options`.
         batches: calibration batches.
         batch_size: examples in each.
-        reduce_range: 7 bits for weights; null: where this processor's int8 kernels would overflow with 8.
         min_int8_share: the share of MACs that must run in the engine's int8 kernels, or the stage fails and names the
             layers that do not; null: no share is asked for, and nothing is compiled for it.
-        protect: patterns of layer paths that stay in float; products of attention are ``PATH.matmul``.
     """
 
-    target: str = "inductor"
-    observer: str = "histogram"
     batches: int = 32
     batch_size: int = 32
-    reduce_range: bool | None = None
     min_int8_share: float | None = None
-    protect: Sequence[str] = field(default_factory=list)
 
     surgery: ClassVar[str] = "quantize.calibrated/1"
     technique: ClassVar[str] = "quantize"
@@ -94,11 +85,9 @@ class CalibratedInt8:
         return made_for(self.target)
 
     def __post_init__(self) -> None:
-        find_target(self.target)
-        check_choice("observer", self.observer, OBSERVERS)
+        super().__post_init__()
         check_count("batches", self.batches)
         check_count("batch_size", self.batch_size)
-        check_choice("reduce_range", self.reduce_range, (None, True, False))
         if self.min_int8_share is not None and self.min_int8_share != 1:
             check_share("min_int8_share", self.min_int8_share)
 

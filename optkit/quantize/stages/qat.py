@@ -60,13 +60,13 @@ class Freezing(Callback):
                 module.freeze()  # type: ignore[operator]
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class QuantizationAwareTraining(CalibratedInt8):
     """Train with weights and activations rounded to int8 (Jacob et al., 2018), then convert; on any objective.
 
     Attributes:
-        target, observer, batches, batch_size, reduce_range, min_int8_share, protect: see `CalibratedInt8`; the ranges
-            begin as calibration finds them.
+        target, observer, reduce_range, protect: see `Int8Options`.
+        batches, batch_size, min_int8_share: see `CalibratedInt8`; the ranges begin as calibration finds them.
         learned_scales: train the scales by gradients (LSQ; Esser et al., 2020); else they follow the largest values.
         freeze_norms: share of the training after which batch norms keep their statistics; null: never.
         freeze_observers: share of the training after which ranges that follow the batches stay; null: never.
@@ -100,11 +100,8 @@ class QuantizationAwareTraining(CalibratedInt8):
             module.eval(),
             ctx.task.example(2),
             self.calibration(ctx),
-            target=self.target,
-            observer=self.observer,
-            reduce_range=self.reduce_range,
             learned_scales=self.learned_scales,
-            protect=self.protect,
+            **self.keywords(),
         )
         move_to_device(prepared.module, ctx.device)
         freezing = Freezing(self.freeze_norms, self.freeze_observers)

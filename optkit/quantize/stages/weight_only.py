@@ -13,10 +13,8 @@ from optkit.core.errors import UserError
 from optkit.core.macs import macs_by_operator
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
+from optkit.quantize.options import ROUNDINGS
 from optkit.quantize.stages.calibrated import Calibration
-from optkit.quantize.static import (
-    ROUNDINGS,
-)
 from optkit.quantize.weight_only import (
     BITS,
     GROUP_SIZES,

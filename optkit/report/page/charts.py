@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import altair
 
+    Layers = altair.LayerChart | altair.FacetChart
+
     from optkit.prune import Sensitivity
 
 TALL = 22  # rows, from which a chart scrolls and has its axis on top
@@ -26,7 +28,7 @@ NAMED = 12  # up to so many points have their names written beside them
 Values = list[dict[str, Any]]
 
 
-def scatter(values: Values, x: str, x_title: str, group: str) -> altair.LayerChart:
+def scatter(values: Values, x: str, x_title: str, group: str) -> Layers:
     """Accuracy (%) against a cost on a logarithmic axis, with intervals and the Pareto front.
 
     Args:
@@ -83,7 +85,7 @@ _TOOLTIP = {
 }  # fmt: skip
 
 
-def waterfall(values: Values, title: str, low: float, high: float, *, percent: bool = False) -> altair.LayerChart:
+def waterfall(values: Values, title: str, low: float, high: float, *, percent: bool = False) -> Layers:
     """Bars from where each step's parent stood to where the step brought it; whole bars at both ends.
 
     Args:
@@ -97,8 +99,8 @@ def waterfall(values: Values, title: str, low: float, high: float, *, percent: b
 
     names = [v["name"] for v in values]
     scale = alt.Scale(domain=[low, high], nice=False, zero=False)
-    side = "top" if len(values) > TALL else "bottom"
-    axis = alt.Axis(labelExpr=UP_TO_100 if percent else "datum.label", tickCount=5, orient=side)
+    label, tall = UP_TO_100 if percent else "datum.label", len(values) > TALL
+    axis = alt.Axis(labelExpr=label, tickCount=5, orient="top" if tall else "bottom")
     at = alt.X("from:Q", title=title, scale=scale, axis=axis)
     row = alt.Y(
         "name:N", title=None, sort=names, axis=alt.Axis(labelLimit=130, ticks=False, domain=False, labelPadding=8)
@@ -122,7 +124,7 @@ def waterfall(values: Values, title: str, low: float, high: float, *, percent: b
     return alt.layer(bars, spans, ends, labels.encode(x=end, y=row, text="label:N")).properties(width="container")
 
 
-def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> altair.LayerChart:
+def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> Layers:
     """Speedups as shades around 1: a row for each variant, a column for each engine and batch size.
 
     Args:
@@ -174,7 +176,7 @@ def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> alt
     return alt.layer(cells, text).properties(width="container")
 
 
-def sensitivity(table: Sensitivity) -> altair.LayerChart:
+def sensitivity(table: Sensitivity) -> Layers:
     """The metric against the share of each group of units that is removed, darker where it does more harm."""
     import altair as alt
 
@@ -212,7 +214,7 @@ def sensitivity(table: Sensitivity) -> altair.LayerChart:
     return alt.layer(bars, figures).properties(width="container")
 
 
-def curves(values: Values, x_title: str, limit: float | None = None) -> altair.LayerChart:
+def curves(values: Values, x_title: str, limit: float | None = None) -> Layers:
     """Throughput against latency, both on logarithmic axes: a line for each variant and engine through its batch sizes.
 
     Args:
@@ -274,7 +276,7 @@ def _points(base: Any, values: Values, at: dict[str, Any]) -> list[Any]:
     return [filled.transform_filter("!datum.caveat").encode(**at), hollow.encode(**at)]
 
 
-def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
+def bars(values: Values, title: str, *, log: bool = False) -> Layers:
     """Horizontal bars with a label at their end, coloured by technique.
 
     Args:
@@ -288,12 +290,12 @@ def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
     values = [v | {"end": v["value"] if log else max(0, v["value"], v.get("high", 0))} for v in values]
     techniques = list(dict.fromkeys(v["technique"] for v in values))
     base = alt.Chart(alt.Data(values=values), height=ROW * len(values))
-    most = max([v.get("high", v["value"]) for v in values] or [1.0])
+    most = max([_end(v, "high") for v in values] or [1.0])
+    least = min([_end(v, "low") for v in values] or [1.0])
     if log:
-        least = min([v.get("low", v["value"]) for v in values] or [1.0])
         scale = alt.Scale(type="log", domain=[least / 1.6, most * 3], nice=False)
     else:
-        scale = alt.Scale(domain=[min(0, min(v.get("low", v["value"]) for v in values)), most * 1.22 or 1], nice=False)
+        scale = alt.Scale(domain=[min(0, least), most * 1.22 or 1], nice=False)
     x = alt.X(
         "value:Q",
         title=title,
@@ -313,6 +315,11 @@ def bars(values: Values, title: str, *, log: bool = False) -> altair.LayerChart:
         layers.append(base.mark_rule(strokeWidth=1.5, color=INK).encode(x="low:Q", x2="high:Q", y=y))
     text = base.mark_text(align="left", dx=8, dy=-9 if log else 0, fontSize=11.5, color=INK)
     return alt.layer(*layers, text.encode(x="end:Q", y=y, text="label:N")).properties(width="container")
+
+
+def _end(value: dict[str, Any], key: str) -> float:
+    """An end of a bar's interval; of a bar without one its value."""
+    return float(value[key]) if key in value else float(value["value"])
 
 
 def _colors(alt: Any, group: str, names: Sequence[str]) -> Any:

@@ -99,4 +99,5 @@ def _step(
     is_start = parent["step"] == 0 and parent["engine"] == parent["reference"]
     ratio = relative_speedup(row, parent) if is_trusted(row) and (is_start or is_trusted(parent)) else None
     before = parent["latency_p50_ms"], parent["accuracy"]
-    return Change(name, technique, row, *before, ratio and ratio.value, ratio and ratio.ci, delta, delta_ci)
+    value, ci = (ratio.value, ratio.ci) if ratio else (None, None)
+    return Change(name, technique, row, *before, value, ci, delta, delta_ci)

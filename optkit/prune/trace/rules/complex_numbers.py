@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optkit.prune.trace.rules.pointwise import broadcast, zero_at
@@ -63,7 +63,7 @@ def polar(trace: Trace, out: Any, length: Value, angle: Value) -> Value:
     return value
 
 
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft"), fft),
     **dict.fromkeys(("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"), fft2),
     **dict.fromkeys(("fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn"), fftn),

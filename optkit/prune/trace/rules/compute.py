@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -116,7 +116,7 @@ def bilinear(trace: Trace, out: Any, a: Value, b: Value, weight: Value, bias: Va
 
 def einsum(trace: Trace, out: Any, equation: str, values: Sequence[Value], **_: Any) -> Any:
     """Two operands without ellipsis or repeated letters; others are frozen."""
-    terms, _, result = equation.replace(" ", "").partition("->")
+    terms, _arrow, result = equation.replace(" ", "").partition("->")
     parts = terms.split(",")
     if len(parts) != 2 or "." in equation or not result or any(len(set(p)) < len(p) for p in parts):
         return freeze_all(trace, out, values)
@@ -329,7 +329,7 @@ def embedding(trace: Trace, out: Any, weight: Value, indices: Any, *_: Any) -> V
     trace.space.freeze(weight.axes[0])
     rank = len(out.sizes) - 1
     _attributes(trace, embedding_dim=weight.axes[1])
-    return Value(out.sizes, [None] * rank + [weight.axes[1]], [True] * rank + [weight.zero[1]])
+    return Value(out.sizes, [*[None] * rank, weight.axes[1]], [*[True] * rank, weight.zero[1]])
 
 
 def prelu(trace: Trace, out: Any, x: Value, weight: Value) -> Value:
@@ -354,7 +354,7 @@ max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d a
 adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d
 upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d upsample_linear1d _upsample_bilinear2d_aa
 """
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), conv_transpose),
     **dict.fromkeys(("matmul", "bmm", "mm"), matmul),

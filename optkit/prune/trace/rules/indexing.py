@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ def _parts(trace: Trace, x: Value, sizes: Sequence[int], dim: int) -> list[Value
             None if axis is None else axis[s : s + n] for s, n in zip(np.cumsum([0, *sizes]), sizes, strict=False)
         ]
     for size, labels in zip(sizes, shared, strict=True):
-        axes = list(x.axes)
-        axes[dim] = labels if size > 1 else trace.space.freeze(labels)
+        axes, axis = list(x.axes), labels if size > 1 else trace.space.freeze(labels)
+        axes[dim] = axis
         shape = list(x.shape)
         shape[dim] = size
         results.append(Value(tuple(shape), axes, list(x.zero)))
-        if axes[dim] is not None:
-            trace.sizes.append((trace.space.where, size, axes[dim]))
+        if axis is not None:
+            trace.sizes.append((trace.space.where, size, axis))
     return results
 
 
@@ -67,9 +67,10 @@ def slice_(
         trace.space.freeze(phase, "")
         axes[dim] = rest
     else:
-        axes[dim] = axis[begin : begin + taken * step : step] if taken > 1 else trace.space.freeze(axis)
-        if axes[dim] is not None:
-            trace.sizes.append((trace.space.where, taken, axes[dim]))
+        kept = axis[begin : begin + taken * step : step] if taken > 1 else trace.space.freeze(axis)
+        axes[dim] = kept
+        if kept is not None:
+            trace.sizes.append((trace.space.where, taken, kept))
             trace.sizes.append((trace.space.where, begin, axis[:begin]))
             trace.sizes.append((trace.space.where, begin + taken, axis[: begin + taken]))
     return Value(out.sizes, axes, list(x.zero))
@@ -82,15 +83,16 @@ def pad(trace: Trace, out: Any, x: Value, amounts: Sequence[int], *mode: Any) ->
     kind = next((m for m in mode if isinstance(m, str)), "constant")
     for k, (low, high) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
         d = rank - 1 - k
-        if axes[d] is None or not (low or high):
+        axis = axes[d]
+        if axis is None or not (low or high):
             continue
         if kind != "constant" or low < 0 or high < 0 or fill:
-            axes[d] = trace.space.freeze(axes[d])
+            axes[d] = trace.space.freeze(axis)
             continue
         before, after = trace.space.fresh(low), trace.space.fresh(high)
         if low == high:
             trace.space.tie(before, after)
-        axes[d] = np.concatenate([before, axes[d], after])
+        axes[d] = np.concatenate([before, axis, after])
         trace.pads.append((trace.space.where, np.concatenate([before, after])))
         trace.sizes += [(trace.space.where, low, before), (trace.space.where, high, after)]
     return Value(out.sizes, axes, zero)
@@ -111,7 +113,8 @@ def flip(trace: Trace, out: Any, x: Value, dims: Sequence[int]) -> Value:
     """Labels are reversed with the elements."""
     axes = list(x.axes)
     for d in dims:
-        axes[d] = None if axes[d] is None else axes[d][::-1].copy()
+        axis = axes[d]
+        axes[d] = None if axis is None else axis[::-1].copy()
     return Value(out.sizes, axes, list(x.zero))
 
 
@@ -151,7 +154,7 @@ def unfold(trace: Trace, out: Any, x: Value, dim: int, size: int, step: int) -> 
     return Value(out.sizes, [*axes, None], [*x.zero, True])
 
 
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split"), split),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
     "unbind": unbind,

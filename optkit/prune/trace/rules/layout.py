@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,8 @@ def transpose(trace: Trace, out: Any, x: Value, a: int = 0, b: int = 1) -> Value
 
 def movedim(trace: Trace, out: Any, x: Value, source: int | Sequence[int], target: int | Sequence[int]) -> Value:
     """Dimensions in another order, as ``torch.movedim`` puts them."""
-    marks = torch.movedim(torch.empty([k + 2 for k in range(len(x.shape))], device="meta"), source, target)
+    taken, put = ([d] if isinstance(d, int) else list(d) for d in (source, target))
+    marks = torch.movedim(torch.empty([k + 2 for k in range(len(x.shape))], device="meta"), taken, put)
     return permute(trace, out, x, [n - 2 for n in marks.shape])
 
 
@@ -116,7 +117,7 @@ def squeeze(trace: Trace, out: Any, x: Value, dim: int | Sequence[int] | None = 
     rank = len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % rank for d in dims if x.shape[d] == 1}
-    return Value(out.sizes, *(list(z) for z in drop(x, gone)))
+    return Value(out.sizes, *drop(x, gone))
 
 
 def drop(x: Value, gone: set[int]) -> tuple[list[Axis], list[bool]]:
@@ -127,7 +128,7 @@ def drop(x: Value, gone: set[int]) -> tuple[list[Axis], list[bool]]:
 def expand(trace: Trace, out: Any, x: Value, *_: Any, implicit: bool = False) -> Value:
     """New and stretched dimensions cannot be cut; the others are as before."""
     extra = len(out.sizes) - len(x.shape)
-    return written(trace, Value(out.sizes, [None] * extra + x.axes, [True] * extra + x.zero))
+    return written(trace, Value(out.sizes, [*[None] * extra, *x.axes], [*[True] * extra, *x.zero]))
 
 
 def expand_as(trace: Trace, out: Any, x: Value, other: Value) -> Value:
@@ -152,8 +153,8 @@ def repeat_interleave(trace: Trace, out: Any, x: Value, times: Any, dim: int | N
     """Copies next to each other, cut together."""
     if dim is None or not isinstance(times, int):
         return freeze_all(trace, out, [x])
-    axes = list(x.axes)
-    axes[dim] = None if axes[dim] is None else np.repeat(axes[dim], times)
+    axes, axis = list(x.axes), x.axes[dim]
+    axes[dim] = None if axis is None else np.repeat(axis, times)
     return Value(out.sizes, axes, list(x.zero))
 
 
@@ -194,7 +195,7 @@ def pixel_shuffle(trace: Trace, out: Any, x: Value, factor: int) -> Any:
     return Value(out.sizes, [*x.axes[:-3], channels, None, None], list(x.zero))
 
 
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as"), reshape),
     **dict.fromkeys(("transpose", "t", "swapaxes", "numpy_T"), transpose),
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optkit.prune.trace.rules.compute import note_macs
@@ -43,4 +43,4 @@ def recurrent(trace: Trace, out: Any, x: Value, *args: Any) -> Any:
     return freeze_all(trace, out, [rest, *(v for v in others if isinstance(v, Value))])
 
 
-RULES = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent)
+RULES: dict[str, Callable[..., Any]] = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent)

@@ -91,14 +91,14 @@ def rms_norm(
     """Root-mean-square norm over the last dimension: cut with its weight and epsilon scaled, frozen over several."""
     axes, axis = list(x.axes), x.axes[-1]
     debts: Debts = () if axis is None else ((axis, 1.0),)
-    payable = len(shape) == 1 and x.zero[-1] and weight is not None and pay(trace, weight, combine((debts, -0.5)))
-    if payable and axis is not None:
+    plain = len(shape) == 1 and x.zero[-1]
+    if plain and weight is not None and pay(trace, weight, combine((debts, -0.5))) and axis is not None:
         axes[-1] = trace.space.tie(axis, weight.axes[0])
         trace.epsilons.append((trace.space.where, eps, debts))
         trace.attributes.append((trace.space.where, "normalized_shape", axis))
     else:
-        for value in (x, weight):
-            for k in range(len(shape) if value is not None else 0):
+        for value in filter(None, (x, weight)):
+            for k in range(len(shape)):
                 trace.space.freeze(value.axes[-1 - k])
         axes[-len(shape) :] = [None] * len(shape)
     return Value(x.shape, axes, list(x.zero))
@@ -126,10 +126,11 @@ def mean(trace: Trace, out: Any, x: Value, dim: Any = None, keepdim: bool = Fals
     dims = {d % rank for d in (range(rank) if dim is None else [dim] if isinstance(dim, int) else dim)}
     made = []
     for d in dims:
-        if x.zero[d] and x.axes[d] is not None:
-            made.append((x.axes[d], 1.0))
+        axis = x.axes[d]
+        if x.zero[d] and axis is not None:
+            made.append((axis, 1.0))
         else:
-            trace.space.freeze(x.axes[d])
+            trace.space.freeze(axis)
     stays = [d for d in range(rank) if keepdim or d not in dims]
     shape = tuple(1 if d in dims else x.shape[d] for d in stays)
     axes = [None if d in dims else x.axes[d] for d in stays]

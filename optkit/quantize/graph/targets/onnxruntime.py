@@ -8,7 +8,9 @@ are uint8 with any zero point, which the kernels pad with.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch.export import ExportedProgram
@@ -27,6 +29,8 @@ from optkit.quantize.graph.annotate import (
     calls,
     is_float,
     moved_up,
+    operand,
+    operands,
     products,
     weighted,
 )
@@ -76,17 +80,17 @@ class _Shielding(EdgeQuantizer):
                 shield = model.graph.call_function(aten.maximum.default, (last, lowest))
             lowest.meta["val"] = getattr(model, LOWEST)
             shield.meta = {key: value for key, value in last.meta.items() if key != IN_FLOAT}
-            last.replace_all_uses_with(shield, delete_user_cb=lambda user, shield=shield: user is not shield)
+            last.replace_all_uses_with(shield, delete_user_cb=partial(operator.is_not, shield))
         model.recompile()
         return model
 
 
 def edges(graph: GraphModule) -> Iterable[Edge]:
     """The edges that carry int8."""
-    found = [(node.args[0], node) for node in weighted(graph)]
-    found += [(term, node) for node in products(graph) for term in node.args[:2]]
+    found = [(operand(node, 0), node) for node in weighted(graph)]
+    found += [(term, node) for node in products(graph) for term in operands(node)]
     sums = residuals(graph)
-    found += [(term, node) for node in sums for term in node.args[:2]]
+    found += [(term, node) for node in sums for term in operands(node)]
     convolutions = [node for node in weighted(graph) if node.target in CONVOLUTIONS]
     for node in [*convolutions, *sums]:
         last = _clamped(node)

@@ -27,6 +27,8 @@ from optkit.quantize.graph.annotate import (
     calls,
     is_float,
     moved_up,
+    operand,
+    operands,
     products,
     weighted,
 )
@@ -46,8 +48,8 @@ def quantizer(scheme: Scheme) -> Quantizer:
 
 def edges(graph: GraphModule) -> Iterable[Edge]:
     """The edges that carry int8."""
-    found = [(node.args[0], node) for node in weighted(graph)]
-    found += [(term, node) for node in products(graph) for term in node.args[:2]]
+    found = [(operand(node, 0), node) for node in weighted(graph)]
+    found += [(term, node) for node in products(graph) for term in operands(node)]
     return moved_up([*found, *residuals(graph)], over_concatenations=True)
 
 

@@ -1,0 +1,77 @@
+"""The options of a cut: the function, the stage and recipes take them from here, and they are checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any
+
+from optkit.core.checks import check_choice, check_count, check_share
+from optkit.core.errors import UserError
+from optkit.engines import ENGINES
+from optkit.prune.cut.criteria import CRITERIA
+from optkit.prune.cut.selection import FLOOR
+from optkit.prune.masks import SCOPES
+
+BUDGETS = ("params", "macs", "latency")
+SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How much is cut, and by which rule.
+
+    Attributes:
+        amount: share of the budget to remove, in (0, 1).
+        budget: what the amount is a share of: ``"params"``, ``"macs"`` (multiply-accumulates on the example inputs) or
+            ``"latency"`` (on them, too).
+        criterion: what makes a channel important, one of ``CRITERIA``.
+        scope: ``"global"`` ranks all layers together, ``"local"`` cuts the same share of each, ``"sensitivity"`` cuts
+            where the measured harm is least for what is saved (:func:`order_by_harm`).
+        round_to: keep sizes at multiples of this where the layer allows; None is 8 for latency (kernels are slower
+            between) and 1 otherwise.
+        floor: share of each layer's channels that always stays, in (0, 1).
+        protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
+        engine: where latency counts, ``"eager"`` (None) or another of ``optkit.engines.ENGINES``; for latency only.
+        threads: torch threads while timing, None for as many as are set; for latency only.
+
+    Raises:
+        UserError: an option that is not one of its values, or out of its range.
+    """
+
+    amount: float
+    _: KW_ONLY
+    budget: str = "params"
+    criterion: str = "l2"
+    scope: str = "global"
+    round_to: int | None = None
+    floor: float = FLOOR
+    protect: Sequence[str] = ()
+    engine: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_share("amount", self.amount)
+        check_choice("budget", self.budget, BUDGETS)
+        check_choice("criterion", self.criterion, CRITERIA)
+        check_choice("scope", self.scope, (*SCOPES, SENSITIVITY))
+        if self.round_to is not None:
+            check_count("round_to", self.round_to)
+        check_share("floor", self.floor)
+        self.check_timing("engine", "threads")
+        if self.engine is not None:
+            ENGINES.find(self.engine, "engine")
+
+    def check_timing(self, *keys: str) -> None:
+        """Raises a UserError if an option for latency is set for another budget, or is a number below 1."""
+        for key in keys:
+            value = getattr(self, key)
+            if value is not None and self.budget != "latency":
+                message = f"budget '{self.budget}' needs no {key}"
+                raise UserError(message, key=key, value=value, fix="budget=latency, or leave it")
+            if value is not None and key != "engine":
+                check_count(key, value)
+
+    def keywords(self) -> dict[str, Any]:
+        """The options as keyword arguments of `prune_structured`."""
+        return {field.name: getattr(self, field.name) for field in fields(CutOptions)}
