@@ -36,8 +36,9 @@ from optkit.core.task import SealedTask
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.measure.peaks import peaks
+from optkit.recipe.chain import START
 from optkit.recipe.keys import params_of, target_of
-from optkit.recipe.plan import OWN, START, PlannedStep, build_other, make_plan, not_run_on, work_device
+from optkit.recipe.plan import OWN, PlannedStep, build_other, make_plan, not_run_on, work_device
 from optkit.recipe.recipe import MODEL, Recipe
 
 log = logging.getLogger(__name__)

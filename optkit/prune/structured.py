@@ -12,25 +12,20 @@ import torch
 from torch import nn
 
 from optkit.core.calls import Inputs
-from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import StageError, UserError
 from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
-from optkit.engines import ENGINES
 from optkit.prune.allocation import order_by_harm, unmeasured
+from optkit.prune.arguments import FLOOR, SENSITIVITY, check_arguments
 from optkit.prune.cut.analysis import Analysis
 from optkit.prune.cut.blockers import why_frozen
-from optkit.prune.cut.criteria import CRITERIA, LossFn, data_for, weigh_by_use
+from optkit.prune.cut.criteria import LossFn, data_for, weigh_by_use
 from optkit.prune.cut.plan import CutPlan
-from optkit.prune.cut.selection import FLOOR, Selector, TooSmallError, missed, select
+from optkit.prune.cut.selection import Selector, TooSmallError, missed, select
 from optkit.prune.latency.budget import LatencyBudget
 from optkit.prune.sensitivity import Sensitivity
 
 log = logging.getLogger(__name__)
-
-BUDGETS = ("params", "macs", "latency")
-SCOPES = ("global", "local")
-SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
 
 
 @dataclass
@@ -173,34 +168,3 @@ def _check_table(table: Sensitivity | None, scope: str, criterion: str) -> None:
         fix = f"criterion={table.criterion}, or measure the sensitivity under {criterion}"
         message = f"the table was measured under {table.criterion}, not {criterion}"
         raise UserError(message, key="criterion", value=criterion, fix=fix)
-
-
-def check_arguments(
-    amount: float,
-    budget: str,
-    criterion: str,
-    scope: str,
-    round_to: int | None,
-    floor: float = FLOOR,
-    engine: str | None = None,
-    threads: int | None = None,
-    batch_size: int | None = None,
-) -> None:
-    """Raise a UserError for the first argument that cannot be used."""
-    check_share("amount", amount)
-    check_choice("budget", budget, BUDGETS)
-    check_choice("criterion", criterion, CRITERIA)
-    check_choice("scope", scope, (*SCOPES, SENSITIVITY))
-    if round_to is not None:
-        check_count("round_to", round_to)
-    check_share("floor", floor)
-    for key, value in (("engine", engine), ("threads", threads), ("batch_size", batch_size)):
-        if value is not None and budget != "latency":
-            raise UserError(
-                f"budget '{budget}' needs no {key}", key=key, value=value, fix="budget=latency, or leave it"
-            )
-    if engine is not None:
-        ENGINES.find(engine, "engine")
-    for key, value in (("threads", threads), ("batch_size", batch_size)):
-        if value is not None:
-            check_count(key, value)

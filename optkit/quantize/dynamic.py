@@ -18,12 +18,13 @@ from optkit.core.compat.torchao import annotation
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
 from optkit.engines.program import export_program
+from optkit.quantize.arguments import REVISION
 from optkit.quantize.graph.annotate import LINEAR, Scheme, weighted
 from optkit.quantize.graph.conversion import convert, prepare, quiet
 from optkit.quantize.graph.observers import SMALLEST
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
-from optkit.quantize.static import REVISION, copy_of, definite_range
+from optkit.quantize.static import copy_of, definite_range
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from optkit.engines.program import export_program
 from optkit.quantize.accuracy.bias_correction import correct_biases
 from optkit.quantize.accuracy.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.accuracy.gptq import round_weights
+from optkit.quantize.arguments import OBSERVERS, REVISION, ROUNDINGS
 from optkit.quantize.graph.annotate import Scheme, keep_in_float
 from optkit.quantize.graph.conversion import activation_nodes, convert, prepare, quiet
 from optkit.quantize.graph.float_layers import left_in_float, name_some
@@ -30,10 +31,6 @@ from optkit.quantize.graph.layers import LayerError, layer_errors
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
 
-OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
-ROUNDINGS = ("nearest", "gptq")
-# 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
-REVISION = 2
 log = logging.getLogger(__name__)
 Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
 

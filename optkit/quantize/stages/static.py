@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
-from optkit.measure.validation import Validation
-from optkit.quantize.mixed_precision import quantize_within
-from optkit.quantize.sensitivity import LayerCosts, cost_of_layers
+from optkit.quantize.arguments import ROUNDINGS
 from optkit.quantize.stages.calibrated import CalibratedInt8, Calibration
-from optkit.quantize.static import (
-    ROUNDINGS,
-    calibrate_static,
-    quantize_static,
-)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optkit.quantize.sensitivity import LayerCosts
 
 
 @dataclass
@@ -55,6 +51,10 @@ class StaticQuantization(CalibratedInt8):
             check_share("max_drop", self.max_drop)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        from optkit.measure.validation import Validation
+        from optkit.quantize.mixed_precision import quantize_within
+        from optkit.quantize.static import quantize_static
+
         module, example, batches = module.eval(), ctx.task.example(2), self.calibration(ctx)
         if self.max_drop is None:
             return self.outcome(quantize_static(module, example, batches, **self.options), ctx)
@@ -71,6 +71,10 @@ class StaticQuantization(CalibratedInt8):
 
     def measure_layers(self, module: nn.Module, task: Task, seed: int) -> LayerCosts:
         """What int8 costs in every layer of a float model, calibrated as this stage does."""
+        from optkit.measure.validation import Validation
+        from optkit.quantize.sensitivity import cost_of_layers
+        from optkit.quantize.static import calibrate_static
+
         batches = Calibration(task, self.batch_size, self.batches, seed)
         options = self.options | {"rounding": "nearest", "correct_bias": False}
         calibrated = calibrate_static(module.eval(), task.example(2), batches, **options)
