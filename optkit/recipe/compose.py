@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optkit.core.checks import check_count
 from optkit.core.environment import check_single_process
 from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
+from optkit.core.extras import install
 from optkit.core.instantiate import TARGET, build
 from optkit.core.logs import Messages
 from optkit.core.task import MODEL_DEFAULTS
@@ -235,6 +236,8 @@ def _one_line(error: Exception, path: Path) -> UserError:
         known += ENGINES.added() if group == ENGINE_GROUP else []
         kinds = [p.name for p in shipped("conf").iterdir() if p.is_dir()]
         fix = did_you_mean(name, known) if known else did_you_mean(group, kinds)
+        if match.group(1) == "hydra/launcher/joblib":
+            fix = install("parallel")
         return UserError(f"no config '{match.group(1)}'", key=group or name, value=name, fix=fix)
     return UserError(text.split(" full_key:")[0].removesuffix("."), key=str(path))
 
