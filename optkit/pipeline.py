@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from optkit.core.allocator import keep_freed_memory
 from optkit.core.artifact import FILES, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
 from optkit.core.cores import default_threads
@@ -74,11 +75,15 @@ def run(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Run:
         chains: other chains of its stages, from the model as loaded. One that fails ends there, and is named in the
             result; so is a control, where there are other chains.
 
+    The process keeps freed memory from here on, which cannot be undone (`keep_freed_memory`). The number of torch's
+    threads is the recipe's during the run, and afterwards what it was.
+
     Raises:
         UserError: a mistake found before any work; nothing is left behind.
         StageError: a stage failed; everything finished before it is kept.
     """
     check_single_process()
+    keep_freed_memory()
     before = torch.get_num_threads()
     try:
         return _Fold(recipe, chains).run()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from optkit.core.allocator import keep_freed_memory
 from optkit.core.artifact import Artifact, open_artifact
 from optkit.core.cores import default_threads
 from optkit.core.engine import packages_of
@@ -46,8 +47,11 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
         UserError: a variant that is not there, other data than the run's, an engine that does not work here, or a part
             of a run that was measured on another machine.
         StageError: a variant could not be measured; the records before it are kept.
+
+    The process keeps freed memory from here on, as in a run (`keep_freed_memory`).
     """
     check_single_process()
+    keep_freed_memory()
     before = torch.get_num_threads()
     try:
         with exclusive(folder / ".lock", f"measuring {folder.name} again"):

@@ -113,19 +113,17 @@ class Trainer:
         """Trains ``module`` in place.
 
         The state is saved in ``workdir`` after every epoch; called again after a kill, training goes on from there
-        and ends with the weights it would have had. On a CPU the process keeps freed memory from here on
-        (`keep_freed_memory`).
+        and ends with the weights it would have had. Torch's random generators are afterwards as they were before.
+
+        On a CPU `keep_freed_memory`, called once before, spares page faults in every step; recipes do it.
 
         Raises:
             StageError: the loss is not finite.
         """
         import torch
 
-        from optkit.core.allocator import keep_freed_memory
         from optkit.training.trainer import Fit
 
-        if device.type == "cpu":
-            keep_freed_memory()
         report = Fit(self, module, task, objective, seed, workdir, device, callbacks, max_steps, description).run()
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what comes next may be timed in a process of its own, which needs the memory

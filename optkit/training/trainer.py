@@ -85,9 +85,11 @@ class Fit:
     def run(self) -> FitReport:
         started = time.perf_counter()
         precision = choose_precision(self.config.precision, self.device)
-        self._prepare()
-        for _ in track(self._epochs(precision, started), self.description, int(self.total)):
-            pass
+        # an epoch seeds torch's generators; the caller's go on from where they were
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self._prepare()
+            for _ in track(self._epochs(precision, started), self.description, int(self.total)):
+                pass
         for callback in self.callbacks:
             callback.on_train_end(self.module)
         kept = self._keep()
