@@ -14,6 +14,7 @@ EXTRAS = {
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
+    "detection": ("pycocotools",),
 }
 
 

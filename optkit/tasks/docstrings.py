@@ -97,9 +97,11 @@ class _Sample:
         """The first passages that open as none before them does."""
         found: list[str] = []
         for opening, text in passages:
-            if opening not in self.openings and len(found) < most:
+            if opening not in self.openings:
                 self.openings.add(opening)
                 found.append(text)
+            if len(found) == most:
+                break
         return found
 
 

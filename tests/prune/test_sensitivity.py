@@ -1,6 +1,5 @@
 import copy
 import json
-import sys
 from functools import partial
 
 import pytest
