@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import platform
@@ -106,9 +107,14 @@ class _Sample:
 
 
 def _sample_to(folder: Path) -> None:
-    sample = _Sample()
-    for label, library in enumerate(track(LIBRARIES, "reading docstrings", len(LIBRARIES))):
-        sample.add(library, label)
+    sample, collecting = _Sample(), gc.isenabled()
+    gc.disable()  # it would look through every growing syntax tree again and again; these have no cycles
+    try:
+        for label, library in enumerate(track(LIBRARIES, "reading docstrings", len(LIBRARIES))):
+            sample.add(library, label)
+    finally:
+        if collecting:
+            gc.enable()
     out = {}
     for split, rows in sample.texts.items():
         rows.sort(key=lambda row: hashlib.sha256(row[0].encode()).digest())

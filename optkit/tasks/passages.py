@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
 import inspect
 import os
@@ -68,17 +67,12 @@ def passages(module: Path, names: str, masked: str) -> Iterator[tuple[str, str]]
 
 def _docstrings(module: Path) -> Iterator[str]:
     """The docstrings that are long enough for a passage."""
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through the growing tree again and again
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(module.read_bytes())
     except (SyntaxError, ValueError):
         return
-    finally:
-        if collecting:
-            gc.enable()
     for node in _nodes(tree):
         docstring = ast.get_docstring(node, clean=False)
         if docstring and len(docstring.split()) >= WORDS:
