@@ -20,7 +20,7 @@ from optkit.core.model_copy import sharing
 from optkit.core.progress import track
 from optkit.models.hf_config import depth_entries, set_entries
 from optkit.models.stacks import Stack, find_stacks
-from optkit.prune.arguments import Keep, check_depth
+from optkit.prune.cut.arguments import Keep, check_depth
 from optkit.prune.cut.verify import check_runs
 from optkit.prune.trace.wrappers import unwrapped
 

@@ -11,7 +11,7 @@ from optkit.core.checks import check_choice, check_share
 from optkit.core.document import Document
 from optkit.core.errors import StageError, UserError
 from optkit.core.progress import track
-from optkit.prune.arguments import CRITERIA
+from optkit.prune.cut.arguments import CRITERIA
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,8 +16,8 @@ from optkit.core.errors import StageError, UserError
 from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
 from optkit.prune.allocation import order_by_harm, unmeasured
-from optkit.prune.arguments import FLOOR, SENSITIVITY, check_arguments
 from optkit.prune.cut.analysis import Analysis
+from optkit.prune.cut.arguments import FLOOR, SENSITIVITY, check_arguments
 from optkit.prune.cut.blockers import why_frozen
 from optkit.prune.cut.criteria import LossFn, data_for, weigh_by_use
 from optkit.prune.cut.plan import CutPlan

@@ -10,7 +10,7 @@ from torch import nn
 from optkit.core.errors import StageError, UserError
 from optkit.models import MLP
 from optkit.prune import StructuredPruning
-from optkit.prune.arguments import CRITERIA, NEED_DATA
+from optkit.prune.cut.arguments import CRITERIA, NEED_DATA
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.verify import check_runs, deviation, run
 from optkit.prune.structured import prune_structured

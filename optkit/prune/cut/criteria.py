@@ -13,7 +13,7 @@ from torch import nn
 from optkit.core.compat.torch_modules import NormWithStatistics
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import UserError
-from optkit.prune.arguments import NEED_DATA
+from optkit.prune.cut.arguments import NEED_DATA
 from optkit.prune.cut.units import Units
 
 LossFn = Callable[[nn.Module, Any], torch.Tensor]

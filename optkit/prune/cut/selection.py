@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from optkit.core.errors import UserError
-from optkit.prune.arguments import FLOOR
+from optkit.prune.cut.arguments import FLOOR
 from optkit.prune.cut.units import Units
 from optkit.prune.trace.values import Trace
 

@@ -10,7 +10,7 @@ from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.prune.arguments import check_depth
+from optkit.prune.cut.arguments import check_depth
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from optkit.core.checks import check_choice, check_share
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
-from optkit.prune.arguments import SCOPES
+from optkit.prune.cut.arguments import SCOPES
 from optkit.prune.pattern import Pattern
 from optkit.prune.stages.steps import Facts, SteppedPruning
 

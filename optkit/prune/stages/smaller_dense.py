@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from optkit.core.errors import StageError
 from optkit.core.instantiate import TARGET
 from optkit.core.stage import Context, Outcome
-from optkit.prune.arguments import FLOOR
+from optkit.prune.cut.arguments import FLOOR
 from optkit.prune.stages.structured import StructuredPruning
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.prune.arguments import FLOOR, NEED_DATA, SENSITIVITY, check_arguments
+from optkit.prune.cut.arguments import FLOOR, NEED_DATA, SENSITIVITY, check_arguments
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class StructuredPruning(SteppedPruning):
     Attributes:
         amount: share of the budget to remove.
         budget: what the amount is a share of: params, macs or latency.
-        criterion: how channels are ranked, one of ``optkit.prune.arguments.CRITERIA``; those that need data see a sample
-            of train.
+        criterion: how channels are ranked, a name of ``optkit.prune.cut.arguments.CRITERIA``; those that need data see
+            a sample of train.
         scope: rank all layers together (global), each by itself (local), or cut where the loss on validation suffers
             least for what is saved (sensitivity).
         round_to: keep multiples of so many channels; None is 8 for latency and 1 otherwise.
