@@ -9,8 +9,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from optkit.core.extras import EXTRAS
+from optkit.engines import ONNXRuntime, OpenVINO
 
 ROOT = Path(__file__).parent.parent
+OPTIONAL = {**EXTRAS, **{engine.name: engine.packages for engine in (ONNXRuntime, OpenVINO)}}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_a_recipe_runs_from_the_wheel_outside_the_repository(wheel, tmp_path):
 
 def test_every_extra_names_what_pyproject_installs():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for extra, modules in EXTRAS.items():
+    for extra, modules in OPTIONAL.items():
         names = {Requirement(one).name.lower().replace("_", "-") for one in declared[extra]}
         assert len(modules) == len(names)
         for module in modules:
@@ -100,7 +102,9 @@ assert quantize_static(pruned.module, (images,), [(images,)]).module(images).sha
 def without_extras(tmp_path_factory):
     """Runs code where no package of an extra can be imported; gives the process, in a folder that stays."""
     folder = tmp_path_factory.mktemp("bare")
-    hidden = ",".join({module for modules in EXTRAS.values() for module in modules} - {"jinja2"})  # torch needs jinja2
+    hidden = ",".join(
+        {module for modules in OPTIONAL.values() for module in modules} - {"jinja2"}
+    )  # torch needs jinja2
 
     def run(code, *arguments):
         command = [sys.executable, "-c", HIDING + code, hidden, *arguments]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from optkit.core.errors import UserError
 
-# the modules that each extra brings; pyproject.toml says which distributions they come in
+# the modules that each extra brings; those of an engine are its `packages`. pyproject.toml lists the distributions
 EXTRAS = {
     "report": ("altair", "vl_convert", "jinja2"),
-    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
-    "openvino": ("openvino", "onnx", "onnxscript"),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
@@ -18,9 +17,14 @@ EXTRAS = {
 }
 
 
-def missing(extra: str) -> str | None:
-    """What of an extra is not installed, with the command that installs it; None when all is there."""
-    absent = [name for name in EXTRAS[extra] if find_spec(name) is None]
+def missing(extra: str, modules: Sequence[str] = ()) -> str | None:
+    """What of an extra is not installed, with the command that installs it; None when all is there.
+
+    Args:
+        extra: one of `EXTRAS`, or another one of pyproject.toml.
+        modules: that another one brings.
+    """
+    absent = [name for name in modules or EXTRAS[extra] if find_spec(name) is None]
     return f"{', '.join(absent)} not installed ({install(extra)})" if absent else None
 
 

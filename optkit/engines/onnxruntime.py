@@ -41,7 +41,7 @@ class ONNXRuntime(Engine):
     int8_target: ClassVar[str | None] = "onnxruntime"
 
     def unavailable(self) -> str | None:
-        return missing(self.name)
+        return missing(self.name, self.packages)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> ONNXRuntimeSession:
         """Compiles for any batch size that the model leaves free, on torch's number of threads.

@@ -57,7 +57,7 @@ class OpenVINO(Engine):
         check_choice("precision", self.precision, self.precisions)
 
     def unavailable(self) -> str | None:
-        if reason := missing(self.name):
+        if reason := missing(self.name, self.packages):
             return reason
         if self.precision != "fp32" and self.precision.upper() not in _capabilities():
             return f"this processor has no {self.precision} products"
