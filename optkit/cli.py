@@ -212,6 +212,7 @@ def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
     if technique == "quantize" and metric != "loss":
         raise UserError("int8 is told apart by the loss alone", key="--metric", value=metric, fix="leave --metric out")
     recipe = to_recipe(cfg)
+    from optkit.core.extras import missing
     from optkit.core.task import SealedTask
     from optkit.pipeline import baseline
     from optkit.prune import StructuredPruning
@@ -227,7 +228,10 @@ def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
     if isinstance(stage, StructuredPruning):
         cuts = stage.measure_sensitivity(module, task, recipe.seed, metric)
         cuts.save(folder / "sensitivity.json")
-        save_heatmap(cuts, folder / "sensitivity.svg")
+        if reason := missing("report"):
+            logging.getLogger("optkit").info("no picture: %s", reason)
+        else:
+            save_heatmap(cuts, folder / "sensitivity.svg")
         summary = cuts.summary()
     else:
         costs = stage.measure_layers(module, task, recipe.seed)

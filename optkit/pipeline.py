@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from optkit.core.allocator import keep_freed_memory
 from optkit.core.artifact import FILES, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
 from optkit.core.engine import packages_of
@@ -36,8 +37,9 @@ from optkit.core.threads import use_threads
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.measure.peaks import peaks
+from optkit.recipe.chain import START
 from optkit.recipe.keys import params_of, target_of
-from optkit.recipe.plan import OWN, START, Plan, PlannedStep, build_other, not_run_on, work_device
+from optkit.recipe.plan import OWN, Plan, PlannedStep, build_other, not_run_on, work_device
 from optkit.recipe.recipe import MODEL, Recipe
 
 log = logging.getLogger(__name__)
@@ -72,11 +74,15 @@ def run(plan: Plan) -> Run:
         plan: of a recipe. A chain besides the recipe's own that fails ends there, and is named in the result; so is a
             control, where there are other chains.
 
+    The process keeps freed memory from here on, which cannot be undone (`keep_freed_memory`). The number of torch's
+    threads is the recipe's during the run, and afterwards what it was.
+
     Raises:
         UserError: a mistake found before any work; nothing is left behind.
         StageError: a stage failed; everything finished before it is kept.
     """
     check_single_process()
+    keep_freed_memory()
     with use_threads(plan.threads):
         return _Fold(plan).run()
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from optkit.core.allocator import keep_freed_memory
 from optkit.core.artifact import Artifact, open_artifact
 from optkit.core.engine import packages_of
 from optkit.core.environment import check_single_process, environment, same_timing
@@ -44,8 +45,11 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
         UserError: a variant that is not there, other data than the run's, an engine that does not work here, or a part
             of a run that was measured on another machine.
         StageError: a variant could not be measured; the records before it are kept.
+
+    The process keeps freed memory from here on, as in a run (`keep_freed_memory`).
     """
     check_single_process()
+    keep_freed_memory()
     threads = threads_of(recipe)
     with exclusive(folder / ".lock", f"measuring {folder.name} again"), use_threads(threads):
         _measure_again(folder, recipe, threads, wanted)

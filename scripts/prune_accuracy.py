@@ -30,7 +30,7 @@ from optkit.core.statistics import difference_over_seeds
 from optkit.models import ResNetCIFAR
 from optkit.models.weights import load_weights
 from optkit.prune import prune_structured
-from optkit.prune.cut.criteria import CRITERIA
+from optkit.prune.options import CRITERIA
 from optkit.tasks import HubImages
 from optkit.training import TaskLoss, Trainer
 from optkit.training.checkpoint import load_state, save_state

@@ -119,7 +119,7 @@ def settle(model: nn.Module, x: tuple[Tensor, ...]) -> None:
 
 def classifier(model: nn.Module, inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A case as optkit's tasks call it: tensors by position, logits back."""
-    from optkit.models.huggingface import ImageClassifier, TextClassifier
+    from optkit.models import ImageClassifier, TextClassifier
 
     if isinstance(inputs, tuple):
         return model, inputs

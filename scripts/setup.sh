@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout and installs optkit there, at the versions of constraints.txt.
-#   scripts/setup.sh [EXTRAS]      EXTRAS: any of pyproject.toml's, such as dev,benchmark; none by default
+#   scripts/setup.sh [EXTRAS]      EXTRAS: any of pyproject.toml's besides report, such as dev,benchmark; none by default
 # PYTHON names the interpreter (3.11 or newer), python3 by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,4 +15,4 @@ command -v g++ >/dev/null || command -v clang++ >/dev/null || {
   exit 2
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${1:+[$1]}"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report${1:+,$1}]"

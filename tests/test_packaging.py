@@ -1,12 +1,18 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from optkit.core.extras import EXTRAS
+from optkit.engines import ONNXRuntime, OpenVINO
 
 ROOT = Path(__file__).parent.parent
+OPTIONAL = {**EXTRAS, **{engine.name: engine.packages for engine in (ONNXRuntime, OpenVINO)}}
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +65,83 @@ def test_a_recipe_runs_from_the_wheel_outside_the_repository(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "1 prune" in done.stdout
+
+
+def test_every_extra_names_what_pyproject_installs():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra, modules in OPTIONAL.items():
+        names = {Requirement(one).name.lower().replace("_", "-") for one in declared[extra]}
+        assert len(modules) == len(names)
+        for module in modules:
+            word = {"vl_convert": "vl-convert-python", "mlflow": "mlflow-skinny"}.get(module, module)
+            assert word in names
+
+
+HIDING = """
+import sys
+import tomllib
+HIDDEN = set(sys.argv.pop(1).split(","))
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+"""
+LIBRARY = """
+import torch
+from torch import nn
+from optkit.prune import prune_structured
+from optkit.quantize import quantize_static
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)).eval()
+images = torch.rand(2, 3, 8, 8)
+pruned = prune_structured(model, (images,), amount=0.4)
+assert quantize_static(pruned.module, (images,), [(images,)]).module(images).shape == (2, 4)
+"""
+
+
+@pytest.fixture(scope="module")
+def without_extras(tmp_path_factory):
+    """Runs code where no package of an extra can be imported; gives the process, in a folder that stays."""
+    folder = tmp_path_factory.mktemp("bare")
+    hidden = ",".join(
+        {module for modules in OPTIONAL.values() for module in modules} - {"jinja2"}
+    )  # torch needs jinja2
+
+    def run(code, *arguments):
+        command = [sys.executable, "-c", HIDING + code, hidden, *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_without_extras_the_library_prunes_and_quantizes(without_extras):
+    done = without_extras(LIBRARY)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_extras_a_recipe_runs_and_what_is_missing_names_its_extra(without_extras):
+    def optkit(*arguments):
+        return without_extras("from optkit.cli import main; main()", *arguments)
+
+    done = optkit("run", "quickstart", "debug=smoke", "chain=[train,prune]", "~engines.inductor", "threads=1", "name=bare",
+                  "measure.batch_sizes=[8]", "measure.seconds=0.05", "measure.memory=false")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'no pictures: altair, vl_convert not installed (pip install "optkit[report]")' in done.stderr
+    folder = next(line for line in done.stdout.splitlines() if line.startswith("run folder: ")).split(": ")[1]
+    assert "1 prune" in optkit("report", folder).stdout
+    for arguments, said in {
+        (
+            "report",
+            folder,
+            "--format",
+            "html",
+        ): 'no page: altair, vl_convert not installed (pip install "optkit[report]")',
+        ("run", "quickstart", "tracker=mlflow"): '(pip install "optkit[mlflow]")',
+        ("run", "quickstart", "+engine@engines.openvino=openvino"): '(pip install "optkit[openvino]")',
+    }.items():
+        done = optkit(*arguments)
+        assert done.returncode == 2
+        assert said in done.stderr

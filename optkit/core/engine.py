@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from optkit.core.compat.versions import version_of
 from optkit.core.errors import UserError
 from optkit.core.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 # in a quantized graph's ``meta``, the int8 target it is annotated for; with the same prefix, a trait of its variant
 MADE_FOR = "int8:"
@@ -72,6 +73,8 @@ class Served(Session, Protocol):
 
     def to(self, device: str | torch.device) -> Self:
         """The session for the CPU, where it takes and gives tensors; raises UserError for anything else."""
+        import torch
+
         if isinstance(device, (str, torch.device)) and torch.device(device).type == "cpu":
             return self
         fix = "another device is another engine, another precision an option of it"

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from optkit.core.allocator import keep_freed_memory
+from optkit.core.allocator import keeps_freed_memory
 from optkit.core.compat.versions import version_of
 from optkit.core.cores import usable_cores
 from optkit.core.errors import UserError
@@ -108,7 +108,7 @@ def environment(threads: int, engine_packages: Iterable[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": threads,
-        "freed_memory": "kept" if keep_freed_memory() else "returned",
+        "freed_memory": "kept" if keeps_freed_memory() else "returned",
         "cpu": cpu(),
         "gpu": gpu(),
         "packages": versions(engine_packages),

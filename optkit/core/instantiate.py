@@ -34,7 +34,7 @@ def locate(target: str, key: str) -> Any:
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot import '{target}': {error}", key=key, value=target) from error
     if not hasattr(module, name):
-        public = [n for n in vars(module) if not n.startswith("_")]
+        public = [n for n in dir(module) if not n.startswith("_")]
         raise UserError(f"'{module_name}' has no '{name}'", key=key, value=target, fix=did_you_mean(name, public))
     return getattr(module, name)
 

@@ -67,6 +67,15 @@ class Plugins(Mapping[str, T]):
             raise UserError(f"the {self.kind} '{name}' of {_source(offers[0])} cannot be used: {reason}", key=self.kind)
         return found  # type: ignore[return-value]
 
+    def check(self, name: object, key: str, package: str | None = None) -> None:
+        """Raises UserError for a name that no package offers; imports nothing. The arguments are those of `find`."""
+        if name in self:
+            return
+        if package is not None and package != BUNDLED_BY:
+            message = f"no {self.kind} '{name}': it came with the package '{package}', which is not installed here"
+            raise UserError(message, key=key, value=name, fix="install that package if you trust it")
+        raise UserError(f"no {self.kind} '{name}'", key=key, value=name, fix=did_you_mean(str(name), self))
+
     def find(self, name: object, key: str, package: str | None = None) -> T:
         """An object by the name that a user or a file gave.
 
@@ -78,12 +87,8 @@ class Plugins(Mapping[str, T]):
         Raises:
             UserError: as for indexing, and for a name that no package offers.
         """
-        if name in self:
-            return self[str(name)]
-        if package is not None and package != BUNDLED_BY:
-            message = f"no {self.kind} '{name}': it came with the package '{package}', which is not installed here"
-            raise UserError(message, key=key, value=name, fix="install that package if you trust it")
-        raise UserError(f"no {self.kind} '{name}'", key=key, value=name, fix=did_you_mean(str(name), self))
+        self.check(name, key, package)
+        return self[str(name)]
 
     def package(self, name: str) -> str | None:
         """The package that offers a name, ``optkit`` for optkit's own; None for an unknown name."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from optkit.core.errors import StageError
 from optkit.core.task import Task
 from optkit.core.variant import Variant
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def _no_other(variant_id: str) -> nn.Module:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from optkit.core.errors import SealedSplitError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 POOL = "pool"  # a split: train, and behind it what the task has without labels, whose targets are NO_LABEL
 NO_LABEL = -1
@@ -47,6 +48,8 @@ def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]
         example: inputs by position.
         module: that takes them; what its ``forward(self, *inputs)`` gathers counts as one argument.
     """
+    import torch
+
     free = torch.export.Dim.AUTO
     tokens = all(x.dim() == 2 and not x.is_floating_point() for x in example)
     dims = tuple({0: free, 1: free} if tokens else {0: free} for _ in example)

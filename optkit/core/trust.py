@@ -9,19 +9,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from optkit.core.engine import Engine, no_engine
 from optkit.core.errors import UserError
 from optkit.core.instantiate import check_parameters, locate
 from optkit.core.surgeries import is_surgery_name, replayed_by
 
+if TYPE_CHECKING:
+    from torch import nn
+
 MODELS = "optkit.models"
 OUTPUTS = ("transformers", "torch.return_types")
 CHECK = "check_saved"
-Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+Builder = TypeVar("Builder", bound="Callable[..., nn.Module]")
 
 
 def builds_saved(check: Callable[[Mapping[str, Any]], None]) -> Callable[[Builder], Builder]:
@@ -61,6 +62,8 @@ def rebuild(model: Mapping[str, Any], trusted: tuple[str, ...] = ()) -> nn.Modul
     Raises:
         UserError: a target that is not trusted or builds no models, or parameters that it does not take.
     """
+    from torch import nn
+
     target, params = model.get("target"), model.get("params")
     builder = _trusted(target, "model", (MODELS, *trusted))
     check = getattr(builder, CHECK, None)
@@ -99,6 +102,8 @@ def output_class(target: Any, trusted: tuple[str, ...] = ()) -> type:
     Raises:
         UserError: it is not trusted, not there, or no class that only holds members.
     """
+    from torch import nn
+
     found = _trusted(target, "returns", (*OUTPUTS, *trusted))
     if not inspect.isclass(found) or issubclass(found, nn.Module):
         holds = False

@@ -1,18 +1,25 @@
 """Distillation from a teacher: losses, feature taps, and the stage."""
 
-from optkit.distill.features import (
-    attention_map_loss,
-    attention_transfer_loss,
-    hint_loss,
-    relation_loss,
-    rkd_loss,
-    similarity_loss,
-)
-from optkit.distill.losses import dist_loss, dkd_loss, kd_loss
-from optkit.distill.objective import DistillationObjective
-from optkit.distill.stages import Distillation
-from optkit.distill.taps import Taps, tapping
-from optkit.distill.terms import KINDS
+from typing import TYPE_CHECKING
+
+from optkit.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from optkit.distill.features import (
+        attention_map_loss,
+        attention_transfer_loss,
+        hint_loss,
+        relation_loss,
+        rkd_loss,
+        similarity_loss,
+    )
+    from optkit.distill.losses import dist_loss, dkd_loss, kd_loss
+    from optkit.distill.objective import DistillationObjective
+    from optkit.distill.stages import Distillation
+    from optkit.distill.taps import Taps, tapping
+    from optkit.distill.terms import KINDS
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "KINDS",

@@ -168,7 +168,7 @@ class DistillationObjective:
 
 
 def _of_logits(term: Term, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    given = {"targets": targets} if term.needs_targets else {}
+    given = {"targets": targets} if term.kind.needs_targets else {}
     return term.kind.function(student, teacher, **given, **term.options)
 
 

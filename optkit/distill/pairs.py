@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.calls import Inputs
 from optkit.core.checks import check_choice
 from optkit.core.errors import UserError
-from optkit.distill.taps import matching
-from optkit.models.stacks import Stack, find_stacks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optkit.models.stacks import Stack
 
 WHICH = ("blocks", "stages", "last")
 Pairs = list[tuple[str, str]]
@@ -31,6 +32,8 @@ def layer_pairs(student: nn.Module, teacher: nn.Module, inputs: Inputs, which: A
         UserError: a pattern that matches nothing, or different numbers of modules on both sides; stacks of blocks that
             cannot be told or do not correspond.
     """
+    from optkit.models.stacks import find_stacks
+
     if isinstance(which, Mapping):
         return [pair for ours, theirs in which.items() for pair in _matched(student, teacher, ours, theirs)]
     ours, theirs = find_stacks(student, inputs), find_stacks(teacher, inputs)
@@ -56,6 +59,8 @@ def check_pairs(which: Any) -> None:
 
 
 def _matched(student: nn.Module, teacher: nn.Module, ours: str, theirs: str) -> Pairs:
+    from optkit.distill.taps import matching
+
     left, right = matching(student, ours, "pairs"), matching(teacher, theirs, "pairs")
     if len(left) != len(right):
         message = f"'{ours}' matches {len(left)} modules of the student, '{theirs}' {len(right)} of the teacher"

@@ -5,25 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice, check_count, is_number
 from optkit.core.errors import UserError
-from optkit.core.layout import channels_last_
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import POOL, Batch, Task
 from optkit.core.trust import check_trust
-from optkit.distill.objective import DistillationObjective
-from optkit.distill.recorded import RecordedLogits, bytes_of_top, run_teacher
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_identity, teacher_name
 from optkit.distill.terms import LOGITS, read_terms
 from optkit.models import ModelSpec
-from optkit.models.compatibility import answer_to
 from optkit.training import Callback, Trainer, fit_stage
-from optkit.training.trainer import choose_precision
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from optkit.distill.recorded import RecordedLogits
 
 
 @dataclass
@@ -103,6 +100,9 @@ class Distillation:
 
     def check(self, module: nn.Module, task: Task) -> None:
         """Raises UserError if this model cannot be trained by its teacher with these losses."""
+        from optkit.distill.objective import DistillationObjective
+        from optkit.distill.recorded import bytes_of_top
+        from optkit.models.compatibility import answer_to
 
         def build_model(node: dict[str, Any]) -> nn.Module:
             return ModelSpec.from_config(node, task.model_defaults(), "teacher").build(0, "teacher")
@@ -116,7 +116,7 @@ class Distillation:
             raise UserError(message, key="cached_top", value=self.cached_top, fix="null, which keeps all")
         unlabelled = task.size(POOL) - task.size("train")
         for term in self._terms:
-            if unlabelled and term.needs_targets:
+            if unlabelled and term.kind.needs_targets:
                 message = f"{term.name} needs the right classes, which the {unlabelled} unlabelled examples have not"
                 raise UserError(message, key=f"losses.{term.name}", fix="kd or dist, or task.unlabelled=null")
         teacher = load_teacher(self.teacher, lambda: copy.deepcopy(module), build_model, self.trust)
@@ -126,6 +126,9 @@ class Distillation:
         DistillationObjective(task, module, teacher, self._terms, alpha=self.alpha)
 
     def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
+        from optkit.core.layout import channels_last_
+        from optkit.distill.objective import DistillationObjective
+
         teacher = load_teacher(self.teacher, ctx.baseline, ctx.build_model, self.trust)
         channels_last_(teacher.to(ctx.device))
         student = module.to(ctx.device).eval()
@@ -149,6 +152,11 @@ class Distillation:
         return outcome
 
     def _recorded(self, teacher: nn.Module, running: nn.Module, ctx: Context) -> RecordedLogits:
+        import torch
+
+        from optkit.distill.recorded import RecordedLogits, run_teacher
+        from optkit.training.trainer import choose_precision
+
         precision = choose_precision(self.trainer.precision, ctx.device)
 
         def run(batch: Batch) -> Tensor:

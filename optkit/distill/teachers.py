@@ -5,35 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor, nn
-
-from optkit.core.artifact import WEIGHTS, Artifact, open_artifact
 from optkit.core.errors import UserError
 from optkit.core.instantiate import TARGET
 from optkit.core.stage import KeyContext
 from optkit.engines.compiler import missing_compiler
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optkit.core.artifact import Artifact
+
 BASELINE = "baseline"
-BuildModel = Callable[[dict[str, Any]], nn.Module]
-
-
-class Ensemble(nn.Module):
-    """Several models as one: the mean of their logits."""
-
-    def __init__(self, members: list[nn.Module]):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)``."""
-        logits = [member(*inputs) for member in self.members]
-        if len({x.shape for x in logits}) > 1:
-            classes = ", ".join(str(x.shape[-1]) for x in logits)
-            raise UserError(f"the teachers have {classes} classes", key="teacher", fix="pick teachers of one task")
-        return torch.stack(logits).mean(0)
+BuildModel = Callable[[dict[str, Any]], "nn.Module"]
 
 
 def check_teacher(spec: Any) -> None:
@@ -68,6 +53,8 @@ def load_teacher(
     Raises:
         UserError: a variant names something else.
     """
+    from optkit.distill.ensemble import Ensemble
+
     if isinstance(spec, list):
         teacher: nn.Module = Ensemble([load_teacher(one, baseline, build_model, trust) for one in spec])
     elif isinstance(spec, dict):
@@ -85,6 +72,8 @@ def compiled(teacher: nn.Module) -> nn.Module:
     Raises:
         UserError: there is no C++ compiler.
     """
+    import torch
+
     if reason := missing_compiler():
         raise UserError(reason, key="compile_teacher", fix="or compile_teacher=false")
     return cast(nn.Module, torch.compile(teacher))
@@ -101,6 +90,8 @@ def teacher_name(spec: Any) -> Any:
 
 def teacher_identity(spec: Any, context: KeyContext) -> Any:
     """The identity of a teacher: it differs for another model in the same folder; JSON."""
+    from optkit.core.artifact import WEIGHTS
+
     if isinstance(spec, list):
         return [teacher_identity(one, context) for one in spec]
     if isinstance(spec, dict):
@@ -114,6 +105,8 @@ def teacher_identity(spec: Any, context: KeyContext) -> Any:
 
 def _open(folder: str) -> Artifact:
     """A variant in floating point; its description is read and checked."""
+    from optkit.core.artifact import open_artifact
+
     try:
         artifact = open_artifact(Path(folder).expanduser())
     except UserError as error:

@@ -8,12 +8,9 @@ from typing import Any
 
 from optkit.core.checks import is_number
 from optkit.core.errors import UserError, did_you_mean
-from optkit.core.instantiate import parameters
-from optkit.distill import features, losses
 from optkit.distill.pairs import check_pairs
 
 LOGITS, FEATURES, ATTENTION, RELATIONS = "logits", "features", "attention", "relations"
-GIVEN = {"student", "teacher", "targets", "mask", "open_"}  # by the training, not by the recipe
 
 
 @dataclass(frozen=True)
@@ -21,29 +18,40 @@ class Kind:
     """The inputs that a loss compares.
 
     Attributes:
-        function: the loss.
+        loss: the name of its function, in ``losses`` if it compares logits, else in ``features``.
         of: logits, features, attention or relations.
+        options: arguments of the function that a recipe may give.
         pairs: which layers it compares where a recipe does not say.
         widths: whether it compares features channel by channel, so that a projection must make the widths equal.
+        needs_targets: whether it must know the right classes.
     """
 
-    function: Callable[..., Any]
+    loss: str
     of: str
+    options: tuple[str, ...] = ()
     pairs: str = ""
     widths: bool = False
+    needs_targets: bool = False
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The loss, imported when it is computed: a recipe is checked without torch."""
+        from optkit.distill import features, losses
+
+        return getattr(losses if self.of == LOGITS else features, self.loss)
 
 
 KINDS: Mapping[str, Kind] = {
-    "kd": Kind(losses.kd_loss, LOGITS),
-    "dkd": Kind(losses.dkd_loss, LOGITS),
-    "dist": Kind(losses.dist_loss, LOGITS),
-    "hint": Kind(features.hint_loss, FEATURES, "stages", widths=True),
-    "hidden": Kind(features.hint_loss, FEATURES, "blocks", widths=True),
-    "attention_transfer": Kind(features.attention_transfer_loss, FEATURES, "stages"),
-    "similarity": Kind(features.similarity_loss, FEATURES, "last"),
-    "rkd": Kind(features.rkd_loss, FEATURES, "last"),
-    "attention": Kind(features.attention_map_loss, ATTENTION, "blocks"),
-    "relations": Kind(features.relation_loss, RELATIONS, "last"),
+    "kd": Kind("kd_loss", LOGITS, ("temperature",)),
+    "dkd": Kind("dkd_loss", LOGITS, ("temperature", "target_weight", "other_weight"), needs_targets=True),
+    "dist": Kind("dist_loss", LOGITS, ("temperature", "inter_weight", "intra_weight")),
+    "hint": Kind("hint_loss", FEATURES, pairs="stages", widths=True),
+    "hidden": Kind("hint_loss", FEATURES, pairs="blocks", widths=True),
+    "attention_transfer": Kind("attention_transfer_loss", FEATURES, pairs="stages"),
+    "similarity": Kind("similarity_loss", FEATURES, pairs="last"),
+    "rkd": Kind("rkd_loss", FEATURES, ("distance", "angle"), pairs="last"),
+    "attention": Kind("attention_map_loss", ATTENTION, pairs="blocks"),
+    "relations": Kind("relation_loss", RELATIONS, pairs="last"),
 }
 
 
@@ -67,11 +75,6 @@ class Term:
     def kind(self) -> Kind:
         return KINDS[self.name]
 
-    @property
-    def needs_targets(self) -> bool:
-        """Whether it needs the right classes."""
-        return "targets" in parameters(self.kind.function)
-
 
 def read_terms(given: Mapping[str, Any], pairs: Any, temperature: float) -> list[Term]:
     """The terms of a recipe: a name with its weight, or with ``weight``, ``pairs`` and options of the loss.
@@ -84,6 +87,9 @@ def read_terms(given: Mapping[str, Any], pairs: Any, temperature: float) -> list
     Raises:
         UserError: an unknown loss, option or choice of pairs, or a weight that is not above 0.
     """
+    if not isinstance(given, Mapping):
+        fix = "names with their weights, such as losses.kd=1"
+        raise UserError(f"{given!r} is not a mapping of losses", key="losses", value=given, fix=fix)
     terms = []
     for name, value in given.items():
         if name not in KINDS:
@@ -103,7 +109,7 @@ def _term(name: str, options: dict[str, Any], pairs: Any, temperature: float) ->
     if not is_number(weight) or not weight > 0:
         raise UserError(f"{weight!r} is not a weight above 0", key=key, value=weight, fix=f"~{key} leaves it out")
     which = options.pop("pairs", pairs) or kind.pairs
-    known = set(parameters(kind.function)) - GIVEN
+    known = set(kind.options)
     for option in options:
         if option not in known:
             fix = did_you_mean(option, known | {"weight"} | ({"pairs"} if kind.pairs else set()))

@@ -6,8 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,6 @@ from optkit.core.structure import Structure, names
 from optkit.engines.program import export_failures, export_program, innermost_reason
 
 EXPORTERS = ("onnx", "onnxscript")  # the packages that write an ONNX file
-
-
-def missing(packages: Sequence[str]) -> str | None:
-    """Which packages an engine lacks, with the extra that brings them; None when all are there.
-
-    Args:
-        packages: import names; the extra bears the first.
-    """
-    absent = [name for name in packages if find_spec(name) is None]
-    return f"{', '.join(absent)} not installed (pip install 'optkit[{packages[0]}]')" if absent else None
 
 
 def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: bool = False) -> tuple[bytes, Structure]:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from optkit.core.compat.onnxruntime import onnxruntime_errors
 from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError, first_line
+from optkit.core.extras import missing
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import Outputs, arrays, other_shapes
 from optkit.engines.int8_share import int8_share
-from optkit.engines.onnx_file import EXPORTERS, missing, to_onnx
+from optkit.engines.onnx_file import EXPORTERS, to_onnx
 from optkit.engines.saved import Saved, save_session
 
 MODEL = "model.onnx"
@@ -40,7 +41,7 @@ class ONNXRuntime(Engine):
     int8_target: ClassVar[str | None] = "onnxruntime"
 
     def unavailable(self) -> str | None:
-        return missing(self.packages)
+        return missing(self.name, self.packages)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> ONNXRuntimeSession:
         """Compiles for any batch size that the model leaves free, on torch's number of threads.

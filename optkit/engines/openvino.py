@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from optkit.core.checks import check_choice
 from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError
+from optkit.core.extras import missing
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import Outputs, arrays, other_shapes, same_shapes
 from optkit.engines.int8_share import int8_share
-from optkit.engines.onnx_file import EXPORTERS, missing, to_onnx
+from optkit.engines.onnx_file import EXPORTERS, to_onnx
 from optkit.engines.saved import Saved, save_session
 
 MODEL = "model.xml"
@@ -56,7 +57,7 @@ class OpenVINO(Engine):
         check_choice("precision", self.precision, self.precisions)
 
     def unavailable(self) -> str | None:
-        if reason := missing(self.packages):
+        if reason := missing(self.name, self.packages):
             return reason
         if self.precision != "fp32" and self.precision.upper() not in _capabilities():
             return f"this processor has no {self.precision} products"

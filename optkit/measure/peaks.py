@@ -62,13 +62,15 @@ def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copi
 
 
 def _of_floats(size: int, dtype: torch.dtype) -> Callable[[], object]:
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
     return lambda: left @ right
 
 
 def _of_int8(size: int) -> Callable[[], object]:
-    rows = torch.randint(0, 127, (size, size), dtype=torch.uint8)
-    weight = torch.randint(-127, 127, (size, size), dtype=torch.int8)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 127, (size, size), dtype=torch.uint8, generator=generator)
+    weight = torch.randint(-127, 127, (size, size), dtype=torch.int8, generator=generator)
     packed = torch.ops.onednn.qlinear_prepack(weight, [size, size])
     scales, zeros = torch.ones(size), torch.zeros(size, dtype=torch.long)
     options: tuple[object, ...] = (None, 1.0, 0, torch.float32, "none", [], "")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optkit.core.errors import UserError
+from optkit.core.extras import need
 from optkit.core.metric import MetricOfWeights
 from optkit.core.ratios import quotient_or_zero
 from optkit.core.task import Batch
@@ -146,12 +147,9 @@ def _boxes(targets: Mapping[str, Tensor], classes: int) -> dict[str, NDArray]:
 
 def _matched(found: dict[str, NDArray], targets: dict[str, NDArray]) -> list[dict[str, Any]]:
     """pycocotools' matches of one image's detections with its boxes, of each class that has either."""
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        fix = 'pip install "optkit[detection]"'
-        raise UserError("mean average precision of boxes needs pycocotools", key="task.metrics", fix=fix) from error
+    need("detection", "mean average precision of boxes", key="task.metrics")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
     labels = sorted({*found["labels"].tolist(), *targets["labels"].tolist()})
     if not labels:

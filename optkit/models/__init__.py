@@ -1,11 +1,21 @@
 """Models: bundled networks, torchvision, Hugging Face, and checkpoints."""
 
-from optkit.models.huggingface import ImageClassifier, TextClassifier, huggingface
-from optkit.models.resnet_cifar import ResNetCIFAR
-from optkit.models.small import MLP, SmallCNN
-from optkit.models.spec import ModelSpec
+from typing import TYPE_CHECKING
+
+from optkit.core.lazy import lazy_names
+
+# named as their modules, which would take their places here if they were imported later
+from optkit.models.huggingface import huggingface
 from optkit.models.torchvision import torchvision
-from optkit.models.weights import load_weights
+
+if TYPE_CHECKING:
+    from optkit.models.classifiers import ImageClassifier, TextClassifier
+    from optkit.models.resnet_cifar import ResNetCIFAR
+    from optkit.models.small import MLP, SmallCNN
+    from optkit.models.spec import ModelSpec
+    from optkit.models.weights import load_weights
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "MLP",

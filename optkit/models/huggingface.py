@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError, did_you_mean, first_line
 from optkit.core.trust import builds_saved, is_numeric
 
+if TYPE_CHECKING:
+    from torch import nn
+
 IMAGES = ["pixel_values"]
-
-
-class TextClassifier(nn.Module):
-    """A ``...ForSequenceClassification`` that takes tensors by position and returns its logits.
-
-    Attributes:
-        model: the Hugging Face model, of its own class.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self._takes_kinds = "token_type_ids" in inspect.signature(model.forward).parameters
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits ``(N, num_classes)`` of tokens ``(N, length)``."""
-        kinds = {} if token_type_ids is None or not self._takes_kinds else {"token_type_ids": token_type_ids}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **kinds).logits
-
-    def skeleton(self) -> dict[str, Any]:
-        return _skeleton(self.model, ["input_ids", "attention_mask"])
-
-
-class ImageClassifier(nn.Module):
-    """A ``...ForImageClassification`` that returns its logits.
-
-    Attributes:
-        model: the Hugging Face model, of its own class.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
-        return self.model(pixel_values=pixel_values).logits
-
-    def skeleton(self) -> dict[str, Any]:
-        return _skeleton(self.model, IMAGES)
-
-
-def _skeleton(model: Any, inputs: Sequence[str]) -> dict[str, Any]:
-    """What builds the same structure again without the hub: the whole config."""
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)
-    return {"target": "optkit.models.huggingface", "params": {"config": config, "inputs": list(inputs)}}
 
 
 def _check_saved(params: Mapping[str, Any]) -> None:
@@ -118,6 +69,8 @@ def huggingface(
     Raises:
         UserError: no such model, or one that does not fit the task.
     """
+    from optkit.models.classifiers import ImageClassifier, TextClassifier
+
     if (pretrained is None) == (config is None):
         found = "both are given" if config is not None else "neither is given"
         fix = "a hub id or folder in model.pretrained, or sizes in model.config"
@@ -197,6 +150,8 @@ def _check_room(config: Any, vocab_size: int | None, max_length: int | None, gro
 
 def _missing_places(model: Any, max_length: int) -> int:
     """How many more places the longest text needs in a model that counts them from its padding's on (RoBERTa)."""
+    from torch import nn
+
     places = getattr(model.config, "max_position_embeddings", None)
     reserved = [
         module.padding_idx + 1
@@ -208,6 +163,7 @@ def _missing_places(model: Any, max_length: int) -> int:
 
 
 def _build(pretrained: str | None, config: Any, of_images: bool) -> nn.Module:
+    import torch
     import transformers as hf
 
     auto = hf.AutoModelForImageClassification if of_images else hf.AutoModelForSequenceClassification

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import first_line
+from optkit.models.classifiers import ImageClassifier, TextClassifier
 from optkit.models.hf_config import REFUSALS
-from optkit.models.huggingface import ImageClassifier, TextClassifier, _quietly
+from optkit.models.huggingface import _quietly
 
 log = logging.getLogger(__name__)
 ROUNDING = 1e-4

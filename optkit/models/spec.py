@@ -6,15 +6,14 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError
 from optkit.core.instantiate import TARGET, check_parameters, locate, parameters
 from optkit.core.source_digest import code_of_classes, code_of_module
-from optkit.models.weights import check_finite, load_weights
+
+if TYPE_CHECKING:
+    from torch import nn
 
 INITIAL_WEIGHTS = ("checkpoint", "weights")
 
@@ -60,6 +59,10 @@ class ModelSpec:
         Raises:
             UserError: a checkpoint that does not fit, or weights that are NaN or infinite.
         """
+        import torch
+
+        from optkit.models.weights import check_finite, load_weights
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = locate(self.target, f"{key}.{TARGET}")(**self.params)
@@ -96,6 +99,8 @@ def module_code(module: nn.Module) -> dict[str, Any]:
 def weights_digest(module: nn.Module) -> str:
     """SHA-256 of all tensors of a module by name, hex."""
     import hashlib
+
+    import torch
 
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():

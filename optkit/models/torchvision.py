@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError, did_you_mean, first_line
 from optkit.core.trust import builds_saved, is_numeric
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DECIDED_BY_WEIGHTS = ("transform_input", "image_size")  # arguments that torchvision's classes keep under their names
 
@@ -97,6 +98,8 @@ def _quiet_init(name: str) -> dict[str, bool]:
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
     """Gives the last linear or 1x1 convolution layer of a classifier a new width and new weights."""
+    from torch import nn
+
     name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(head, nn.Linear):

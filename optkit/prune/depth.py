@@ -15,19 +15,17 @@ import numpy as np
 from torch import nn
 
 from optkit.core.calls import Inputs
-from optkit.core.checks import check_choice, check_share
 from optkit.core.errors import StageError, UserError
 from optkit.core.model_copy import sharing
 from optkit.core.progress import track
 from optkit.models.hf_config import depth_entries, set_entries
 from optkit.models.stacks import Stack, find_stacks
 from optkit.prune.cut.verify import check_runs
+from optkit.prune.options import Keep, check_depth
 from optkit.prune.trace.wrappers import unwrapped
 
 log = logging.getLogger(__name__)
-ORDERS = ("loss", "position")
 Evaluate = Callable[[nn.Module], float]
-Keep = int | Sequence[int | str]
 
 
 @dataclass
@@ -136,22 +134,6 @@ def removable(model: nn.Module, example_inputs: Inputs) -> list[Stack]:
         fix = "a block is a member of an nn.ModuleList or nn.Sequential, runs once, and adds to what it takes in"
         raise UserError(message, key="model", fix=fix)
     return stacks
-
-
-def check_depth(amount: float | None, keep: Keep | None, by: str) -> None:
-    """Checks arguments as far as they can be without the model. Raises UserError."""
-    if (amount is None) == (keep is None):
-        found = "neither is" if amount is None else "both are"
-        fix = "amount=0.5 with keep=null, or keep=3 with amount=null"
-        raise UserError(f"amount or keep must be given, and {found}", key="keep", value=keep, fix=fix)
-    if amount is not None:
-        check_share("amount", amount)
-    check_choice("by", by, ORDERS)
-    if isinstance(keep, (list, tuple)):
-        if not (keep and all(type(k) in (int, str) for k in keep)):
-            raise UserError(f"{keep!r} lists no blocks", key="keep", value=keep, fix="places or names: [0, 2, 4]")
-    elif keep is not None and (type(keep) is not int or keep < 0):
-        raise UserError(f"{keep!r} is no number of blocks", key="keep", value=keep, fix="3, or a list: [0, 2, 4]")
 
 
 def how_many_stay(names: Sequence[str], amount: float | None, keep: Keep | None) -> int:

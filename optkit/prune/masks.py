@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
 from optkit.prune.cut.analysis import protected_tensors
+from optkit.prune.pattern import Pattern, keep_largest
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
-SCOPES = ("global", "local")
 Masks = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """N:M sparsity: of every ``group`` weights in a row along the input dimension, ``kept`` are not zero.
-
-    2:4 is what the sparse tensor cores of NVIDIA GPUs multiply (Mishra et al., "Accelerating Sparse Deep Neural
-    Networks", 2021).
-    """
-
-    kept: int
-    group: int
-
-    @classmethod
-    def parse(cls, text: object) -> Pattern:
-        """The pattern that ``"2:4"`` names. Raises UserError for anything that names none."""
-        match = re.fullmatch(r"(\d+):(\d+)", text) if isinstance(text, str) else None
-        if match is None or not 0 < int(match[1]) < int(match[2]):
-            fix = "'2:4' keeps 2 of every 4 weights; YAML wants it in quotes"
-            raise UserError(f"{text!r} is not a pattern", key="pattern", value=text, fix=fix)
-        return cls(int(match[1]), int(match[2]))
-
-    @property
-    def removed(self) -> float:
-        """The share of the weights that is zero."""
-        return 1 - self.kept / self.group
-
-    def keep(self, weight: Tensor, dim: int) -> Tensor:
-        """True for the ``kept`` largest magnitudes of each group along ``dim``, which the group divides."""
-        groups = weight.abs().movedim(dim, -1).unflatten(-1, (-1, self.group))
-        return _keep_largest(groups, self.group - self.kept).flatten(-2).movedim(-1, dim)
 
 
 def magnitude_masks(
@@ -83,11 +50,11 @@ def magnitude_masks(
             scores[name] = scores[name].masked_fill(kept, math.inf)
     if scope == "local":
         return {
-            name: _keep_largest(score.flatten(), round(amount * score.numel())).view_as(score)
+            name: keep_largest(score.flatten(), round(amount * score.numel())).view_as(score)
             for name, score in scores.items()
         }
     flat = torch.cat([score.flatten() for score in scores.values()])
-    parts = _keep_largest(flat, round(amount * flat.numel())).split([score.numel() for score in scores.values()])
+    parts = keep_largest(flat, round(amount * flat.numel())).split([score.numel() for score in scores.values()])
     return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
 
 
@@ -126,12 +93,6 @@ def _share(amount: float | None, pattern: Pattern | None) -> float:
         message = f"{amount} is more than the {pattern.removed:.3g} that {pattern.kept}:{pattern.group} removes"
         raise UserError(message, key="amount", value=amount)
     return pattern.removed if amount is None else amount
-
-
-def _keep_largest(scores: Tensor, removed: int) -> Tensor:
-    """False for the ``removed`` smallest along the last dimension; among equals the first go first."""
-    order = scores.argsort(dim=-1, stable=True)
-    return torch.ones_like(scores, dtype=torch.bool).scatter(-1, order[..., :removed], False)
 
 
 def apply_masks_(module: nn.Module, masks: Masks) -> None:

@@ -1,4 +1,4 @@
-"""The options of a cut: the function, the stage and recipes take them from here, and they are checked here."""
+"""The options of pruning, and their checks: functions, stages and recipes take them from here, without torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import UserError
-from optkit.engines import ENGINES
-from optkit.prune.cut.criteria import CRITERIA
-from optkit.prune.cut.selection import FLOOR
-from optkit.prune.masks import SCOPES
+from optkit.engines.registry import ENGINES
 
 BUDGETS = ("params", "macs", "latency")
+SCOPES = ("global", "local")
 SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
+NEED_DATA = ("taylor", "fisher", "activation")
+CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
+FLOOR = 0.1  # share of each layer's units that stays whatever the scores say, unless another is asked for
+ORDERS = ("loss", "position")  # in which blocks go
+Keep = int | Sequence[int | str]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class CutOptions:
         check_share("floor", self.floor)
         self.check_timing("engine", "threads")
         if self.engine is not None:
-            ENGINES.find(self.engine, "engine")
+            ENGINES.check(self.engine, "engine")
 
     def check_timing(self, *keys: str) -> None:
         """Raises a UserError if an option for latency is set for another budget, or is a number below 1."""
@@ -75,3 +78,19 @@ class CutOptions:
     def keywords(self) -> dict[str, Any]:
         """The options as keyword arguments of `prune_structured`."""
         return {field.name: getattr(self, field.name) for field in fields(CutOptions)}
+
+
+def check_depth(amount: float | None, keep: Keep | None, by: str) -> None:
+    """Checks arguments as far as they can be without the model. Raises UserError."""
+    if (amount is None) == (keep is None):
+        found = "neither is" if amount is None else "both are"
+        fix = "amount=0.5 with keep=null, or keep=3 with amount=null"
+        raise UserError(f"amount or keep must be given, and {found}", key="keep", value=keep, fix=fix)
+    if amount is not None:
+        check_share("amount", amount)
+    check_choice("by", by, ORDERS)
+    if isinstance(keep, (list, tuple)):
+        if not (keep and all(type(k) in (int, str) for k in keep)):
+            raise UserError(f"{keep!r} lists no blocks", key="keep", value=keep, fix="places or names: [0, 2, 4]")
+    elif keep is not None and (type(keep) is not int or keep < 0):
+        raise UserError(f"{keep!r} is no number of blocks", key="keep", value=keep, fix="3, or a list: [0, 2, 4]")

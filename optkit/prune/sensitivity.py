@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import nn
-
-from optkit.core.calls import Inputs
 from optkit.core.checks import check_choice, check_share
 from optkit.core.document import Document
 from optkit.core.errors import StageError, UserError
 from optkit.core.progress import track
-from optkit.prune.cut.analysis import Analysis
-from optkit.prune.cut.criteria import CRITERIA, LossFn, data_for
-from optkit.prune.cut.selection import Selector
-from optkit.prune.cut.verify import evaluating, zeroing
+from optkit.prune.options import CRITERIA
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optkit.core.calls import Inputs
+    from optkit.prune.cut.criteria import LossFn
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 METRICS = ("loss", "accuracy")
@@ -128,6 +127,13 @@ def sensitivity(
         UserError: for an argument out of range, or a model that cannot be analysed.
         StageError: if ``evaluate`` gives no finite number.
     """
+    import torch
+
+    from optkit.prune.cut.analysis import Analysis
+    from optkit.prune.cut.criteria import data_for
+    from optkit.prune.cut.selection import Selector
+    from optkit.prune.cut.verify import evaluating, zeroing
+
     check_choice("metric", metric, METRICS)
     check_choice("criterion", criterion, CRITERIA)
     if not shares:

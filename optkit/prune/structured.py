@@ -20,9 +20,9 @@ from optkit.prune.cut.analysis import Analysis
 from optkit.prune.cut.blockers import why_frozen
 from optkit.prune.cut.criteria import LossFn, data_for, weigh_by_use
 from optkit.prune.cut.plan import CutPlan
-from optkit.prune.cut.selection import FLOOR, Selector, TooSmallError, missed, select
+from optkit.prune.cut.selection import Selector, TooSmallError, missed, select
 from optkit.prune.latency.budget import LatencyBudget
-from optkit.prune.options import SENSITIVITY, CutOptions
+from optkit.prune.options import FLOOR, SENSITIVITY, CutOptions
 from optkit.prune.sensitivity import Sensitivity
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from optkit.core.checks import check_choice, check_share
-from optkit.quantize.graph.targets import find_target
+from optkit.quantize.graph.targets.registry import check_target
 
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
+BITS, GROUP_SIZES = (8, 4), (32, 64, 128, 256)  # of weight-only quantization
+# 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
+REVISION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Int8Options:
     protect: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        find_target(self.target)
+        check_target(self.target)
         check_choice("observer", self.observer, OBSERVERS)
         check_choice("reduce_range", self.reduce_range, (None, True, False))
 

@@ -29,10 +29,8 @@ from optkit.quantize.graph.float_layers import left_in_float, name_some
 from optkit.quantize.graph.layers import LayerError, layer_errors
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
-from optkit.quantize.options import OBSERVERS, Int8Options, StaticOptions
+from optkit.quantize.options import OBSERVERS, REVISION, Int8Options, StaticOptions
 
-# 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
-REVISION = 2
 log = logging.getLogger(__name__)
 Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
 

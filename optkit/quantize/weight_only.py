@@ -15,8 +15,8 @@ from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError, UserError
 from optkit.quantize.accuracy.gptq import gptq, second_moments
 from optkit.quantize.graph.observers import scale_of
+from optkit.quantize.options import BITS, GROUP_SIZES
 
-BITS, GROUP_SIZES = (8, 4), (32, 64, 128, 256)
 KERNELS = ("aten._weight_int8pack_mm", "aten._weight_int4pack_mm_for_cpu")  # as `macs_by_operator` names them
 INT8_PRODUCT, INT4_PRODUCT = (
     private_aten("_weight_int8pack_mm.default"),

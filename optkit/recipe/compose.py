@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optkit.core.checks import check_count
 from optkit.core.environment import check_single_process
 from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
+from optkit.core.extras import install
 from optkit.core.instantiate import TARGET, build
 from optkit.core.logs import Messages
 from optkit.core.task import MODEL_DEFAULTS
@@ -235,6 +236,8 @@ def _one_line(error: Exception, path: Path) -> UserError:
         known += ENGINES.added() if group == ENGINE_GROUP else []
         kinds = [p.name for p in shipped("conf").iterdir() if p.is_dir()]
         fix = did_you_mean(name, known) if known else did_you_mean(group, kinds)
+        if match.group(1) == "hydra/launcher/joblib":
+            fix = install("parallel")
         return UserError(f"no config '{match.group(1)}'", key=group or name, value=name, fix=fix)
     return UserError(text.split(" full_key:")[0].removesuffix("."), key=str(path))
 
@@ -265,22 +268,24 @@ def to_recipe(cfg: DictConfig) -> Any:
     _check_top(node)
     from optkit.core.engine import no_engine
     from optkit.engines.registry import reference_engine
-    from optkit.measure import Measure
+    from optkit.recipe.chain import check_names
     from optkit.recipe.recipe import Recipe
 
     debug = node.get("debug") or {}
-    _check_model(node["model"])
     stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items()}
+    measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
+    task = build(_limited(node["task"], debug), "task")
+    check_names(node["chain"], stages, node["controls"], node["baseline"])
+    # what may need torch comes last, so that a misspelt word above is answered at once
     engines = {name: build(engine, f"engines.{name}") for name, engine in node["engines"].items()}
     for name, engine in engines.items():
         if reason := no_engine(type(engine)):
             raise UserError(f"{type(engine).__name__} is no engine: {reason}", key=f"engines.{name}")
-    measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
-    assert isinstance(measure, Measure)
+    _check_model(node["model"])
     recipe = Recipe(
         name=node["name"],
         model=node["model"],
-        task=build(_limited(node["task"], debug), "task"),
+        task=task,
         chain=node["chain"],
         stages=stages,
         engines=engines,

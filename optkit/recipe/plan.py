@@ -6,14 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.cores import default_threads
 from optkit.core.engine import Engine
-from optkit.core.errors import PlanError, UserError, did_you_mean
+from optkit.core.errors import PlanError, UserError
 from optkit.core.seeds import derive_seed
 from optkit.core.source_digest import code_elsewhere
 from optkit.core.stage import ChecksModel, KeyContext, Stage
@@ -23,12 +20,15 @@ from optkit.core.variant import variant_id
 from optkit.engines.registry import is_registered
 from optkit.measure import tasks_to_measure
 from optkit.models import ModelSpec
-from optkit.models.compatibility import answer_to
-from optkit.recipe.controls import CONTROLS, Numbered, control_chain
+from optkit.recipe.chain import check_names
+from optkit.recipe.controls import Numbered, control_chain
 from optkit.recipe.keys import dependencies, params_of, pool_of, sources, target_of, within
 from optkit.recipe.recipe import AUTO, MODEL, Recipe
 
-START = frozenset({"float"})
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 OWN, OTHER = "own", "other"
 
 
@@ -122,17 +122,7 @@ def check_chain(recipe: Recipe) -> None:
         PlanError: an unknown or repeated name, a stage that lacks a trait, a baseline that is not in the chain.
         UserError: an engine that is not there, or a chain whose last variant no engine runs.
     """
-    if repeated := [name for name in recipe.chain if recipe.chain.count(name) > 1]:
-        message = f"'{repeated[0]}' stands twice"
-        raise PlanError(message, key="chain", fix="add it again under another name: +stage@stages.again=...")
-    traits = traits_after(recipe, recipe.chain)
-    for control in recipe.controls:
-        if control not in CONTROLS:
-            fix = did_you_mean(str(control), CONTROLS)
-            raise PlanError(f"no control '{control}'", key="controls", value=control, fix=fix)
-    if recipe.baseline not in (AUTO, MODEL, *recipe.chain):
-        fix = did_you_mean(recipe.baseline, [AUTO, MODEL, *recipe.chain])
-        raise PlanError(f"'{recipe.baseline}' is not in the chain", key="baseline", value=recipe.baseline, fix=fix)
+    traits = check_names(recipe.chain, recipe.stages, recipe.controls, recipe.baseline)
     check_engines(recipe.engines)
     reasons = {name: engine.unsupported(traits) for name, engine in recipe.engines.items()}
     if all(reasons.values()):
@@ -155,27 +145,6 @@ def not_run_on(engines: Mapping[str, Engine], traits: frozenset[str]) -> dict[st
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def traits_after(recipe: Recipe, chain: Sequence[str]) -> frozenset[str]:
-    """What is true of the last variant of a chain of the recipe's stages.
-
-    Raises:
-        PlanError: an unknown name, or a stage that lacks a trait.
-    """
-    traits = START
-    taken_by: dict[str, str] = {}
-    for name in chain:
-        if name not in recipe.stages:
-            raise PlanError(f"no stage '{name}'", key="chain", value=name, fix=did_you_mean(name, recipe.stages))
-        stage = recipe.stages[name]
-        for trait in sorted(stage.needs - traits):
-            culprit = f"'{taken_by[trait]}' took away" if trait in taken_by else "no stage before it gives"
-            fix = f"put it before '{taken_by[trait]}'" if trait in taken_by else "change the chain"
-            raise PlanError(f"'{name}' needs a model that is {trait}, which {culprit}", key="chain", fix=fix)
-        traits = (traits - stage.drops) | stage.adds
-        taken_by |= dict.fromkeys(stage.drops, name)
-    return traits
-
-
 def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     """Plans the whole chain; loads the data, whose fingerprint is part of every variant's id.
 
@@ -186,6 +155,7 @@ def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
     Raises:
         UserError: a mistake in the recipe, or data or a model that do not fit.
     """
+
     check_chain(recipe)
     with use_threads(threads_of(recipe)):
         return _plan(recipe, chains)
@@ -197,6 +167,8 @@ def threads_of(recipe: Recipe) -> int:
 
 
 def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
+    import torch
+
     spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
     # a checkpoint that does not fit is found here, not after the data is decoded
     model = spec.build(recipe.seed).eval()
@@ -267,6 +239,8 @@ def _check_fit(model: nn.Module, task: Task) -> None:
     Raises:
         UserError: it does not.
     """
+    from optkit.models.compatibility import answer_to
+
     logits, classes = answer_to(task.example(2), model, "model"), task.model_defaults()["num_classes"]
     if logits.shape != (2, classes):
         message = f"{type(model).__name__} gives {list(logits.shape)} for 2 examples of {classes} classes"
@@ -305,6 +279,8 @@ def baseline_place(recipe: Recipe) -> int:
 
 def work_device() -> torch.device:
     """Where stages train and calibrate."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

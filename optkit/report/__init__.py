@@ -12,6 +12,7 @@ from pathlib import Path
 from optkit.core import ledger
 from optkit.core.cache import write_text
 from optkit.core.errors import UserError
+from optkit.core.extras import missing, need
 from optkit.report.comparable import cautions
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row, rows
@@ -39,6 +40,7 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None, w
         wide: show every column of the table, however narrow the terminal is.
     """
     if format_ == "html":
+        need("report", "page", key="--format")
         from optkit.report.page import render_page
 
         return render_page(runs, p99_limit)
@@ -121,24 +123,34 @@ def save_report(
 
 
 def write_report(folder: Path) -> None:
-    """Writes ``report.md``, ``report.json``, ``tradeoff.svg`` and ``tradeoff.png`` into a run folder.
+    """Writes ``report.md`` and ``report.json`` into a run folder, and a model card for every variant.
 
-    Every variant gets a model card. A stage of the recipe that measured sensitivities has them drawn, as
-    ``sensitivity-VARIANT.svg``; a control's would rank at random.
+    With the extra ``report`` it draws pictures as well: ``tradeoff.svg``, ``tradeoff.png``, and
+    ``sensitivity-VARIANT.svg`` for each stage of the recipe that measured sensitivities. Those of a control rank at
+    random and are left out. Without the extra a line in the log says that there are no pictures.
     """
-    from optkit.core.records import variant_folder
-    from optkit.prune import Sensitivity
     from optkit.report.card import write_cards
-    from optkit.report.heatmap import save_heatmap
-    from optkit.report.plot import save_tradeoff
     from optkit.report.tables import markdown
 
     found = read_rows([folder])
     write_text(folder / "report.md", markdown(found))
     write_text(folder / "report.json", json.dumps(found, indent=1) + "\n")
+    write_cards(folder)
+    if reason := missing("report"):
+        log.info("no pictures: %s", reason)
+    else:
+        _draw(folder, found)
+
+
+def _draw(folder: Path, found: Sequence[Row]) -> None:
+    """Writes the pictures of a run."""
+    from optkit.core.records import variant_folder
+    from optkit.prune import Sensitivity
+    from optkit.report.heatmap import save_heatmap
+    from optkit.report.plot import save_tradeoff
+
     for name in ("tradeoff.svg", "tradeoff.png"):
         save_tradeoff(found, folder / name)
-    write_cards(folder)
     for record in ledger.read(folder):
         if "sensitivity" in record.facts and record.control is None:
             table = Sensitivity.from_dict(record.facts["sensitivity"])

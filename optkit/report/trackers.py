@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from optkit.core import ledger
 from optkit.core.cache import read_json, write_json
 from optkit.core.errors import UserError
+from optkit.core.extras import need
 from optkit.core.records import Record, variant_folder
 from optkit.report.card import CARD
 from optkit.report.recipes import flat, flat_recipe
@@ -62,7 +62,7 @@ class MLflow:
     artifacts: str | None = "runs/mlflow"
 
     def __post_init__(self) -> None:
-        _need("mlflow", "pip install 'optkit[mlflow]'")
+        need("mlflow", "MLflow")
 
     def open(self, run: str, variant: str | None) -> GeneralTracker:
         import mlflow
@@ -93,7 +93,7 @@ class TensorBoard:
     folder: str = "runs/tensorboard"
 
     def __post_init__(self) -> None:
-        _need("tensorboard", "pip install 'optkit[tensorboard]'")
+        need("tensorboard", "TensorBoard")
 
     def open(self, run: str, variant: str | None) -> GeneralTracker:
         from accelerate.tracking import TensorBoardTracker
@@ -122,7 +122,7 @@ class WandB:
     mode: str = "online"
 
     def __post_init__(self) -> None:
-        _need("wandb", "pip install wandb")
+        need("wandb", "Weights & Biases")
         if self.mode not in ("online", "offline"):
             raise UserError(f"no mode '{self.mode}'", key="mode", value=self.mode, fix="online or offline")
 
@@ -237,8 +237,3 @@ def _simple(value: Any) -> Any:
 def _safe(name: str) -> str:
     """A name that every tracker takes."""
     return re.sub(r"[^\w\-. /]", "_", name)
-
-
-def _need(package: str, fix: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"{package} is not installed", fix=fix)

@@ -15,7 +15,8 @@ from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.variant import variant_id
 from optkit.pipeline import Run, make_folder, run
-from optkit.recipe.plan import Plan, baseline_place, check_chain, make_plan, traits_after
+from optkit.recipe.chain import traits_after
+from optkit.recipe.plan import Plan, baseline_place, check_chain, make_plan
 from optkit.recipe.recipe import MODEL, Recipe
 from optkit.study.result import BEST, Measured, summarize
 
@@ -154,7 +155,7 @@ def _possible(
     engines = recipe.engines if engine == BEST else {engine: recipe.engines[engine]}
     for chain in wanted:
         try:
-            traits = traits_after(recipe, [*opening, *chain])
+            traits = traits_after([*opening, *chain], recipe.stages)
         except PlanError as error:
             skipped[chain] = error.message
             continue

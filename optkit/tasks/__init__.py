@@ -1,11 +1,18 @@
 """Tasks: data, splits, loss and metric."""
 
-from optkit.tasks.digits import Digits
-from optkit.tasks.docstrings import Docstrings
-from optkit.tasks.image_classification import ImageClassification
-from optkit.tasks.image_files import HubImages, ImageFolder
-from optkit.tasks.text_classification import TextClassification
-from optkit.tasks.text_files import TextFiles
+from typing import TYPE_CHECKING
+
+from optkit.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from optkit.tasks.digits import Digits
+    from optkit.tasks.docstrings import Docstrings
+    from optkit.tasks.image_classification import ImageClassification
+    from optkit.tasks.image_files import HubImages, ImageFolder
+    from optkit.tasks.text_classification import TextClassification
+    from optkit.tasks.text_files import TextFiles
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Digits",

@@ -7,17 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError, first_line
 from optkit.core.task import NO_LABEL, POOL, Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 SPLITS = ("train", "validation", "test")
 UNLABELLED = "unlabelled"
@@ -158,6 +158,8 @@ class Classification(ABC, Generic[S]):
         return module(*batch.inputs)
 
     def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        from torch.nn import functional as F
+
         total = F.cross_entropy(
             logits, batch.targets, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
         )
@@ -185,6 +187,8 @@ def order_seed(training: bool, seed: int | None) -> int | None:
 
 def in_batches(examples: Examples, batch_size: int, seed: int | None) -> Iterator[Batch]:
     """Batches in order, or shuffled under a seed."""
+    import torch
+
     # torch reads batches through __getitems__, which its types do not know
     loader: Iterable[Batch] = torch.utils.data.DataLoader(
         examples,  # type: ignore[arg-type]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from optkit.core.errors import UserError
 from optkit.tasks.classification import SPLIT_SEED, stratified_split
 from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(kw_only=True)
@@ -36,7 +38,9 @@ class Digits(ImageClassification):
         return 10, [1, self.image_size, self.image_size]
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
+        import torch
         from sklearn.datasets import load_digits
+        from torch.nn import functional as F
 
         digits = load_digits()
         pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import platform
@@ -97,16 +98,23 @@ class _Sample:
         """The first passages that open as none before them does."""
         found: list[str] = []
         for opening, text in passages:
-            if opening not in self.openings and len(found) < most:
+            if opening not in self.openings:
                 self.openings.add(opening)
                 found.append(text)
+            if len(found) == most:
+                break
         return found
 
 
 def _sample_to(folder: Path) -> None:
-    sample = _Sample()
-    for label, library in enumerate(track(LIBRARIES, "reading docstrings", len(LIBRARIES))):
-        sample.add(library, label)
+    sample, collecting = _Sample(), gc.isenabled()
+    gc.disable()  # it would look through every growing syntax tree again and again; these have no cycles
+    try:
+        for label, library in enumerate(track(LIBRARIES, "reading docstrings", len(LIBRARIES))):
+            sample.add(library, label)
+    finally:
+        if collecting:
+            gc.enable()
     out = {}
     for split, rows in sample.texts.items():
         rows.sort(key=lambda row: hashlib.sha256(row[0].encode()).digest())

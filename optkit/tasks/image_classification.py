@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
 from optkit.tasks.classification import Classification, order_seed, spread
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLES = 10_000  # of train, from which mean and deviation of pixels are
 
@@ -83,6 +84,8 @@ class ImageClassification(Classification[ImageSplit]):
         return image_batches(self._split(split), batch_size, self._normalization, augmentation, order)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        import torch
+
         split = self._split("train")
         index = np.arange(batch_size) % len(split)
         return (self._normalization(torch.from_numpy(split.images[index])),)

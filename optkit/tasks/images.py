@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from optkit.core.seeds import seed_sequence
 from optkit.core.task import Batch
 from optkit.tasks.classification import in_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Joined:
@@ -80,6 +80,9 @@ class Augmentation:
 
     def __call__(self, images: Tensor, generator: np.random.Generator) -> Tensor:
         """Augments ``(N, C, H, W)`` of any dtype, each image on its own."""
+        import torch
+        from torch.nn import functional as F
+
         n, _, height, width = images.shape
         if self.crop:
             padded = F.pad(images, [self.crop] * 4)
@@ -103,6 +106,8 @@ class Normalization:
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 ``(N, C, H, W)`` to normalized float32."""
+        import torch
+
         mean = torch.tensor(self.mean)[None, :, None, None] * 255
         std = torch.tensor(self.std)[None, :, None, None] * 255
         return (images.float() - mean) / std
@@ -119,6 +124,8 @@ class ImageBatches:
         return len(self.split)
 
     def __getitems__(self, index: list[int]) -> Batch:
+        import torch
+
         images = torch.from_numpy(self.split.images[index])
         if self.augmentation is not None:
             # seeded by the first example and the epoch, so that a batch is the same whichever worker makes it

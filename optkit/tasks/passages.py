@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
+import inspect
+import os
 import re
 import sysconfig
 import warnings
@@ -31,11 +32,18 @@ def modules(library: str) -> Iterator[Path]:
         assert spec is not None
         assert spec.submodule_search_locations is not None
         root = Path(spec.submodule_search_locations[0])
-    found = {file.relative_to(root): file for file in root.rglob("*.py")}
-    names = sorted(found, key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())
-    for name in names:
-        if not LEFT_OUT & set(name.parts) and found[name].stat().st_size <= LARGEST:
-            yield found[name]
+    names = sorted(_names(root), key=lambda name: hashlib.sha256(name.encode()).digest())
+    files = (root / name for name in names)
+    yield from (file for file in files if file.stat().st_size <= LARGEST)
+
+
+def _names(root: Path) -> Iterator[str]:
+    """The paths of the source files in a folder, from there."""
+    for folder, within, files in os.walk(root):
+        within[:] = [name for name in within if name not in LEFT_OUT]
+        around = Path(folder).relative_to(root).as_posix()
+        prefix = "" if around == "." else f"{around}/"
+        yield from (f"{prefix}{name}" for name in files if name.endswith(".py") and name not in LEFT_OUT)
 
 
 def passages(module: Path, names: str, masked: str) -> Iterator[tuple[str, str]]:
@@ -58,20 +66,17 @@ def passages(module: Path, names: str, masked: str) -> Iterator[tuple[str, str]]
 
 
 def _docstrings(module: Path) -> Iterator[str]:
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through the growing tree again and again
+    """The docstrings that are long enough for a passage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(module.read_bytes())
     except (SyntaxError, ValueError):
         return
-    finally:
-        if collecting:
-            gc.enable()
     for node in _nodes(tree):
-        if docstring := ast.get_docstring(node):
-            yield docstring
+        docstring = ast.get_docstring(node, clean=False)
+        if docstring and len(docstring.split()) >= WORDS:
+            yield inspect.cleandoc(docstring)
 
 
 def _nodes(node: Node) -> Iterator[Node]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,17 +129,17 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    _no_bars()
     found = {}
     for split, paths in files.items():
         kind, names = paths[0].suffix.lower(), [str(path) for path in paths]
         try:
-            if kind == ".csv":
-                rows = Dataset(read_csv(paths))
-            elif kind == ".parquet":
-                rows = Dataset.from_parquet(names, keep_in_memory=True)
-            else:
-                rows = Dataset.from_json(names, keep_in_memory=True)
+            with _no_bars():
+                if kind == ".csv":
+                    rows = Dataset(read_csv(paths))
+                elif kind == ".parquet":
+                    rows = Dataset.from_parquet(names, keep_in_memory=True)
+                else:
+                    rows = Dataset.from_json(names, keep_in_memory=True)
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
             reason = first_line(cause)
@@ -158,9 +159,9 @@ def hub_tables(dataset: str) -> dict[str, Table]:
     """
     from datasets import load_dataset
 
-    _no_bars()
     try:
-        data = load_dataset(dataset)
+        with _no_bars():
+            data = load_dataset(dataset)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         fix = "check the network, or give task.path=DIR with train and test files"
@@ -190,11 +191,18 @@ def splits_of(found: Mapping[str, Table], dataset: str, *needed: Sequence[str]) 
     return {name: table for name, table in found.items() if name in ("train", "validation", "test")}
 
 
-def _no_bars() -> None:
-    """Keeps the data sets library's own bars out of logs and off terminals, where optkit draws its own."""
-    from datasets import disable_progress_bars
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the data sets library's own bars in logs and on terminals, where optkit draws its own."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    were_disabled = are_progress_bars_disabled()
     disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
 
 
 def check_class_names(paths: Sequence[Path]) -> None:

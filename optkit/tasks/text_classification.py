@@ -6,10 +6,9 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from torch import Tensor
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
@@ -17,6 +16,9 @@ from optkit.core.task import Batch
 from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, in_batches, order_seed
 from optkit.tasks.texts import Padding, TextBatches, Texts, TextSplit
 from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize_once, trained_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(kw_only=True)

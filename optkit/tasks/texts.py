@@ -7,13 +7,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from optkit.core.task import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MULTIPLE = 8
 
@@ -106,6 +108,8 @@ class Padding:
 
     def __call__(self, split: TextSplit, index: Sequence[int]) -> tuple[Tensor, ...]:
         """Token numbers, attention mask and, if asked for, kinds: each ``(N, length)`` int64."""
+        import torch
+
         longest = int(split.lengths[index].max())
         width = min(self.length, -(-longest // MULTIPLE) * MULTIPLE) if self.shrink else self.length
         ids = np.full((len(index), width), self.token, dtype=np.int64)
@@ -130,5 +134,7 @@ class TextBatches:
         return len(self.split)
 
     def __getitems__(self, index: list[int]) -> Batch:
+        import torch
+
         targets = torch.from_numpy(self.split.labels[index])
         return Batch(self.padding(self.split, index), targets, torch.tensor(index))

@@ -1,10 +1,18 @@
 """The one training loop, its objectives and callbacks."""
 
-from optkit.training.callbacks import Callback, KeepZeros
-from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters, TaskLoss
-from optkit.training.stages import Train, fit_stage
-from optkit.training.trainer import FitReport, Trainer
-from optkit.training.training_stage import LooksInside, Training, check_training, split_of
+from typing import TYPE_CHECKING
+
+from optkit.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from optkit.training.callbacks import Callback, KeepZeros
+    from optkit.training.config import Trainer
+    from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters, TaskLoss
+    from optkit.training.stages import Train, fit_stage
+    from optkit.training.trainer import FitReport
+    from optkit.training.training_stage import LooksInside, Training, check_training, split_of
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Callback",

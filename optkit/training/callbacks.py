@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Callback:
@@ -38,6 +38,8 @@ class KeepZeros(Callback):
         self._kept = {n: p != 0 for n, p in module.named_parameters() if p.dim() > 1 and (p == 0).any()}
 
     def on_step_end(self, module: nn.Module, step: int, total: int) -> None:
+        import torch
+
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             for name, kept in self._kept.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from optkit.core.task import Batch, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Objective(Protocol):

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from optkit.training.optimizers import optimizer_class
 
-from optkit.core.errors import UserError, did_you_mean
-from optkit.core.instantiate import parameters as parameters_of
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-FIELDS = ("lr", "weight_decay")
 FUSED = ("sgd", "adam", "adamw")  # one kernel a step on CPUs and GPUs
 HOW = {"fused", "foreach", "differentiable"}  # of these torch takes one
-
-
-def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer of ``torch.optim`` with this name, in any case. Raises UserError if there is none."""
-    known = {
-        n.lower(): c
-        for n, c in vars(torch.optim).items()
-        if isinstance(c, type) and issubclass(c, torch.optim.Optimizer) and c is not torch.optim.Optimizer
-    }
-    if name.lower() not in known:
-        raise UserError(
-            f"torch.optim has no '{name}'", key="optimizer", value=name, fix=did_you_mean(name.lower(), known)
-        )
-    return known[name.lower()]
 
 
 def build_optimizer(
@@ -45,18 +30,6 @@ def build_optimizer(
     ]
     fused = {"fused": True} if name.lower() in FUSED and not HOW & set(options) else {}
     return optimizer_class(name)(groups, lr=lr, **fused, **options)
-
-
-def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
-    """Raises UserError for an unknown optimizer, an option it does not take, or one that is a field of its own."""
-    known = set(parameters_of(optimizer_class(name))) - {"params", *FIELDS}
-    for option in options:
-        if option in FIELDS:
-            fix = f"set {option} beside optimizer_options"
-            raise UserError("is a field of the trainer", key=f"optimizer_options.{option}", fix=fix)
-        if option not in known:
-            fix = did_you_mean(option, known)
-            raise UserError(f"{name} takes no '{option}'", key=f"optimizer_options.{option}", fix=fix)
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
@@ -86,6 +59,8 @@ def build_schedule(
     optimizer: torch.optim.Optimizer, name: str, warmup: float, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """A schedule over ``total_steps`` whose first ``warmup`` share rises from 0."""
+    import torch
+
     shape = SCHEDULES[name]
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: shape(min(1.0, (step + 1) / (total_steps + 1)), warmup)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.stage import Context, Outcome
 from optkit.training.callbacks import Callback, KeepZeros
+from optkit.training.config import Trainer
 from optkit.training.objectives import Objective, TaskLoss
-from optkit.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,121 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optkit.core.allocator import keep_freed_memory
-from optkit.core.checks import check_count, is_number
 from optkit.core.environment import cpu
-from optkit.core.errors import StageError, UserError, did_you_mean
+from optkit.core.errors import StageError
 from optkit.core.layout import channels_last_
 from optkit.core.progress import track
 from optkit.core.seeds import derive_seed
-from optkit.core.stage import KeyContext
 from optkit.core.task import Batch, Task
 from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import load_state, save_state
+from optkit.training.config import Trainer
 from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters
-from optkit.training.schedules import SCHEDULES, build_optimizer, build_schedule, check_optimizer
+from optkit.training.schedules import build_optimizer, build_schedule
 
 log = logging.getLogger(__name__)
-PRECISIONS = ("auto", "fp32", "bf16")
-SELECTIONS = ("last", "best", "ema")
-
-
-@dataclass
-class Trainer:
-    """How to train; its fields are the config group ``trainer``.
-
-    Attributes:
-        epochs: passes over the train split; in distillation, with what is unlabelled.
-        batch_size: examples a step (a process).
-        optimizer: a class of ``torch.optim`` by name, in any case.
-        optimizer_options: its other arguments (``momentum``, ``betas``, ...); one that is None is left out.
-        lr: the peak learning rate.
-        weight_decay: applied to matrices and kernels, not to biases and norms.
-        schedule: one_cycle, cosine or constant.
-        warmup: share of the steps during which the rate rises.
-        precision: bf16 (autocast), fp32, or auto: bf16 where the device has instructions for it.
-        grad_clip: largest norm of the gradient; None for no clipping.
-        label_smoothing: share of the target spread over all classes.
-        ema_decay: decay a step of the weights' moving average, used by ``select: ema``.
-        select: which weights to keep: of the last step, the best on validation, or the moving average.
-        patience: stop after so many epochs without a better validation; None never stops early.
-        channels_last: train convolutions in channels-last layout, which is faster on CPUs and GPUs.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    optimizer: str = "sgd"
-    optimizer_options: dict[str, Any] = field(default_factory=dict)
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    schedule: str = "one_cycle"
-    warmup: float = 0.2
-    precision: str = "auto"
-    grad_clip: float | None = None
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.999
-    select: str = "last"
-    patience: int | None = None
-    channels_last: bool = True
-
-    def __post_init__(self) -> None:
-        check_count("epochs", self.epochs)
-        check_count("batch_size", self.batch_size)
-        if self.patience is not None:
-            check_count("patience", self.patience)
-        for name, low, high in (
-            ("lr", 0, math.inf),
-            ("weight_decay", 0, math.inf),
-            ("warmup", 0, 0.99),
-            ("label_smoothing", 0, 0.99),
-            ("ema_decay", 0, 1),
-            ("grad_clip", 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if name == "grad_clip" and value is None:
-                continue
-            if not is_number(value) or not math.isfinite(value) or not low <= value <= high:
-                fix = f"{low} to {high}" if high < math.inf else f"a number of at least {low}"
-                raise UserError(f"{value!r} is out of range", key=name, value=value, fix=fix)
-        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("select", SELECTIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f"no {name} '{value}'", key=name, value=value, fix=did_you_mean(str(value), known))
-        self.optimizer_options = {k: v for k, v in self.optimizer_options.items() if v is not None}
-        check_optimizer(self.optimizer, self.optimizer_options)
-
-    def depends_on(self, context: KeyContext) -> dict[str, Any]:
-        """The precision that ``auto`` means on this machine, the device, and on a CPU the threads."""
-        return {"precision": choose_precision(self.precision, context.device), **context.on_device}
-
-    def fit(
-        self,
-        module: nn.Module,
-        task: Task,
-        objective: Objective,
-        *,
-        seed: int,
-        workdir: Path,
-        device: torch.device,
-        callbacks: Sequence[Callback] = (),
-        max_steps: int | None = None,
-        description: str = "training",
-    ) -> FitReport:
-        """Trains ``module`` in place.
-
-        The state is saved in ``workdir`` after every epoch; called again after a kill, training goes on from there
-        and ends with the weights it would have had. On a CPU the process keeps freed memory from here on
-        (`keep_freed_memory`).
-
-        Raises:
-            StageError: the loss is not finite.
-        """
-        if device.type == "cpu":
-            keep_freed_memory()
-        report = _Fit(self, module, task, objective, seed, workdir, device, callbacks, max_steps, description).run()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # what comes next may be timed in a process of its own, which needs the memory
-        return report
 
 
 @dataclass
@@ -154,7 +52,7 @@ class FitReport:
         return {"training": {k: v for k, v in asdict(self).items() if k != "resumed_s"}}
 
 
-class _Fit:
+class Fit:
     """One call of `Trainer.fit`: the state of the loop, and its steps."""
 
     def __init__(
@@ -187,9 +85,11 @@ class _Fit:
     def run(self) -> FitReport:
         started = time.perf_counter()
         precision = choose_precision(self.config.precision, self.device)
-        self._prepare()
-        for _ in track(self._epochs(precision, started), self.description, int(self.total)):
-            pass
+        # an epoch seeds torch's generators; the caller's go on from where they were
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self._prepare()
+            for _ in track(self._epochs(precision, started), self.description, int(self.total)):
+                pass
         for callback in self.callbacks:
             callback.on_train_end(self.module)
         kept = self._keep()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import nn
-
 from optkit.core.errors import UserError
 from optkit.core.instantiate import parameters
 from optkit.core.stage import Context, Outcome
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from optkit.training.callbacks import Callback
-    from optkit.training.trainer import Trainer
+    from optkit.training.config import Trainer
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Freed memory is kept: a fresh process trains or times, and then allocates without a page fault."""
+"""Freed memory is kept where that is asked for: then a process allocates without a page fault."""
 
 import json
 import platform
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from optkit.core import allocator
 
 FAULTS = """
 import json, resource, sys
@@ -22,13 +24,19 @@ before = faults()
 faults()  # the first blocks are new to the heap
 print(json.dumps([before, faults()]))
 """
-TRAINING = """
-from optkit.models import MLP
-from optkit.tasks import Digits
-from optkit.training import TaskLoss, Trainer
-task = Digits(limit=64)
-trainer = Trainer(epochs=1, batch_size=64)
-trainer.fit(MLP((1, 16, 16)), task, TaskLoss(task), seed=0, workdir=Path(sys.argv[1]), device=torch.device("cpu"))
+RUNNING = """
+from optkit.core.errors import UserError
+from optkit.engines import Eager
+from optkit.pipeline import run
+from optkit.recipe.recipe import Recipe
+try:
+    run(Recipe("test", {}, None, ["misspelt"], {}, {"eager": Eager()}, Eager()))
+except UserError:
+    pass
+"""
+LOOKING = """
+from optkit.core.environment import environment
+assert environment(1, ())["freed_memory"] == "returned"
 """
 TIMING = """
 from optkit.measure.latency import interleaved
@@ -37,9 +45,18 @@ interleaved({"one": torch.neg}, (torch.ones(1),), 0.01, 0)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.parametrize("what", [TRAINING, TIMING], ids=["training", "timing"])
-def test_a_process_that_trains_or_times_keeps_what_it_frees(what, tmp_path):
-    command = [sys.executable, "-c", FAULTS.format(what=what), str(tmp_path)]
+@pytest.mark.parametrize(("what", "kept"), [(RUNNING, True), (TIMING, True), (LOOKING, False)])
+def test_a_process_that_runs_or_times_keeps_what_it_frees_and_one_that_looks_does_not(what, kept):
+    command = [sys.executable, "-c", FAULTS.format(what=what)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     before, after = json.loads(done.stdout.splitlines()[-1])
-    assert before > 4 * after + 100
+    assert (before > 4 * after + 100) == kept
+
+
+def test_the_environment_says_whether_freed_memory_is_kept(monkeypatch):
+    monkeypatch.setattr("platform.libc_ver", lambda: ("another", ""))
+    allocator._set.cache_clear()
+    assert not allocator.keeps_freed_memory()
+    allocator.keep_freed_memory()
+    assert not allocator.keeps_freed_memory()
+    allocator._set.cache_clear()

@@ -1,6 +1,5 @@
 import copy
 import json
-import sys
 from functools import partial
 
 import pytest
@@ -130,7 +129,7 @@ def test_bad_arguments(options, message):
 
 
 def test_a_model_whose_groups_must_all_stay_whole(monkeypatch):
-    monkeypatch.setattr(sys.modules[sensitivity.__module__], "Selector", partial(Selector, floor=1.0))
+    monkeypatch.setattr("optkit.prune.cut.selection.Selector", partial(Selector, floor=1.0))
     with pytest.raises(UserError, match="every group is a single unit"):
         sensitivity(zoo.mlp().eval(), VECTOR, lambda net: 0.0)
 

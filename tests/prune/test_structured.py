@@ -10,9 +10,9 @@ from torch import nn
 from optkit.core.errors import StageError, UserError
 from optkit.models import MLP
 from optkit.prune import StructuredPruning
-from optkit.prune.cut.criteria import CRITERIA, NEED_DATA
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.verify import check_runs, deviation, run
+from optkit.prune.options import CRITERIA, NEED_DATA
 from optkit.prune.structured import prune_structured
 from optkit.tasks import Digits
 from tests.prune import zoo

@@ -120,5 +120,5 @@ def test_a_class_counts_with_those_that_it_derives_from_and_those_within_it():
         "optkit.quantize.stages.calibrated",
         "optkit.quantize.options",
     }
-    of_gradual = {"optkit.prune.stages.gradual", "optkit.prune.stages.magnitude", TRAIN, "optkit.training.trainer"}
+    of_gradual = {"optkit.prune.stages.gradual", "optkit.prune.stages.magnitude", TRAIN, "optkit.training.config"}
     assert set(sources(GradualPruning())) == of_gradual

@@ -11,7 +11,7 @@ from optkit.core.seeds import derive_seed
 from optkit.training import Callback, KeepZeros, TaskLoss, Trainer
 from optkit.training.checkpoint import load_state
 from optkit.training.schedules import build_optimizer, build_schedule
-from optkit.training.trainer import _Fit
+from optkit.training.trainer import Fit
 
 CPU = torch.device("cpu")
 PLAIN = {"epochs": 2, "batch_size": 64, "precision": "fp32", "channels_last": False, "lr": 0.05,
@@ -205,7 +205,7 @@ def test_the_average_of_a_resumed_run_is_where_the_weights_are(digits, mlp, tmp_
         _fit(trainer, mlp, digits, tmp_path, callbacks=[_Kill(5)])
     # stands for a GPU
     meta = torch.device("meta")
-    fit = _Fit(trainer, mlp.to(meta), digits, TaskLoss(digits), 3, tmp_path, meta, [_Kill(None)], None, "training")
+    fit = Fit(trainer, mlp.to(meta), digits, TaskLoss(digits), 3, tmp_path, meta, [_Kill(None)], None, "training")
     fit.optimizer = build_optimizer(fit._parameters(), "sgd", 0.1, 0.0, trainer.optimizer_options)
     fit.schedule = build_schedule(fit.optimizer, "constant", 0.0, 8)
     fit._resume()

@@ -14,13 +14,12 @@ from optkit.core.compat.torch_modules import NormWithStatistics
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import UserError
 from optkit.prune.cut.units import Units
+from optkit.prune.options import NEED_DATA
 
 LossFn = Callable[[nn.Module, Any], torch.Tensor]
 Slices = dict[tuple[str, int], np.ndarray]  # (parameter, dimension) -> a score for each index
-NEED_DATA = ("taylor", "fisher", "activation")
 NORMS = ("l1", "l2", "bn_scale", "fpgm", "activation")  # linear in the weights; the others are changes of the loss
 WEIGHT_NORM = private_aten("_weight_norm.default")  # g * v / |v|
-CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
 
 
 def data_for(criterion: str, batches: Iterable[Any] | None, loss_fn: LossFn | None) -> list[Any]:

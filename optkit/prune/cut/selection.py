@@ -10,9 +10,9 @@ import numpy as np
 
 from optkit.core.errors import UserError
 from optkit.prune.cut.units import Units
+from optkit.prune.options import FLOOR
 from optkit.prune.trace.values import Trace
 
-FLOOR = 0.1  # share of each layer's units that stays whatever the scores say, unless another is asked for
 CLOSE = 0.005  # share of the budget; a cut that misses by more is tuned, one step of one layer at a time
 MAX_MOVES = 10
 MISSED = (0.1, 0.03)  # a cut that is off by more than these shares of the amount and of the budget has missed it

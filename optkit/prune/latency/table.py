@@ -72,7 +72,8 @@ class LatencyTable:
             lock = self._path("").with_suffix(".lock")  # one for all tables of an engine here
             with exclusive(lock, f"timing blocks on {self._engine.name}"):
                 tables = self._kept(different)
-                new = self._measure({s: block for s, block in different.items() if s not in tables})
+                with torch.random.fork_rng(devices=[]):  # the blocks' weights and inputs are drawn
+                    new = self._measure({s: block for s, block in different.items() if s not in tables})
                 for signature, table in new.items():
                     kept = table | {"where": self._where, "signature": signature}
                     write_json(self._path(signature), kept, "OPTKIT_CACHE")

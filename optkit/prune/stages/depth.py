@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.measure.validation import Validation
-from optkit.prune.depth import DepthPlan, check_depth, how_many_stay, prune_depth, removable
+from optkit.prune.options import check_depth
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,20 @@ class DepthPruning(SteppedPruning):
 
     def check(self, module: nn.Module, task: Task) -> None:
         """Raises UserError if such a model has no blocks to spare. Called before any work."""
+        from optkit.prune.depth import removable
+
         removable(module, task.example(2))
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        from optkit.prune.depth import how_many_stay, removable
+
         blocks = [name for stack in removable(module, ctx.task.example(2)) for name in stack.block_paths()]
         return self.in_steps(module, ctx, 1 - how_many_stay(blocks, self.amount, self.keep) / len(blocks))
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
+        from optkit.measure.validation import Validation
+        from optkit.prune.depth import prune_depth, removable
+
         example = ctx.task.example(2)
         so_far = earlier[-1]["depth"] if earlier else {}
         there = sum(len(stack.blocks) for stack in removable(module, example))
@@ -93,6 +100,8 @@ class DepthPruning(SteppedPruning):
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        from optkit.prune.depth import DepthPlan
+
         for cut in surgery.get("steps", [surgery]):
             module = module if cut is None else DepthPlan.from_dict(cut).apply(module)
         return module

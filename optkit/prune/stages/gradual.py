@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
-from optkit.prune.gradual import GradualMasks
-from optkit.prune.masks import apply_masks_
 from optkit.prune.stages.magnitude import Masking
 from optkit.training import Train, Training, check_training
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class GradualPruning(Masking):
                 raise UserError(message, key=f"training.trainer.{key}", value=getattr(trainer, key), fix=fix)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        from optkit.prune.gradual import GradualMasks
+        from optkit.prune.masks import apply_masks_
+
         grown = GradualMasks(self.masks, self.share, self.initial, self.begin, self.end, self.every)
         trained = self.training.apply(module, ctx, [grown])
         # a moving average remembers weights from before they were masked

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice, check_share
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
-from optkit.prune.masks import SCOPES, Masks, Pattern, apply_masks_, magnitude_masks, masked_weights
+from optkit.prune.options import SCOPES
+from optkit.prune.pattern import Pattern
 from optkit.prune.stages.steps import Facts, SteppedPruning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optkit.prune.masks import Masks
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,14 @@ class Masking:
 
     def masks(self, module: nn.Module, share: float) -> Masks:
         """What is kept when this share is gone."""
+        from optkit.prune.masks import magnitude_masks
+
         return magnitude_masks(module, share, self.scope, self.parsed, self.protect)
 
     def facts(self, module: nn.Module, masks: Masks) -> dict[str, Any]:
         """What the masks removed, layer by layer, which layers they left whole, and what that is good for here."""
+        from optkit.prune.masks import masked_weights
+
         return {
             "pattern": self.pattern,
             "weights": sum(keep.numel() for keep in masks.values()),
@@ -90,6 +98,8 @@ class MagnitudePruning(SteppedPruning, Masking):
         return self.in_steps(module, ctx, self.share)
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
+        from optkit.prune.masks import apply_masks_
+
         masks = self.masks(module, amount)
         apply_masks_(module, masks)
         return Outcome(module, self.facts(module, masks))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.errors import StageError
 from optkit.core.instantiate import TARGET
-from optkit.core.macs import count_macs
 from optkit.core.stage import Context, Outcome
-from optkit.prune.cut.selection import TooSmallError
 from optkit.prune.stages.structured import StructuredPruning
-from optkit.prune.structured import prune_structured
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass
@@ -38,6 +36,10 @@ class SmallerDense:
     drops: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        from optkit.core.macs import count_macs
+        from optkit.prune.cut.selection import TooSmallError
+        from optkit.prune.structured import prune_structured
+
         example = ctx.task.example(2)
         target = count_macs(ctx.module_of(self.like), example) // 2
         fresh = ctx.build_model({TARGET: ctx.variant.model["target"], **ctx.variant.model["params"]}).eval()
@@ -63,6 +65,8 @@ class SmallerDense:
 
 def _keep_spread_(narrow: nn.Module, whole: nn.Module) -> None:
     """Scales each weight by the root of how many inputs a unit lost: a sum of fewer terms spreads less."""
+    import torch
+
     before = dict(whole.named_parameters())
     with torch.no_grad():
         for name, weight in narrow.named_parameters():

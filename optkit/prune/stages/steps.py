@@ -9,17 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
-from optkit.core.macs import count_macs
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, Outcome
 from optkit.training import Training, check_training, split_of
-from optkit.training.checkpoint import load_state, save_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 Facts = dict[str, Any]
@@ -33,6 +32,8 @@ def geometric_amounts(amount: float, steps: int) -> list[float]:
 
 def size_of(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
     """Parameters, and MACs an example."""
+    from optkit.core.macs import count_macs
+
     params = sum(p.numel() for p in module.parameters())
     return {"params": params, "macs": count_macs(module, example) // len(example[0])}
 
@@ -76,6 +77,8 @@ class SteppedPruning:
 
         A cut counts as finished before its training begins: a second one, by other timings, may be another.
         """
+        from optkit.training.checkpoint import load_state, save_state
+
         if self.training is None:
             return self.one_step(module, ctx, amount, [])
         started = time.perf_counter()

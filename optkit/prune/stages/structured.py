@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count
 from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.engines import ENGINES
-from optkit.measure.validation import Validation
-from optkit.prune.cut.criteria import NEED_DATA
-from optkit.prune.cut.plan import CutPlan
-from optkit.prune.cut.selection import TooSmallError
-from optkit.prune.latency.table import machine_key
-from optkit.prune.options import SENSITIVITY, CutOptions
-from optkit.prune.sensitivity import Sensitivity, sensitivity
+from optkit.prune.options import NEED_DATA, SENSITIVITY, CutOptions
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
-from optkit.prune.structured import Pruned, prune_structured
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from optkit.prune.sensitivity import Sensitivity
+    from optkit.prune.structured import Pruned
 
 NOTHING = 1e-9
 
@@ -68,12 +64,17 @@ class StructuredPruning(CutOptions, SteppedPruning):
         of_data = context.on_cpu if self.scope == SENSITIVITY or self.criterion in NEED_DATA else None
         if self.budget != "latency":
             return of_data
+        from optkit.engines import ENGINES
+        from optkit.prune.latency.table import machine_key
+
         return machine_key(ENGINES[self.engine or REFERENCE](), self.threads or context.threads) | {"data": of_data}
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         return self.in_steps(module, ctx, self.amount)
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
+        from optkit.prune.cut.selection import TooSmallError
+
         so_far = earlier[-1]["cut"] if earlier else {}
         left = _left(so_far, self.budget)
         floor_of = next((facts["units"] for facts in earlier if "units" in facts), None)
@@ -98,6 +99,8 @@ class StructuredPruning(CutOptions, SteppedPruning):
         self, module: nn.Module, ctx: Context, amount: float, floor_of: dict[str, int] | None = None
     ) -> tuple[Pruned, Facts]:
         """The cut, and the table that it went by as a fact, if it went by one."""
+        from optkit.prune.structured import prune_structured
+
         table = self.measure_sensitivity(module, ctx.task, ctx.seed) if self.scope == SENSITIVITY else None
         example = ctx.task.example((self.batch_size or 1) if self.budget == "latency" else 2)
         pruned = prune_structured(
@@ -113,6 +116,9 @@ class StructuredPruning(CutOptions, SteppedPruning):
 
     def measure_sensitivity(self, module: nn.Module, task: Task, seed: int, metric: str = "loss") -> Sensitivity:
         """The module's curves on validation, its units ranked as this stage ranks them."""
+        from optkit.measure.validation import Validation
+        from optkit.prune.sensitivity import sensitivity
+
         evaluate = Validation(task, self.sensitivity_examples, metric)
         return sensitivity(module, task.example(2), evaluate, metric=metric, **self._ranking(task, seed))
 
@@ -128,6 +134,8 @@ class StructuredPruning(CutOptions, SteppedPruning):
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        from optkit.prune.cut.plan import CutPlan
+
         for cut in surgery.get("steps", [surgery]):
             module = module if cut is None else CutPlan.from_dict(cut).apply(module)
         return module

@@ -61,8 +61,8 @@ def activation_nodes(graph: GraphModule) -> Iterator[Node]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torchao's deprecation warnings, which a user can do nothing about."""
-    with warnings.catch_warnings():
+    """Without torchao's deprecation warnings, which a user can do nothing about, and its draws of random examples."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         yield
 

@@ -171,7 +171,9 @@ class _Calls(Interpreter):
         super().__init__(graph)
         self.visit = visit
         self.layers = {layer.node: layer for layer in int8_layers(graph)}
-        self.rounded = {name: Rounded(module) for name, module in graph.named_modules() if _observes(module)}
+        # a pool shares its observer with what it reads
+        named = graph.named_modules(remove_duplicate=False)
+        self.rounded = {name: Rounded(module) for name, module in named if _observes(module)}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0] if target in self.rounded else super().call_module(target, args, kwargs)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count, check_pattern, check_share
 from optkit.core.engine import made_for
@@ -15,17 +13,14 @@ from optkit.core.errors import UserError
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.engines import ENGINES
+from optkit.engines.registry import ENGINES
 from optkit.quantize.graph.targets.registry import TARGET_KEYS, code_of_target, find_target, made_by, saved_target
-from optkit.quantize.options import Int8Options
-from optkit.quantize.stages.proof import prove_int8
-from optkit.quantize.static import (
-    REVISION,
-    Quantized,
-    definite_range,
-    describe,
-    replay_static,
-)
+from optkit.quantize.options import REVISION, Int8Options
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from optkit.quantize.static import Quantized
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,8 @@ class CalibratedInt8(Int8Options):
 
     def depends_on(self, context: KeyContext) -> list[Any]:
         """What a null `reduce_range` means here, the code of the target, and the threads of the calibration."""
+        from optkit.quantize.static import definite_range
+
         return [definite_range(self.reduce_range), code_of_target(self.target), context.on_cpu]
 
     def check(self, module: nn.Module, task: Task) -> None:
@@ -112,6 +109,9 @@ class CalibratedInt8(Int8Options):
 
     def outcome(self, quantized: Quantized, ctx: Context) -> Outcome:
         """The int8 graph with its facts and its surgery, its int8 share proved if that is asked for."""
+        from optkit.quantize.stages.proof import prove_int8
+        from optkit.quantize.static import describe
+
         facts = {"calibration_examples": self.calibration(ctx).examples} | describe(quantized)
         surgery = {
             "activations": quantized.activations,
@@ -128,6 +128,8 @@ class CalibratedInt8(Int8Options):
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        from optkit.quantize.static import replay_static
+
         target = saved_target(surgery)
         known = {name: value for name, value in surgery.items() if name not in TARGET_KEYS}
         return replay_static(module, example, **({"revision": 1} | known), target=target)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice
 from optkit.core.engine import made_for
-from optkit.core.probe import EXAMPLES
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.quantize.dynamic import (
-    check_linears,
-    describe_dynamic,
-    quantize_dynamic,
-    replay_dynamic,
-)
-from optkit.quantize.graph.targets.registry import code_of_target, find_target, made_by, saved_target
-from optkit.quantize.static import (
-    REVISION,
-    definite_range,
-)
+from optkit.quantize.graph.targets.registry import check_target, code_of_target, made_by, saved_target
+from optkit.quantize.options import REVISION
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass
@@ -47,17 +38,24 @@ class DynamicQuantization:
         return made_for(self.target)
 
     def __post_init__(self) -> None:
-        find_target(self.target, dynamic=True)
+        check_target(self.target, dynamic=True)
         check_choice("reduce_range", self.reduce_range, (None, True, False))
 
     def depends_on(self, context: KeyContext) -> list[Any]:
         """What a null `reduce_range` means on this processor, and the code of the target."""
+        from optkit.quantize.static import definite_range
+
         return [definite_range(self.reduce_range), code_of_target(self.target)]
 
     def check(self, module: nn.Module, task: Task) -> None:
+        from optkit.quantize.dynamic import check_linears
+
         check_linears(module)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        from optkit.core.probe import EXAMPLES
+        from optkit.quantize.dynamic import describe_dynamic, quantize_dynamic
+
         example = ctx.task.example(EXAMPLES)
         found = quantize_dynamic(module.eval(), example, target=self.target, reduce_range=self.reduce_range)
         facts = describe_dynamic(found.module) | {"weight_bits": 7 if found.reduce_range else 8}
@@ -70,5 +68,7 @@ class DynamicQuantization:
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        from optkit.quantize.dynamic import replay_dynamic
+
         revision = surgery.get("revision", 1)
         return replay_dynamic(module, example, surgery["reduce_range"], saved_target(surgery), revision)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from optkit.core.checks import check_count, check_share
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
-from optkit.measure.validation import Validation
-from optkit.quantize.mixed_precision import quantize_within
 from optkit.quantize.options import StaticOptions
-from optkit.quantize.sensitivity import LayerCosts, cost_of_layers
 from optkit.quantize.stages.calibrated import CalibratedInt8, Calibration
-from optkit.quantize.static import calibrate_static
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from optkit.quantize.sensitivity import LayerCosts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,10 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
             check_share("max_drop", self.max_drop)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        from optkit.measure.validation import Validation
+        from optkit.quantize.mixed_precision import quantize_within
+        from optkit.quantize.static import calibrate_static
+
         module, example, batches = module.eval(), ctx.task.example(2), self.calibration(ctx)
         if self.max_drop is None:
             return self.outcome(calibrate_static(module, example, batches, self).convert(self.observer), ctx)
@@ -51,6 +55,10 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
 
     def measure_layers(self, module: nn.Module, task: Task, seed: int) -> LayerCosts:
         """What int8 costs in every layer of a float model, calibrated as this stage does."""
+        from optkit.measure.validation import Validation
+        from optkit.quantize.sensitivity import cost_of_layers
+        from optkit.quantize.static import calibrate_static
+
         batches = Calibration(task, self.batch_size, self.batches, seed)
         options = replace(self, rounding="nearest", correct_bias=False)
         calibrated = calibrate_static(module.eval(), task.example(2), batches, options)

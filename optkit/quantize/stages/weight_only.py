@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import UserError
-from optkit.core.macs import macs_by_operator
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.quantize.options import ROUNDINGS
+from optkit.quantize.options import BITS, GROUP_SIZES, ROUNDINGS
 from optkit.quantize.stages.calibrated import Calibration
-from optkit.quantize.weight_only import (
-    BITS,
-    GROUP_SIZES,
-    KERNELS,
-    check_weight_only,
-    quantize_weight_only,
-    replay_weight_only,
-)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass
@@ -65,9 +57,14 @@ class WeightOnlyQuantization:
         return context.on_cpu if self.rounding == "gptq" else None
 
     def check(self, module: nn.Module, task: Task) -> None:
+        from optkit.quantize.weight_only import check_weight_only
+
         check_weight_only(module, self.bits, self.group_size, tuple(self.protect))
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
+        from optkit.core.macs import macs_by_operator
+        from optkit.quantize.weight_only import KERNELS, quantize_weight_only
+
         batches = Calibration.of(ctx, self.batches, self.batch_size)
         found = quantize_weight_only(
             module.eval(),
@@ -90,4 +87,6 @@ class WeightOnlyQuantization:
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
+        from optkit.quantize.weight_only import replay_weight_only
+
         return replay_weight_only(module, surgery["layers"], surgery["bits"], surgery["group_size"])

@@ -433,3 +433,11 @@ def test_costs_of_no_layer_are_a_clear_error(digits):
     stage = StaticQuantization(batches=1, sensitivity_examples=16, protect=["1"])
     with pytest.raises(StageError, match="no layer of this Sequential would run in int8"):
         stage.measure_layers(model, SealedTask(digits), 0).summary()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gptq_knows_layers_behind_a_pool_which_shares_the_observer_of_what_it_reads(target):
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 4)).eval()
+    images = torch.rand(8, 1, 8, 8)
+    assert quantize_static(model, (images,), [(images,)], target=target, rounding="gptq").tools == {"gptq": 3}

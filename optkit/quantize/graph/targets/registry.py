@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError
 from optkit.core.plugins import Plugins
 from optkit.core.source_digest import code_of_module
-from optkit.quantize.graph.targets.target import Int8Target
+
+if TYPE_CHECKING:
+    from optkit.quantize.graph.targets.target import Int8Target
 
 BUNDLED = {
     "inductor": "optkit.quantize.graph.targets.inductor:TARGET",
     "onnxruntime": "optkit.quantize.graph.targets.onnxruntime:TARGET",
     "openvino": "optkit.quantize.graph.targets.openvino:TARGET",
 }
+DYNAMIC = ("inductor", "onnxruntime")  # those of them that know activations scaled at every call
 KEY, MADE_BY = "target", "target_made_by"
 TARGET_KEYS = (KEY, MADE_BY)  # of a surgery
 
 
 def _unfit(name: str, found: object) -> str | None:
+    from optkit.quantize.graph.targets.target import Int8Target
+
     if not isinstance(found, Int8Target):
         return "it is no optkit.quantize.Int8Target"
     return None if found.name == name else f"it is named '{found.name}'"
@@ -38,11 +43,20 @@ def find_target(target: str | Int8Target, *, dynamic: bool = False) -> Int8Targe
     Raises:
         UserError: no package offers it, its package is broken, or its engine has no such kernels.
     """
+    from optkit.quantize.graph.targets.target import Int8Target
+
     found = target if isinstance(target, Int8Target) else INT8_TARGETS.find(target, KEY)
     if dynamic and not found.dynamic:
         message = f"{found.engine} has no int8 kernels for activations that are scaled at every call"
         raise UserError(message, key=KEY, value=found.name, fix=f"quantize/static, or one of: {', '.join(_dynamic())}")
     return found
+
+
+def check_target(name: str, *, dynamic: bool = False) -> None:
+    """Raises UserError for a name that `find_target` would refuse; a target of optkit's own is not imported for it."""
+    INT8_TARGETS.check(name, KEY)
+    if dynamic and name not in DYNAMIC:
+        find_target(name, dynamic=True)
 
 
 def saved_target(surgery: Mapping[str, Any]) -> Int8Target:
