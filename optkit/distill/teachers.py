@@ -76,7 +76,7 @@ def compiled(teacher: nn.Module) -> nn.Module:
 
     if reason := missing_compiler():
         raise UserError(reason, key="compile_teacher", fix="or compile_teacher=false")
-    return cast(nn.Module, torch.compile(teacher))
+    return cast("nn.Module", torch.compile(teacher))
 
 
 def teacher_name(spec: Any) -> Any:

@@ -25,13 +25,10 @@ faults()  # the first blocks are new to the heap
 print(json.dumps([before, faults()]))
 """
 RUNNING = """
-from optkit.core.errors import UserError
-from optkit.engines import Eager
 from optkit.pipeline import run
-from optkit.recipe.recipe import Recipe
 try:
-    run(Recipe("test", {}, None, ["misspelt"], {}, {"eager": Eager()}, Eager()))
-except UserError:
+    run(None)
+except AttributeError:  # this is no plan
     pass
 """
 LOOKING = """
