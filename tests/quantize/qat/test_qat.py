@@ -423,7 +423,7 @@ def test_losses_that_look_at_layers_are_refused_before_any_work(mlp, digits, tra
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "tensorrt"}, "no target 'tensorrt'"),
+        ({"target": "tensorrt"}, "no int8 target 'tensorrt'"),
         ({"observer": "max"}, "no observer 'max'"),
         ({"batches": 0}, "batches: 0 is not a whole number"),
         ({"learned_scales": "yes"}, "no learned_scales 'yes'"),
