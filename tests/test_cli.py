@@ -178,6 +178,8 @@ BAD = {
     "value not given": (["run", "test.yaml", "task=imagefolder"], "task.path"),
     "unwritable folder": (["run", "test.yaml", "out=/proc/nowhere"], "cannot write to /proc/nowhere"),
     "engine not installed": (["run", "test.yaml", "PATH"], "engines.inductor: does not work here: no C++ compiler found (install g++)"),
+    "a batch size that is no list": (["run", "test.yaml", "measure.batch_sizes=32"], "32 are not batch sizes"),
+    "an unknown option": (["run", "--queit", "test.yaml"], "no option '--queit'"),
     "unknown engine": (["run", "test.yaml", "+engine@engines.trt=tensorrt"], "no config 'engine/tensorrt'"),
     "no engine": (["run", "test.yaml", "~engines.eager", "~engines.inductor"], "engines: no engine"),
     "bad syntax": (["run", "test.yaml", "stages.mask.amount"], "stages.mask.amount"),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optkit.core.cache import make_readable
 from optkit.core.compat.versions import version_of
 from optkit.core.errors import OptkitError, UserError, first_line
 from optkit.core.probe import PROBE_FILE, load_probe, save_probe
@@ -119,6 +120,7 @@ def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tu
 
     inputs = tuple(InputSpec.of(x) for x in example)
     save_model(module, str(folder / WEIGHTS))
+    make_readable(folder / WEIGHTS)
     save_probe(module, folder)
     made_with = {name: version_of(name) for name in MADE_WITH}
     description = {

@@ -125,7 +125,8 @@ def _parse(line: bytes, where: str, older: set[int]) -> Record:
             older.add(schema)
         return Record.from_json(data)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"not a ledger record: {error}", key=where, fix="remove the line or restore the file") from None
+        fix = "give a run folder or its ledger.jsonl; restore the file if it is damaged"
+        raise UserError(f"not a ledger record: {error}", key=where, fix=fix) from None
 
 
 def _write_all(file: FileIO, line: bytes) -> None:

@@ -65,6 +65,9 @@ def rebuild(model: Mapping[str, Any], trusted: tuple[str, ...] = ()) -> nn.Modul
     from torch import nn
 
     target, params = model.get("target"), model.get("params")
+    if target is None:
+        message, fix = "the variant does not say how to build its model", "open it on the engine that it was saved for"
+        raise UserError(message, key="model", fix=fix)
     builder = _trusted(target, "model", (MODELS, *trusted))
     check = getattr(builder, CHECK, None)
     is_class = inspect.isclass(builder) and issubclass(builder, nn.Module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -37,6 +37,7 @@ class Saved:
         returns: the structure of what it returns; the first versions of optkit knew one tensor alone.
         package: that offers the engine; None where it is optkit's own, or no package offers it.
         target: the dotted path of the engine's class where no package offers it, else None.
+        opens: whether the engine opens a file of its own; otherwise loading builds the model anew. Not on disk.
     """
 
     engine: str
@@ -46,6 +47,7 @@ class Saved:
     returns: Structure = field(default_factory=lambda: Value(torch.float32))
     package: str | None = None
     target: str | None = None
+    opens: bool = True
 
     @classmethod
     def of(
@@ -54,10 +56,11 @@ class Saved:
         """Of an engine's session; an engine that compiles the module again need not say what it returns."""
         returns = Value(torch.float32) if returns is None else returns
         options = asdict(engine)  # type: ignore[call-overload]
+        found = cls(engine.name, options, example, facts, returns, opens=isinstance(engine, Opens))
         if is_registered(engine):
-            return cls(engine.name, options, example, facts, returns, package=ENGINES.package(engine.name))
+            return replace(found, package=ENGINES.package(engine.name))
         kind = type(engine)
-        return cls(engine.name, options, example, facts, returns, target=f"{kind.__module__}.{kind.__qualname__}")
+        return replace(found, target=f"{kind.__module__}.{kind.__qualname__}")
 
 
 @runtime_checkable
@@ -80,7 +83,14 @@ def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path,
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: the engine compiles the model again on loading, and how to build the model is not known.
     """
+    if not variant.model and not saved.opens:
+        message = f"a session of {saved.engine} cannot be loaded again: how to build this model is not known"
+        fix = "save the graph with optkit.engines.save_program, or compile for openvino or onnxruntime"
+        raise UserError(message, key="engine", value=saved.engine, fix=fix)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(source, nn.Module):
@@ -114,8 +124,8 @@ def read_session(folder: Path, trusted: tuple[str, ...] = ()) -> Saved | None:
         found = json.loads(path.read_text())
         example = tuple(InputSpec.from_json(spec).zeros() for spec in found["inputs"])
         returns = from_json(found["returns"], partial(_class, trusted)) if "returns" in found else Value(torch.float32)
-        home = {key: str(found[key]) for key in ("package", "target") if key in found}
-        saved = Saved(found["engine"], found["options"], example, found["facts"], returns, **home)
+        package, target = (None if found.get(key) is None else str(found[key]) for key in ("package", "target"))
+        saved = Saved(found["engine"], found["options"], example, found["facts"], returns, package, target)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a session: {error}", key=str(path)) from error
     kinds = {"engine": str, "options": dict, "facts": dict}

@@ -39,11 +39,11 @@ class Measure:
     p99_limit_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.batch_sizes or any(not isinstance(b, int) or b < 1 for b in self.batch_sizes):
+        if not _are_counts(self.batch_sizes):
             message = f"{self.batch_sizes} are not batch sizes of at least 1"
             raise UserError(message, key="batch_sizes", value=self.batch_sizes, fix="for example [1,32]")
         lengths = self.sequence_lengths
-        if lengths is not None and (not lengths or any(not isinstance(n, int) or n < 1 for n in lengths)):
+        if lengths is not None and not _are_counts(lengths):
             raise UserError(f"{lengths} are not lengths in tokens", key="sequence_lengths", fix="for example [64,128]")
         check_count("retries", self.retries, 0)
         if not is_number(self.seconds) or not 0 < self.seconds <= 3600:
@@ -56,6 +56,11 @@ class Measure:
             raise UserError(f"{limit!r} is not a time in ms", key="p99_limit_ms", value=limit, fix="a number above 0")
         if self.split not in ("test", "validation"):
             raise UserError(f"'{self.split}' is not measured", key="split", value=self.split, fix="test or validation")
+
+
+def _are_counts(values: object) -> bool:
+    """Whether it is a list of whole numbers of at least 1."""
+    return isinstance(values, list) and bool(values) and all(isinstance(n, int) and n >= 1 for n in values)
 
 
 def tasks_to_measure(task: Task, config: Measure) -> list[Task]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.errors import StageError
+from optkit.quantize.batches import check_repeatable
 from optkit.quantize.graph.layers import int8_layers, simulated
 from optkit.quantize.options import StaticOptions
-from optkit.quantize.static import Quantized, calibrate_static, check_repeatable
+from optkit.quantize.static import Quantized, calibrate_static
 
 Evaluate = Callable[[nn.Module], float]
 

@@ -16,6 +16,7 @@ from optkit.core.checks import check_choice
 from optkit.core.compat.torch_graphs import return_structure
 from optkit.core.compat.torch_tracing import recurrence_by_shape
 from optkit.core.compat.versions import version_of
+from optkit.core.engine import MADE_FOR
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.probe import keep_probe
@@ -23,6 +24,7 @@ from optkit.engines.program import export_program
 from optkit.quantize.accuracy.bias_correction import correct_biases
 from optkit.quantize.accuracy.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.accuracy.gptq import round_weights
+from optkit.quantize.batches import Batches, check_repeatable
 from optkit.quantize.graph.annotate import Scheme, keep_in_float
 from optkit.quantize.graph.conversion import activation_nodes, convert, prepare, quiet
 from optkit.quantize.graph.float_layers import left_in_float, name_some
@@ -188,6 +190,7 @@ def calibrate_static(
     options: StaticOptions,
 ) -> Calibrated:
     """What `quantize_static` does before the conversion."""
+    batches = Batches(batches, len(example_inputs))
     if options.rounding != "nearest" or options.correct_bias:
         check_repeatable(batches)
     calibrated = _calibrate(model, example_inputs, batches, options, schemes=(options.observer,))
@@ -216,13 +219,13 @@ def calibrate(
     options = StaticOptions(
         target=target, reduce_range=reduce_range, protect=tuple(protect), equalize=equalize, smooth=smooth
     )
-    return _calibrate(model, example_inputs, batches, options, schemes)
+    return _calibrate(model, example_inputs, Batches(batches, len(example_inputs)), options, schemes)
 
 
 def _calibrate(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[Tensor, ...]],
+    batches: Batches,
     options: StaticOptions,
     schemes: Iterable[str],
 ) -> Calibrated:
@@ -242,18 +245,13 @@ def _calibrate(
     return replace(calibrated, protect=kept, smoothed=tuple(smoothed), tools=tools)
 
 
-def check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """Raise a UserError for batches that can be read only once."""
-    if iter(batches) is batches:
-        message = "the accuracy tools and max_drop read the batches several times, which an iterator gives only once"
-        raise UserError(message, key="batches", fix="a list, or an object whose __iter__ begins anew")
-
-
 def export_graph(
     model: nn.Module, example_inputs: tuple[Tensor, ...], target: str | Int8Target, revision: int = REVISION
 ) -> GraphModule:
     """A model's float graph as a target wants it: no norm folded, nothing observed; the model is not touched."""
     target = find_target(target)
+    if made := getattr(model, "meta", {}).get(MADE_FOR):
+        raise UserError(f"the model is int8 already, for {made}", key="model", fix="quantize the float model")
     with quiet(), recurrence_by_shape():
         program, structure = export_program(copy_of(model).eval(), example_inputs)
         graph = target.rewrite(program)

@@ -83,7 +83,9 @@ def find_recipe(name: str) -> Path:
         return path.resolve()
     bundled = bundled_recipes()
     if name not in bundled:
-        fix = f"{did_you_mean(name, bundled)} A file is given with its ending: {name}.yaml"
+        if name.startswith("-"):
+            raise UserError(f"no option '{name}'", key="recipe", value=name, fix="see optkit run --help")
+        fix = f"{did_you_mean(name, bundled)}. A file is given with its ending: {name}.yaml"
         raise UserError(f"no recipe '{name}'", key="recipe", value=name, fix=fix)
     return (shipped("recipes") / f"{name}.yaml").resolve()
 

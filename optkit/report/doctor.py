@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from optkit.core.compat.versions import unsupported
@@ -82,7 +83,7 @@ def _rows(
     for name, found in loaded.items():
         text = f"does not work: {found.message}" if isinstance(found, UserError) else describe(found)
         package = f" (package {known.source(name)})" if name in added else ""
-        yield f"{known.kind} {name}", text + package
+        yield f"{known.kind} {name}", escape(text + package)
 
 
 def _of_engine(kind: type[Engine]) -> str:

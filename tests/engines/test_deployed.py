@@ -210,3 +210,10 @@ def test_what_cannot_be_written_as_onnx_names_the_operator():
 
     with pytest.raises(StageError, match="i1e"):
         engines.compile(Odd(), images(2), engine="onnxruntime")
+
+
+def test_a_session_that_could_not_be_loaded_again_is_not_saved(tmp_path):
+    model, x = torch.nn.Linear(4, 2).eval(), torch.zeros(2, 4)
+    with pytest.raises(UserError, match=r"a session of eager cannot be loaded again.*save_program"):
+        engines.compile(model, (x,), engine="eager").save(tmp_path / "served")
+    assert not (tmp_path / "served").exists()

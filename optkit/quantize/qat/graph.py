@@ -20,6 +20,7 @@ from optkit.core.compat.torch_graphs import GUARDS
 from optkit.core.compat.torch_modules import BatchNorm
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError
+from optkit.quantize.batches import Batches
 from optkit.quantize.graph.annotate import behind_observer, calls, keep_in_float, operand, tensor_at
 from optkit.quantize.graph.norms import factor_and_shift, folded, set_parameter
 from optkit.quantize.graph.observers import ActivationObserver, WeightObserver
@@ -110,7 +111,7 @@ def prepare_qat(
     }
     raw |= dict(graph.named_parameters(remove_duplicate=False))
     norms, modules = _norms(graph)
-    calibrated = calibrate_graph(graph, batches, options, schemes=(observer,))
+    calibrated = calibrate_graph(graph, Batches(batches, len(example_inputs)), options, schemes=(observer,))
     calibrated = replace(calibrated, protect=kept)
     if not any(observers(calibrated.graph)):
         raise StageError("no operator of this model could be quantized")
