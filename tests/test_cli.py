@@ -60,6 +60,7 @@ def test_every_command_has_help(command, asked):
     assert found.output.startswith(f"Usage: optkit {command} [OPTIONS]")
 
 
+@pytest.mark.slow
 def test_run_report_and_rerun_from_the_run_folder(optkit_command, recipe, tmp_path):
     done = optkit_command("run", recipe, "~engines.inductor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,7 @@ def test_run_report_and_rerun_from_the_run_folder(optkit_command, recipe, tmp_pa
     assert [r["accuracy"] for r in ours] == [r["accuracy"] for r in theirs]
 
 
+@pytest.mark.slow
 def test_sensitivity_is_that_of_the_baseline_in_the_store(optkit_command, recipe, tmp_path):
     cut = ["+stage@stages.cut=prune/structured", "chain=[train,cut]", "~engines.inductor"]
     cut += ["stages.cut.scope=sensitivity", "stages.cut.sensitivity_examples=20"]
@@ -120,6 +122,7 @@ def test_sensitivity_is_that_of_the_baseline_in_the_store(optkit_command, recipe
     assert "--metric: int8 is told apart by the loss alone" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path):
     done = optkit_command("run", recipe, "-m", "stages.mask.amount=0.3,0.6", "~engines.inductor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -128,6 +131,7 @@ def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path)
     assert len(trained) == 4
 
 
+@pytest.mark.slow
 def test_a_multirun_goes_on_after_a_failure_and_reports_it(optkit_command, recipe, tmp_path):
     done = optkit_command("run", recipe, "-m", "stages.mask.amount=3,0.6", "~engines.inductor", cwd=tmp_path)
     assert done.returncode == 2
@@ -194,6 +198,7 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", BAD)
 def test_a_mistake_is_one_line_that_names_it_and_leaves_nothing(recipe, tmp_path, mistake):
     arguments, message = BAD[mistake]
@@ -232,6 +237,7 @@ def test_lists_show_what_there_is(optkit_command):
     assert "amount = 0.5" in stages
 
 
+@pytest.mark.slow
 def test_doctor_says_which_engines_work_and_what_limits_threads(optkit_command, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = " ".join(optkit_command("doctor").stdout.split())
@@ -240,6 +246,7 @@ def test_doctor_says_which_engines_work_and_what_limits_threads(optkit_command, 
     assert torch.__version__.split("+")[0] in text
 
 
+@pytest.mark.slow
 def test_a_users_own_stage_needs_no_registration(optkit_command, recipe, tmp_path):
     Path(tmp_path / "mystage.py").write_text(
         "from dataclasses import dataclass\nfrom typing import ClassVar\nimport torch\nfrom optkit.core.stage import Outcome\n"

@@ -81,6 +81,7 @@ def _answers(folder):
     return [(r.stage, [m.raw for m in r.measurements if m.name == "accuracy"]) for r in ledger.read(folder)]
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(recipe, disk, tmp_path):
     undisturbed = _answers(run(make_plan(replace(recipe, out=str(tmp_path / "undisturbed")))).folder)
     said = []
@@ -131,6 +132,7 @@ def test_a_variant_is_there_whole_or_not(disk, mlp, digits):
     assert {path.name for path in disk.folder.iterdir()} == {"ballast"}
 
 
+@pytest.mark.slow
 def test_report_files_stay_as_they_were(recipe, disk):
     folder = run(make_plan(recipe)).folder
     write_report(folder)

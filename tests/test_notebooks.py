@@ -7,6 +7,8 @@ from nbclient import NotebookClient
 from optkit.core.ledger import Ledger
 from tests.report.test_report import _run
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 

@@ -51,6 +51,7 @@ def test_the_wheel_holds_what_the_report_page_is_made_of(wheel):
     assert {f"optkit/report/page/{name}" for name in ("page.html.j2", "page.css", "page.js")} <= names
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_from_the_wheel_outside_the_repository(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
@@ -117,11 +118,13 @@ def without_extras(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_without_extras_the_library_prunes_and_quantizes(without_extras):
     done = without_extras(LIBRARY)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_without_extras_a_recipe_runs_and_what_is_missing_names_its_extra(without_extras):
     def optkit(*arguments):
         return without_extras("from optkit.cli import main; main()", *arguments)

@@ -22,6 +22,8 @@ from optkit.recipe.plan import make_plan
 from optkit.recipe.recipe import Recipe
 from optkit.training import Train, Trainer
 
+pytestmark = pytest.mark.slow
+
 FLOAT = frozenset({"float"})
 
 

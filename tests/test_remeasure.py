@@ -62,6 +62,7 @@ def _answers(records):
     }
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_again_from_its_folder_alone(folder, recipe):
     before = (folder / "ledger.jsonl").read_bytes()
     measure_again(folder, recipe)
@@ -79,6 +80,7 @@ def test_a_run_is_measured_again_from_its_folder_alone(folder, recipe):
     assert [r.measured_again for r in ledger.read(folder)] == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_one_variant_at_another_batch_size_brings_the_baseline_there(folder, recipe):
     larger = replace(recipe, measure=replace(recipe.measure, batch_sizes=[8]))
     measure_again(folder, larger, select(folder, "mask"))
@@ -90,6 +92,7 @@ def test_one_variant_at_another_batch_size_brings_the_baseline_there(folder, rec
     assert {m.conditions["batch_size"] for m in last.measurements if m.name == "accuracy"} == {8}
 
 
+@pytest.mark.slow
 def test_on_another_machine_the_whole_run_is_measured(folder, recipe, monkeypatch):
     there = {"cpu": {"name": "Another", "cores": 64, "isa": []}, "threads": 1, "packages": {}, "gpu": None}
     monkeypatch.setattr("optkit.remeasure.environment", lambda threads, engine_packages: dict(there))
@@ -115,6 +118,7 @@ def test_what_is_not_the_runs_is_refused_before_any_work(folder, recipe, digits,
     assert (folder / "ledger.jsonl").read_bytes() == text
 
 
+@pytest.mark.slow
 def test_one_process_of_torchrun_is_refused(folder, recipe, monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -149,6 +153,7 @@ def test_only_what_measures_may_be_overridden(tmp_path):
         changed_keys(tmp_path, yaml.format(0.5, 2, 2.0))
 
 
+@pytest.mark.slow
 def test_the_command_measures_a_copy_of_a_run_and_says_what_it_shows_now(optkit_command, tmp_path):
     (tmp_path / "test.yaml").write_text(RECIPE)
     done = optkit_command("run", "test.yaml", "~engines.inductor", cwd=tmp_path)

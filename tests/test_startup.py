@@ -121,6 +121,7 @@ def answers():
     return dict(zip([*MISSPELT, *ANSWERED], run_python(COMMANDS, json.dumps(commands)), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MISSPELT)
 def test_a_misspelt_word_is_answered_without_torch(answers, case):
     code, said, modules = answers[case]
@@ -143,6 +144,7 @@ def test_importing_optkit_imports_nothing_else():
     assert not distributions(modules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", BROUGHT)
 def test_a_package_brings_torch_and_little_else(package):
     alone, modules = run_python(IMPORTED, f"optkit.{package}")

@@ -20,6 +20,8 @@ from optkit.models import ModelSpec
 from optkit.recipe.compose import shipped
 from optkit.tasks import Digits, TextFiles
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 PATCHES = SIZES | {"patch_size": 4}
 TEXTS = {

@@ -6,6 +6,8 @@ import pytest
 
 from optkit.recipe.compose import bundled_recipes
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "debug=smoke",
     "engines.inductor.cpp_wrapper=false",

@@ -102,6 +102,7 @@ def test_it_gives_what_reloads_to_the_same_answers(applied, stage, spec, digits,
         assert torch.equal(artifact.module()(*x), outcome.module(*x))
 
 
+@pytest.mark.slow
 def test_it_is_deterministic(stage, spec, context, tmp_path):
     answers = []
     for attempt in range(2):

@@ -41,6 +41,7 @@ interleaved({"one": torch.neg}, (torch.ones(1),), 0.01, 0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.parametrize(("what", "kept"), [(RUNNING, True), (TIMING, True), (LOOKING, False)])
 def test_a_process_that_runs_or_times_keeps_what_it_frees_and_one_that_looks_does_not(what, kept):

@@ -60,6 +60,7 @@ def _append(path, names):
         Ledger(path).append(make_record(variant=name))
 
 
+@pytest.mark.slow
 def test_processes_that_append_at_once_lose_nothing(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     path = tmp_path / "ledger.jsonl"

@@ -257,6 +257,7 @@ def test_seeds_that_differ_more_than_their_examples_explain_widen_the_interval()
     assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EXPERIMENTS)
 def test_intervals_hold_the_truth_as_often_as_they_say(kind):
     share, given = coverage(EXPERIMENTS[kind], 300, seed=11)

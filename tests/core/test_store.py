@@ -24,6 +24,7 @@ def _make(root, made):
             store.put(Variant("id", None, frozenset({"float"}), {}), model, (torch.zeros(1, 1, 8, 8),))
 
 
+@pytest.mark.slow
 def test_a_variant_is_made_by_one_process(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with spawn.Manager() as manager:
@@ -93,6 +94,7 @@ def _keep(calls):
     kept("kind", "key", make)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_made_by_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTKIT_CACHE", str(tmp_path))
     spawn = multiprocessing.get_context("spawn")

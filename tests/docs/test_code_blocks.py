@@ -59,6 +59,7 @@ def test_blocks_that_do_not_run_are_these():
     assert [(b.page, b.language, b.reason) for b in BLOCKS if b.reason is not None] == NOT_RUN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", of_language("python"))
 def test_python_runs(page, tmp_path, image_folder):
     parts = [(block.line, block.text) for block in of_language("python")[page]]
@@ -107,6 +108,7 @@ def commands(block: Block) -> list[list[str]]:
     return [w for w in words if w and w[0] == "optkit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", of_language("sh"))
 def test_commands_compose(page, workspace):
     for block in of_language("yaml").get(page, []):

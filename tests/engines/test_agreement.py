@@ -86,6 +86,7 @@ def test_a_large_example_stays_alone(int8):
     assert probe_of(graph)[0].shape == (1, 2**20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_that_computes_the_graph_says_how_near_it_comes(int8, engine):
     model, _ = int8

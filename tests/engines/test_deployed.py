@@ -96,6 +96,7 @@ def noise(actual, expected):
     return float((actual - expected).pow(2).sum() / expected.pow(2).sum())
 
 
+@pytest.mark.slow
 def test_float_answers_are_the_modules(case):
     engine, model, x, _, _ = case
     session = engines.compile(model, x, engine=engine)
@@ -117,6 +118,7 @@ def test_convolutions_and_linears_run_in_int8_kernels(case):
         assert noise(session(*x), found.module(*x)) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", DEPLOYED)
 @pytest.mark.parametrize("bias", [None, 0.0])
 def test_int8_linears_without_a_bias_are_summed_up_right(engine, bias):
@@ -131,6 +133,7 @@ def test_int8_linears_without_a_bias_are_summed_up_right(engine, bias):
     torch.testing.assert_close(session(x), int8(x), atol=0.02, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_saved_session_gives_the_same_answers_where_there_is_no_optkit(case, tmp_path):
     engine, _, x, _, session = case
     session.save(str(tmp_path))

@@ -28,6 +28,7 @@ def engine(request):
     return found
 
 
+@pytest.mark.slow
 def test_a_session_gives_the_modules_answers(engine, model):
     x = torch.randn(3, 1, 8, 8)
     session = engine.compile(model, VARIANT, (torch.zeros(3, 1, 8, 8),))
@@ -36,6 +37,7 @@ def test_a_session_gives_the_modules_answers(engine, model):
     assert session.facts()["int8_share"] == 0
 
 
+@pytest.mark.slow
 def test_a_saved_session_opens_again(engine, model, tmp_path):
     x = torch.randn(3, 1, 8, 8)
     session = engine.compile(model, VARIANT, (x,))
@@ -79,6 +81,7 @@ def test_a_batch_is_not_computed_in_parts_where_examples_depend_on_each_other():
             session(torch.randn(size, 3))
 
 
+@pytest.mark.slow
 def test_instances_of_one_class_do_not_share_compiled_code(model):
     # dynamo would give up after its recompile limit and run the ninth in eager mode
     x = torch.randn(2, 1, 8, 8)
@@ -96,6 +99,7 @@ def test_instances_of_one_class_do_not_share_compiled_code(model):
     assert counters["stats"]["unique_graphs"] == 10
 
 
+@pytest.mark.slow
 def test_every_shape_of_one_graph_is_compiled_for_itself(model):
     of_any_batch = ({0: torch.export.Dim.AUTO},)
     graph = torch.export.export(model, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=of_any_batch, strict=False).module()

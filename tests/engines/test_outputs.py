@@ -133,6 +133,7 @@ def filed(request):
     return returns, model, int8, engines.compile(model, (x,), engine=engine), engines.compile(int8, (x,), engine=engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 1, 3, 9])
 @torch.no_grad()
 def test_a_session_of_a_file_returns_what_the_module_returns(filed, size):
@@ -194,6 +195,7 @@ def test_a_classifier_gives_logits():
     assert [put.name for put in onnx.load_from_string(file).graph.output] == ["logits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_model_of_transformers_returns_its_output(engine):
     from transformers import BertConfig, BertForSequenceClassification
@@ -262,6 +264,7 @@ for a, b in zip(tensors(found), parts, strict=True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trust", "printed"),
     [
@@ -303,6 +306,7 @@ def test_a_session_of_an_earlier_version_gives_its_one_tensor(tmp_path):
     assert torch.equal(optkit.load(tmp_path)(x), session(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 @torch.no_grad()
 def test_one_example_is_enough_for_any_batch(engine):
@@ -453,6 +457,7 @@ def test_shares_up_to_one_are_given():
     assert int8_share("openvino", Variant("v", None, frozenset({"float"}), {}), 0, 100, "") == 0
 
 
+@pytest.mark.slow
 def test_an_int8_graph_that_onnxruntime_runs_in_float_is_refused(monkeypatch):
     x = images(4)
     int8 = quantize_static(detector("tuple"), (x,), [(x,)], target="onnxruntime")

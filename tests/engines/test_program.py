@@ -27,6 +27,7 @@ assert not any(name.startswith("optkit") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_a_package_gives_the_same_answers_where_there_is_no_optkit(name, int8, tmp_path):

@@ -112,6 +112,7 @@ def test_memory_is_that_of_a_fresh_process_that_gives_the_same_answers(digits, m
     assert found.conditions["reload_difference"] == 0
 
 
+@pytest.mark.slow
 def test_a_variant_that_reloads_to_other_answers_is_an_error(digits, mlp, variant):
     session = Eager().compile(mlp, variant, digits.example(4))
 
@@ -133,6 +134,7 @@ def test_a_variant_that_reloads_to_other_answers_is_an_error(digits, mlp, varian
             measure_memory(Lying(by), digits.example(4), 1, (), {})
 
 
+@pytest.mark.slow
 def test_the_bench_times_the_baseline_beside_the_candidate(digits, mlp, variant, tmp_path):
     folders = [tmp_path / "base", tmp_path / "candidate"]
     artifacts = []
@@ -152,6 +154,7 @@ def test_the_bench_times_the_baseline_beside_the_candidate(digits, mlp, variant,
     assert [m.conditions["of"] for m in of_baseline if m.name == "latency"] == ["variant"]
 
 
+@pytest.mark.slow
 def test_without_eager_the_baseline_still_answers_on_it(digits, mlp, variant, tmp_path):
     artifact = save_artifact(tmp_path, variant, mlp, digits.example(2))
     config = Measure(batch_sizes=[16], seconds=0.01, memory=False)
@@ -195,6 +198,7 @@ class _Named(Eager):
     """Another engine than the reference."""
 
 
+@pytest.mark.slow
 def test_a_recipes_engine_called_eager_does_not_take_the_references_place(digits, mlp, variant, tmp_path):
     artifact = save_artifact(tmp_path, variant, mlp, digits.example(2))
     config = Measure(batch_sizes=[16], seconds=0.01, memory=False)

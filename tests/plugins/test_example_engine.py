@@ -70,6 +70,7 @@ def finished(python, tmp_path_factory):
     return next((folder / "runs").glob("plugin-*"))
 
 
+@pytest.mark.slow
 def test_the_engine_is_measured_on_every_variant_and_runs_int8_in_integers(finished):
     records = [json.loads(line) for line in (finished / "ledger.jsonl").read_text().splitlines()]
     assert [r["stage"] for r in records] == ["train", "prune", "quantize"]
@@ -106,6 +107,7 @@ def served(finished, python, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_saved_session_says_which_package_opens_it(served):
     assert json.loads((served / "engine.json").read_text())["package"] == "optkit-example-engine"
 
@@ -121,6 +123,7 @@ for arguments in ((sys.argv[1],), (sys.argv[2],), (sys.argv[2], "example")):
 """
 
 
+@pytest.mark.slow
 def test_without_the_package_one_line_names_it(served, finished, python):
     done = python("-c", BARE, served, finished / "variants" / "2-quantize", bare=True)
     came = "'example': it came with the package 'optkit-example-engine', which is not installed here"
@@ -130,6 +133,7 @@ def test_without_the_package_one_line_names_it(served, finished, python):
     assert lines[2].startswith("engine: no engine 'example' (known: cuda, eager,")
 
 
+@pytest.mark.slow
 def test_doctor_lists_the_engine_and_the_target(python):
     text = " ".join(python("-m", "optkit", "doctor").stdout.split())
     assert "engine example works (package optkit-example-engine 1.2.0)" in text

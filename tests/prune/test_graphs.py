@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -156,6 +157,7 @@ def build(names: list[str], head: str) -> nn.Module:
     return nn.Sequential(*blocks, nn.Linear(width * (4 if head == "flat" else 1), 5))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     names=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4),

@@ -85,6 +85,7 @@ def test_replay_gives_the_same_answers_bit_by_bit(model, quantized):
         assert torch.equal(again(*x), quantized.module(*x))
 
 
+@pytest.mark.slow
 def test_inductor_runs_its_linears_in_int8_and_counts_attention_beside_them(model, quantized):
     x = tokens(4, 16)
     session = Inductor(cpp_wrapper=False).compile(quantized.module, VARIANT, x)
@@ -98,6 +99,7 @@ def test_inductor_runs_its_linears_in_int8_and_counts_attention_beside_them(mode
     assert "simulation" in Eager().unsupported(VARIANT.traits)
 
 
+@pytest.mark.slow
 def test_onnx_runtime_runs_every_linear_in_int8_at_any_size(model, tmp_path):
     found = quantize_dynamic(model, tokens(2, 16), target="onnxruntime")
     x = tokens(4, 16)

@@ -10,6 +10,8 @@ from optkit import engines
 from optkit.engines import inductor_int8
 from optkit.quantize import quantize_dynamic, quantize_static
 
+pytestmark = pytest.mark.slow
+
 
 class LinearSums(nn.Module):
     """Sums of a linear and something that is not the graph's to write to."""

@@ -13,6 +13,8 @@ from torch import nn
 from optkit.engines.onnx_file import to_onnx
 from optkit.quantize import quantize_static
 
+pytestmark = pytest.mark.slow
+
 CLAMPS = {
     "relu": nn.functional.relu,
     "relu6": nn.functional.relu6,

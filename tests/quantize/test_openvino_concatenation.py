@@ -59,6 +59,7 @@ def measured(branches):
     return decibels(expected, graph), decibels(expected, session(*batches[0])), kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branches", Concatenated.BRANCHES)
 def test_a_concatenation_is_on_openvino_what_it_is_in_the_graph(branches):
     graph, engine, kernels = measured(branches)
@@ -67,6 +68,7 @@ def test_a_concatenation_is_on_openvino_what_it_is_in_the_graph(branches):
     assert all("I8" in kernel for kernel in kernels)
 
 
+@pytest.mark.slow
 def test_a_concatenation_is_on_avx2_what_it_is_in_the_graph():
     code = (
         "import json; from tests.quantize.test_openvino_concatenation import Concatenated, measured;"

@@ -110,6 +110,7 @@ class Dead(nn.Module):
         return self.last(self.first(x).relu().flatten(2).transpose(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["inductor", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("build", [Rescaled, Small, Dead])
 def test_int8_keeps_what_is_tiny_in_the_graph_and_on_the_engine(build, target):
@@ -121,6 +122,7 @@ def test_int8_keeps_what_is_tiny_in_the_graph_and_on_the_engine(build, target):
     assert sqnr(model(x), session(x)) > 33
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["inductor", "onnxruntime"])
 def test_dynamic_int8_has_no_floor_either(target):
     torch.manual_seed(0)

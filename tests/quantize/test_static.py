@@ -125,6 +125,7 @@ def test_replay_gives_the_same_answers_bit_by_bit(quantized):
         assert torch.equal(again(*batches[0]), found.module(*batches[0]))
 
 
+@pytest.mark.slow
 def test_replay_refuses_a_graph_that_other_versions_of_torch_and_torchao_made(quantized):
     model, _, shape, found, _ = quantized
     renamed = dict(found.activations)
@@ -135,6 +136,7 @@ def test_replay_refuses_a_graph_that_other_versions_of_torch_and_torchao_made(qu
         replay_static(copy.deepcopy(model), (torch.zeros(2, *shape),), renamed, found.reduce_range)
 
 
+@pytest.mark.slow
 def test_every_product_runs_in_int8_kernels_on_inductor(quantized):
     model, _, _, found, batches = quantized
     session = Inductor().compile(found.module, VARIANT, batches[0])
@@ -161,6 +163,7 @@ def test_weights_have_the_bits_that_the_processor_can_add_up(isa, reduced, monke
         assert min(int(w.min()) for w in weights) >= (-63 if reduced else lowest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_no_sum_of_two_products_overflows_16_bits(target):
     torch.manual_seed(0)
@@ -203,6 +206,7 @@ def test_a_norm_is_not_folded_into_a_layer_that_others_read(build, target):
     assert (actual - expected).pow(2).mean() < 0.001 * expected.pow(2).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["inductor", "onnxruntime", "openvino"])
 def test_linears_that_are_called_as_functions_are_int8(target):
     torch.manual_seed(0)
@@ -230,6 +234,7 @@ class Shared(nn.Module):
         return self.head(self.layer(self.layer(x).relu()).relu())
 
 
+@pytest.mark.slow
 def test_layers_that_share_a_weight_run_in_int8_kernels_on_inductor():
     torch.manual_seed(0)
     x = torch.randn(8, 64)

@@ -42,6 +42,7 @@ def recipe(digits, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_controls_get_the_same_training_and_the_same_macs(recipe):
     folder = run(make_plan(recipe)).folder
     records = ledger.read(folder)
@@ -99,6 +100,7 @@ def taught(recipe):
     return replace(recipe, chain=["train", "prune", "recover", "tune"], stages=stages, controls=[NO_TEACHER])
 
 
+@pytest.mark.slow
 def test_a_control_without_a_teacher_is_the_chain_trained_by_the_labels(taught, tmp_path):
     done = run(make_plan(taught))
     stages = taught.stages | {"recover": Train(taught.stages["recover"].trainer)}

@@ -74,6 +74,7 @@ def _draw_all(page):
         page.locator(".chart").nth(n).and_(page.locator("[data-drawn]")).wait_for(state="attached")
 
 
+@pytest.mark.slow
 def test_it_opens_from_disk_draws_all_charts_and_asks_for_nothing(opened, files):
     page = opened("plain")
     _draw_all(page)
@@ -169,6 +170,7 @@ def test_without_javascript_the_tables_are_there(opened):
     assert page.locator("#figures table tbody tr").count() == 7
 
 
+@pytest.mark.slow
 def test_two_hundred_variants_do_not_keep_a_reader_waiting(opened, files):
     assert (files / "many.html").stat().st_size < 6e6
     page = opened("many")

@@ -77,6 +77,7 @@ def test_rows_of_other_batch_sizes_are_not_mixed(tmp_path):
     assert any("no variant of one has a namesake" in w for w in found.warnings)
 
 
+@pytest.mark.slow
 def test_the_command(optkit_command, folders, tmp_path):
     shown = optkit_command("diff", *folders)
     assert shown.returncode == 0, shown.stderr

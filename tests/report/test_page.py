@@ -317,6 +317,7 @@ def test_an_empty_ledger_is_refused(tmp_path):
         render_page([tmp_path])
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_file(optkit_command, folder, tmp_path):
     done = optkit_command("report", folder, "--format", "html")
     assert done.returncode == 0, done.stderr

@@ -141,6 +141,7 @@ def test_a_failure_while_noting_what_was_sent_leaves_the_old_note(folder, monkey
     assert not list(folder.glob(".tracked*"))
 
 
+@pytest.mark.slow
 def test_mlflow_holds_a_run_with_its_variants_and_reads_back(folder, tmp_path):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     from mlflow.tracking import MlflowClient
@@ -229,6 +230,7 @@ def _get(address, path):
         return reply.read()
 
 
+@pytest.mark.slow
 def test_a_real_mlflow_server_holds_a_run_and_gives_it_back_over_rest(folder, tmp_path, monkeypatch):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     for needed in ("flask", "flask_cors"):
@@ -291,6 +293,7 @@ def test_a_tracker_that_is_not_installed_is_a_mistake_named_before_any_work(monk
         tracker()
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked_from_the_command_line(optkit_command, tmp_path):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     from mlflow.tracking import MlflowClient

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from scripts.simultaneous import main
+
+pytestmark = pytest.mark.slow
 
 
 def test_simultaneous_starts_and_a_kill_change_nothing(capsys):

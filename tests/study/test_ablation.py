@@ -74,6 +74,7 @@ def recipe(digits, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_eight_subsets_train_no_stage_twice_and_their_values_sum_to_the_total(recipe, monkeypatch):
     trained = []
     real = Train.apply
@@ -101,6 +102,7 @@ def test_eight_subsets_train_no_stage_twice_and_their_values_sum_to_the_total(re
     assert "Shapley values" in ablation_markdown(done.result)
 
 
+@pytest.mark.slow
 def test_every_seed_is_planned_once(recipe, monkeypatch):
     planned = []
     monkeypatch.setattr(ablation, "make_plan", lambda one, chains: planned.append(one.seed) or make_plan(one, chains))
@@ -108,6 +110,7 @@ def test_every_seed_is_planned_once(recipe, monkeypatch):
     assert planned == done.result["seeds"] == [recipe.seed, recipe.seed + 1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_is_continued(recipe, monkeypatch):
     real = Halved.apply
     calls = []
@@ -132,6 +135,7 @@ def test_an_interrupted_study_is_continued(recipe, monkeypatch):
     assert once_more.result["batches"] == again.result["batches"]
 
 
+@pytest.mark.slow
 def test_seeds_widen_what_is_claimed_and_orders_are_compared(recipe):
     short = replace(recipe, chain=["train", "mask", "halve"])
     done = ablate(short, orders=True, seeds=2)
@@ -142,6 +146,7 @@ def test_seeds_widen_what_is_claimed_and_orders_are_compared(recipe):
     assert all(len(v["variants"]) == 2 for v in batch["variants"])
 
 
+@pytest.mark.slow
 def test_subsets_that_cannot_work_are_named_and_orders_avoid_them(recipe):
     stages = recipe.stages | {"halve": HalvedSparse()}
     done = ablate(replace(recipe, chain=["train", "mask", "halve"], stages=stages))
@@ -153,6 +158,7 @@ def test_subsets_that_cannot_work_are_named_and_orders_avoid_them(recipe):
     assert "1 of 2" in attribution["reason"]
 
 
+@pytest.mark.slow
 def test_a_subset_that_fails_at_work_is_named_and_the_rest_goes_on(recipe):
     stages = recipe.stages | {"halve": Halved(fails_alone=True)}
     done = ablate(replace(recipe, chain=["train", "mask", "halve"], stages=stages))
@@ -161,6 +167,7 @@ def test_a_subset_that_fails_at_work_is_named_and_the_rest_goes_on(recipe):
     assert "only after masks" in skipped["reason"]
 
 
+@pytest.mark.slow
 def test_leaving_one_out_is_said_to_be_that(recipe):
     done = ablate(recipe, subsets="leave-one-out")
     attribution = done.result["batches"][0]["attribution"]
@@ -180,6 +187,7 @@ def test_a_study_that_cannot_be_is_refused(recipe, options, message):
         ablate(replace(recipe, chain=["train"]))
 
 
+@pytest.mark.slow
 def test_a_control_that_fails_is_named_and_the_study_goes_on(recipe, monkeypatch):
     def too_narrow(self, module, ctx):
         raise StageError("too narrow")
@@ -195,6 +203,7 @@ def test_a_control_that_fails_is_named_and_the_study_goes_on(recipe, monkeypatch
     assert len(done.result["batches"][0]["variants"]) == 4
 
 
+@pytest.mark.slow
 def test_controls_are_made_beside_the_subsets_and_judged_once(recipe):
     stages = {"train": _train(2), "prune": StructuredPruning(0.5), "tune": _train(1)}
     model = recipe.model | {"widths": [32, 32]}
@@ -215,6 +224,7 @@ def test_controls_are_made_beside_the_subsets_and_judged_once(recipe):
     assert done.result["batches"][0]["controls"] == []
 
 
+@pytest.mark.slow
 def test_margins_over_controls_are_pooled_over_seeds(recipe, monkeypatch):
     real = SmallerDense.apply
 

@@ -170,6 +170,7 @@ def test_two_precisions_train_in_one_process_whatever_the_caller_computes_in(dig
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
 
 
+@pytest.mark.slow
 def test_training_runs_beside_the_callers_own_accelerator(digits, tmp_path):
     """accelerate keeps one precision and device for a process; in a process of its own, for it cannot be undone."""
     code = f"""

@@ -231,6 +231,7 @@ def test_steps_add_up_to_the_latency_asked_for(clock, context):
     assert left == pytest.approx(0.6, rel=budget.CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "inductor", "openvino", "onnxruntime"])
 def test_real_clocks(engine, monkeypatch):
     monkeypatch.setattr(budget, "TOLERANCE", 100.0)

@@ -135,6 +135,7 @@ NETWORKS |= {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_whole_networks_are_recorded_as_on_fake_tensors_alone(name, training, monkeypatch):

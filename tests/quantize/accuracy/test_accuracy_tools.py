@@ -122,6 +122,7 @@ def test_equalization_keeps_the_outputs_and_evens_the_ranges():
         assert torch.equal(changed[name], model.state_dict()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "folded"), [("bert", 0), ("vit", 4)], indirect=["case"])
 def test_smoothing_goes_into_norms_that_only_linears_read_and_is_a_product_elsewhere(case, folded):
     model, batch = case
@@ -132,6 +133,7 @@ def test_smoothing_goes_into_norms_that_only_linears_read_and_is_a_product_elsew
     assert noise(graph, model, batches[0]) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
     ("case", "options", "gain"),
@@ -163,6 +165,7 @@ def test_tools_lower_the_error_and_what_they_make_is_replayed(case, options, gai
         assert torch.equal(again(*x), better.module(*x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("case", ["bert"], indirect=True)
 def test_engines_run_smoothed_layers_in_int8(case, target):
@@ -256,6 +259,7 @@ def test_the_error_of_a_layer_is_that_of_its_rounded_operands():
     assert [e.sqnr_db for e in errors] == sorted(e.sqnr_db for e in errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_protected_layers_stay_in_float(target):
     torch.manual_seed(0)

@@ -129,6 +129,7 @@ def test_one_calibration_gives_what_each_scheme_gives_on_its_own():
     assert len({str(activations) for activations in found.values()}) > 2
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_batches():
     model, x = MLP([1, 8, 8], 10, [32]).eval(), torch.randn(64, 1, 8, 8)
 

@@ -144,6 +144,7 @@ def test_padding_by_name_gives_what_torch_gives(dimensions, padding, options):
         torch.testing.assert_close(graph(bigger), model(bigger))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["inductor", "onnxruntime", "openvino"])
 def test_convolutions_with_padding_by_name_are_int8_on_every_engine(target):
     torch.manual_seed(0)
@@ -176,6 +177,7 @@ class OneDimension(nn.Module):
         return self.head(self.layer(y.transpose(1, 2))).mean(1) + self.flat(x.flatten(1))
 
 
+@pytest.mark.slow
 def test_one_dimensional_convolutions_run_in_int8_on_inductor_and_count_once():
     torch.manual_seed(0)
     model, x = OneDimension().eval(), torch.randn(4, 8, 12)

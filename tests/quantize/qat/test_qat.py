@@ -97,6 +97,7 @@ def energy(x):
     return float(x.square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", [False, True])
 def test_what_was_trained_is_what_is_converted(case, learned):
     model, inputs, batches, target, static = case
@@ -306,6 +307,7 @@ def test_statistics_and_ranges_move_until_they_are_frozen(context, norms, ranges
     json.dumps([outcome.facts, outcome.surgery], allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learned", "killed_at"), [(False, 5), (False, 9), (False, 22), (True, 22)])
 def test_a_killed_training_ends_with_the_weights_it_would_have_had(context, tmp_path, learned, killed_at):
     def run(folder, kill=None):
@@ -390,6 +392,7 @@ def test_where_calibration_fails_training_finds_weights_that_work(context, digit
     assert left < 0.5 * harm
 
 
+@pytest.mark.slow
 def test_every_product_runs_in_int8_kernels_on_inductor(context):
     stage = QuantizationAwareTraining(batches=2, min_int8_share=1, training=Train(TRAINER))
     assert stage.apply(resnet(), context()).facts["int8_share"] == 1
