@@ -27,6 +27,7 @@ class _OfLibrary(MetricOfWeights):
         unit: of the values; ``1`` for shares.
         higher_is_better: which way is up.
         classes: whether the output is logits whose largest is the prediction; otherwise the metric gets the output.
+        key: of the metric's result, where it gives several; None: its only one.
     """
 
     metric: Any
@@ -34,6 +35,7 @@ class _OfLibrary(MetricOfWeights):
     unit: str = "1"
     higher_is_better: bool = True
     classes: bool = True
+    key: str | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
     kind: ClassVar[str] = ANY
     groups: ClassVar[int] = 60
@@ -57,13 +59,7 @@ class _OfLibrary(MetricOfWeights):
 
 @dataclass(frozen=True)
 class EvaluateMetric(_OfLibrary):
-    """A metric of `evaluate`.
-
-    Attributes:
-        key: of its result, where it gives several; None: its only one.
-    """
-
-    key: str | None = None
+    """A metric of `evaluate`."""
 
     def compute(self, predicted: NDArray[np.float64], target: NDArray[np.float64]) -> float:
         if self.classes:
@@ -73,13 +69,7 @@ class EvaluateMetric(_OfLibrary):
 
 @dataclass(frozen=True)
 class TorchMetric(_OfLibrary):
-    """A metric of `torchmetrics`.
-
-    Attributes:
-        key: of its result, where it gives several; None: its only one.
-    """
-
-    key: str | None = None
+    """A metric of `torchmetrics`."""
 
     def compute(self, predicted: NDArray[np.float64], target: NDArray[np.float64]) -> float:
         self.metric.reset()
