@@ -8,6 +8,7 @@ model, replays the surgeries without data, and loads the weights.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.cache import make_readable
 from optkit.core.compat.versions import version_of
 from optkit.core.errors import OptkitError, UserError, first_line
 from optkit.core.probe import PROBE_FILE, load_probe, save_probe
@@ -120,7 +120,6 @@ def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tu
 
     inputs = tuple(InputSpec.of(x) for x in example)
     save_model(module, str(folder / WEIGHTS))
-    make_readable(folder / WEIGHTS)
     save_probe(module, folder)
     made_with = {name: version_of(name) for name in MADE_WITH}
     description = {
@@ -130,6 +129,9 @@ def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tu
         "variant": variant.to_json(),
     }
     (folder / VARIANT).write_text(json.dumps(description, indent=1) + "\n")
+    for name in FILES:  # safetensors lets only its owner read what it writes
+        if (folder / name).is_file():
+            shutil.copymode(folder / VARIANT, folder / name)
     return Artifact(variant, inputs, folder, made_with)
 
 

@@ -123,13 +123,6 @@ def new_file(final: Path, key: str = "out") -> Iterator[Path]:
         raise
 
 
-def make_readable(path: Path) -> None:
-    """Gives a file the permissions of any new one: safetensors lets only its owner read what it writes."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 def clear_unfinished(final: Path) -> None:
     """Removes what killed writers of a folder left beside it; only for who has its lock."""
     for left in final.parent.glob(f".{escape(final.stem)}.{'?' * 32}{escape(final.suffix)}"):

@@ -7,8 +7,6 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from optkit.core.cache import make_readable
-
 PROBE = "probe"  # in a graph's ``meta``
 PROBE_FILE = "probe.safetensors"
 EXAMPLES, MAX_BYTES = 8, 4 * 2**20
@@ -38,7 +36,6 @@ def save_probe(module: nn.Module, folder: Path) -> None:
 
     if (probe := probe_of(module)) is not None:
         save_file({str(place): x.contiguous() for place, x in enumerate(probe)}, folder / PROBE_FILE)
-        make_readable(folder / PROBE_FILE)
 
 
 def load_probe(module: nn.Module, folder: Path) -> None:

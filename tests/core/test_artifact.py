@@ -150,3 +150,10 @@ def test_a_variant_of_an_optkit_that_wrote_no_versions_opens(saved):
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "made_with"}))
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(open_artifact(artifact.folder).module()(x), module(x))
+
+
+def test_weights_have_the_permissions_of_any_new_file(saved):
+    _, artifact = saved
+    (artifact.folder / "other").touch()
+    modes = {name: stat.S_IMODE((artifact.folder / name).stat().st_mode) for name in ("weights.safetensors", "other")}
+    assert modes["weights.safetensors"] == modes["other"]
