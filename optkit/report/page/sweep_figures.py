@@ -13,7 +13,7 @@ from optkit.report.page.formatting import DASH, quality, ratio
 from optkit.report.page.runs import ShownRun
 from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row
-from optkit.report.sweep import differing_keys, short_names, shown
+from optkit.report.sweep import differing_keys, in_order, short_names, shown
 from optkit.report.written import Written, common
 
 MOST_KEYS = 4
@@ -44,7 +44,7 @@ def _of_largest_setting(rows: Sequence[Row]) -> list[Row]:
 
 def _of_key(rows: Sequence[Row], key: str, names: dict[str, str], written: Written) -> list[Figure]:
     others = [other for other in names if other != key]
-    ordered = sorted(rows, key=lambda row: _order(row["settings"][key]))
+    ordered = sorted(rows, key=lambda row: in_order(row["settings"][key]))
     values = [_point(row, key, others, names, written) for row in ordered]
     numeric = all(isinstance(row["settings"][key], (int, float)) for row in rows)
     timed = [value for value in values if value["latency"] is not None]
@@ -69,10 +69,6 @@ def _of_key(rows: Sequence[Row], key: str, names: dict[str, str], written: Writt
         summary = f"Latency of {len(timed)} variants against {key}, at {where}."
         found.append(Figure(f"Latency against {names[key]}, {where}", table, chart.to_dict(), summary, "As measured."))
     return found
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    return (False, value) if isinstance(value, (int, float)) else (True, str(value))
 
 
 def _point(row: Row, key: str, others: Sequence[str], names: dict[str, str], written: Written) -> dict[str, Any]:
