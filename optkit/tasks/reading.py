@@ -43,6 +43,7 @@ def in_batches(examples: Examples, batch_size: int, seed: int | None, workers: i
     """
     import torch
 
+    workers = min(workers, -(-len(examples) // batch_size) - 1)  # none for a single batch
     # torch reads batches through __getitems__, which its types do not know
     loader: Iterable[Batch | _Failed] = torch.utils.data.DataLoader(
         _Guarded(examples) if workers else examples,  # type: ignore[arg-type]

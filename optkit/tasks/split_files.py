@@ -13,9 +13,11 @@ from typing import Any
 from optkit.core.checks import check_share
 from optkit.core.compat.datasets import fingerprint
 from optkit.core.errors import UserError, did_you_mean, first_line
+from optkit.core.memory import available_memory
 from optkit.tasks.csv_files import read_csv
 from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, one_name
 
+KEPT_SHARE = 0.25  # of the free memory, that a table may take
 SEPARATORS = (";", "\t", "|")
 
 
@@ -82,15 +84,19 @@ class Table:
     key: str
     is_text: bool = False
 
-    def column(self, name: str, option: str, split: str) -> list[Any]:
-        """A column's values; ``option`` is the config key that named it."""
+    def cells(self, name: str, option: str, split: str) -> Any:
+        """A column as it is stored, a ``pyarrow.ChunkedArray``; ``option`` is the config key that named it."""
         names = self.rows.column_names
         if name not in names:
             fix = did_you_mean(name, names)
             if len(names) == 1 and (mark := next((m for m in SEPARATORS if m in names[0]), None)):
                 fix = f"its only column is {names[0]!r}: write the file with commas in place of {mark!r}"
             raise UserError(f"{split} has no column '{name}'", key=f"task.{option}", value=name, fix=fix)
-        values = self.rows.data.column(name).to_pylist()
+        return self.rows.data.column(name)
+
+    def column(self, name: str, option: str, split: str) -> list[Any]:
+        """A column's values; ``option`` is the config key that named it."""
+        values = self.cells(name, option, split).to_pylist()
         # how values of several types come out of a JSON file
         is_json = type(self.rows.features[name]).__name__ == "Json"
         return [value if value is None else json.loads(value) for value in values] if is_json else values
@@ -137,7 +143,9 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
                 if kind == ".csv":
                     rows = Dataset(read_csv(paths))
                 elif kind == ".parquet":
-                    rows = Dataset.from_parquet(names, keep_in_memory=True)
+                    size = sum(path.stat().st_size for path in paths)
+                    # else `datasets` keeps a copy on disk, of which memory holds what is read
+                    rows = Dataset.from_parquet(names, keep_in_memory=size <= KEPT_SHARE * available_memory())
                 else:
                     rows = Dataset.from_json(names, keep_in_memory=True)
         except (DatasetGenerationError, ValueError, OSError) as error:
