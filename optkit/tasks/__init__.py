@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from optkit.core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from optkit.tasks.columns import ColumnsTask, hf_dataset
     from optkit.tasks.digits import Digits
     from optkit.tasks.docstrings import Docstrings
     from optkit.tasks.image_classification import ImageClassification
@@ -16,6 +17,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "ColumnsTask",
     "Digits",
     "Docstrings",
     "HubImages",
@@ -24,4 +26,5 @@ __all__ = [
     "LoaderTask",
     "TextClassification",
     "TextFiles",
+    "hf_dataset",
 ]

@@ -37,6 +37,7 @@ from optkit.tasks.labels import numbered, read_labels
 from optkit.tasks.split_files import (
     SplitFiles,
     Table,
+    check_source,
     files_in,
     files_key,
     hub_tables,
@@ -127,10 +128,14 @@ class HubImages(_ImageFiles):
             those of the train split in alphabetical order.
     """
 
-    dataset: str
+    dataset: str | None = None
     image_column: str = "image"
     label_column: str = "label"
     classes_from: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_source(self.path, self.dataset)
+        super().__post_init__()
 
     def declared(self) -> tuple[int, list[int]] | None:
         if self.classes_from is None or self.image_size is None:
@@ -150,7 +155,8 @@ class HubImages(_ImageFiles):
         if self.path is not None:
             tables = read_folder(Path(self.path), TABLES)
         else:
-            tables = splits_of(hub_tables(self.dataset), self.dataset, ("train",), ("test",))
+            assert self.dataset is not None
+            tables = splits_of(hub_tables(self.dataset, self.subset), self.dataset, ("train",), ("test",))
         labels = read_labels(tables, self.label_column)
         numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
         found = {name: self._undecoded(name, tables[name], of) for name, of in numbers.items()}
