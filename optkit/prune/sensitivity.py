@@ -178,4 +178,5 @@ def sensitivity(
                 curve.params.append(int(params.total - params(removed)))
                 curve.macs.append(int(macs.total - macs(removed)))
             curves.append(curve)
-    return Sensitivity(type(model).__name__, metric, criterion, dense, int(params.total), int(macs.total), curves)
+    sizes = int(params.total), int(macs.total)
+    return Sensitivity(type(model).__name__, metric, criterion, dense, *sizes, curves, higher_is_better)
