@@ -67,7 +67,8 @@ class RecordedOutputs:
         parts = (weights_digest(teacher), str(teacher), *data, batch_size, precision)
         kind = task.kind if isinstance(task, SealedTask) else type(task)
         code = (torch.__version__, code_of_module(__name__), module_code(teacher), code_of_classes(kind.__mro__))
-        self._key = variant_id(*parts, *code, *(top or ()))
+        own = task.depends_on() if hasattr(task, "depends_on") else []  # a forward pass of the user's own
+        self._key = variant_id(*parts, *code, *own, *(top or ()))
         self._kept: dict[str, Tensor] = {}
 
     def begin(self, epoch: int) -> int:

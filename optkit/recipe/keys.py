@@ -60,7 +60,9 @@ def identity_of(metric: Metric) -> list[Any]:
 
 
 def _named(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, type(None))) else getattr(value, "__qualname__", str(value))
+    return (
+        value if isinstance(value, (bool, int, float, str, type(None))) else getattr(value, "__qualname__", str(value))
+    )
 
 
 def pool_of(stage: Stage, task: Task) -> list[str]:
