@@ -133,7 +133,8 @@ class Term:
             fitting = [name for name, kind in KINDS.items() if output_kind in kind.outputs]
             features = ", ".join(name for name, kind in KINDS.items() if kind.of == FEATURES)
             message = f"{self.name} compares {_any_of(self.kind.outputs)}, and this task's outputs are {found}"
-            raise UserError(message, key=key, fix=", ".join([*fitting, f"or losses of features: {features}"]))
+            fix = ", ".join(fitting) + (", or " if fitting else "") + f"losses of features: {features}"
+            raise UserError(message, key=key, fix=fix)
         elif self.softened and output_kind not in SOFTENED:
             message = f"a temperature softens logits, and this task's outputs are {found}"
             raise UserError(message, key=f"{key}.{TEMPERATURE}", value=self.options[TEMPERATURE], fix="leave it out")
