@@ -222,6 +222,8 @@ class SealedTask:
         self.loss = lambda output, batch, label_smoothing=0.0: task.loss(output, batch, label_smoothing)
         self.mismatch = lambda output, count: task.mismatch(output, count)
         self.example = lambda batch_size: task.example(batch_size)
+        if hasattr(task, "depends_on"):
+            self.depends_on = lambda: task.depends_on()
         self.metrics = task.metrics
         self.output_kind = task.output_kind
         self.kind = type(task)
