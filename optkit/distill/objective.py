@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
+from optkit.core.instantiate import is_dotted
 from optkit.core.seeds import derive_seed
 from optkit.core.task import POOL, Batch, Task
 from optkit.distill.bridges import bridges_for
@@ -150,7 +151,29 @@ class DistillationObjective:
             elif term.kind.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
+        for term in self.terms:
+            if is_dotted(term.name):
+                self._try_own(term, logits, bridges, seen)
         return bridges
+
+    def _try_own(self, term: Term, logits: list[Tensor], bridges: nn.ModuleDict, seen: list[dict[str, Tapped]]) -> None:
+        """Raises UserError if a loss of one's own fails on two examples, or gives no finite scalar."""
+        key = f"losses.{term.name}"
+        try:
+            if term.kind.of == LOGITS:
+                targets = torch.arange(2, device=logits[0].device) % logits[0].shape[-1]
+                found = [_of_logits(term, logits[0].float(), logits[1].float(), targets)]
+            else:
+                pairs = zip(bridges[term.name], self.pairs[term.name], strict=True)  # type: ignore[call-overload]
+                outputs = [bridge(seen[0][s].output.float(), seen[1][t].output.float()) for bridge, (s, t) in pairs]
+                found = [_of_features(term, ours, theirs, None) for ours, theirs in outputs]
+        except Exception as error:
+            message = f"fails: {type(error).__name__}: {first_line(error)}"
+            raise UserError(message, key=key, fix="it is called as loss(student, teacher, ...)") from error
+        for value in found:
+            if not isinstance(value, Tensor) or value.dim() or not torch.isfinite(value):
+                shown = list(value.shape) if isinstance(value, Tensor) and value.dim() else value
+                raise UserError(f"gives {shown!r}", key=key, fix="it must give a finite scalar tensor")
 
     def _of_layers(self, term: Term, ours: dict[str, Tapped], theirs: dict[str, Tapped], mask: Tensor | None) -> Tensor:
         """The mean of a loss over its pairs of layers."""
@@ -159,12 +182,17 @@ class DistillationObjective:
             if term.kind.of == FEATURES:
                 bridge = self.own[term.name][number]  # type: ignore[index]
                 student, teacher = bridge(ours[s].output.float(), theirs[t].output.float())
-                values.append(term.kind.function(student, teacher, mask, **term.options))
+                values.append(_of_features(term, student, teacher, mask))
             else:
                 of_one = _of_scores if term.kind.of == ATTENTION else _of_relations
                 both = zip(ours[s].attention, theirs[t].attention, strict=True)
                 values += [of_one(term, a, b, mask) for a, b in both]
         return torch.stack(values).mean()
+
+
+def _of_features(term: Term, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    given = {"mask": mask} if term.kind.takes_mask else {}
+    return term.kind.function(student, teacher, **given, **term.options)
 
 
 def _of_logits(term: Term, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:

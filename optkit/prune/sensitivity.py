@@ -11,13 +11,13 @@ from optkit.core.checks import check_choice, check_share
 from optkit.core.document import Document
 from optkit.core.errors import StageError, UserError
 from optkit.core.progress import track
-from optkit.prune.options import CRITERIA
+from optkit.prune.options import check_criterion, criterion_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from optkit.core.calls import Inputs
-    from optkit.prune.cut.criteria import LossFn
+    from optkit.prune.cut.criteria import Criterion, LossFn
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 METRICS = ("loss", "accuracy")
@@ -97,7 +97,7 @@ def sensitivity(
     *,
     metric: str = "loss",
     shares: Sequence[float] = SHARES,
-    criterion: str = "l2",
+    criterion: str | Criterion = "l2",
     protect: Sequence[str] = (),
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
@@ -117,7 +117,7 @@ def sensitivity(
             leave the weights alone.
         metric: which of them it returns, so that it is clear what is worse: ``"loss"`` or ``"accuracy"``.
         shares: of each group's units, rounded to whole units, at least one; a tenth of a group always stays.
-        criterion: how the units of a group are ranked, one of ``CRITERIA``.
+        criterion: how the units of a group are ranked, one of ``CRITERIA``, or your own as in `CutOptions`.
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
         batches: data, for the criteria that need it.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for these.
@@ -135,7 +135,7 @@ def sensitivity(
     from optkit.prune.cut.verify import evaluating, zeroing
 
     check_choice("metric", metric, METRICS)
-    check_choice("criterion", criterion, CRITERIA)
+    check_criterion(criterion)
     if not shares:
         raise UserError("no share", key="shares", value=shares, fix="give at least one, such as 0.5")
     for share in shares:
@@ -173,4 +173,5 @@ def sensitivity(
                 curve.params.append(int(params.total - params(removed)))
                 curve.macs.append(int(macs.total - macs(removed)))
             curves.append(curve)
-    return Sensitivity(type(model).__name__, metric, criterion, dense, int(params.total), int(macs.total), curves)
+    ranked_by = criterion_name(criterion)
+    return Sensitivity(type(model).__name__, metric, ranked_by, dense, int(params.total), int(macs.total), curves)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from optkit.core.instantiate import TARGET
-from optkit.core.source_digest import code_of_classes
+from optkit.core.instantiate import TARGET, named_paths
+from optkit.core.source_digest import code_of_classes, code_of_paths
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, Task
 
@@ -42,11 +42,13 @@ def dependencies(stage: Stage, context: KeyContext) -> list[Any]:
 def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
     """The code of a stage or a task, of the classes that it derives from, and of the dataclasses within it, by module.
 
-    It is what their modules import (`optkit.core.imports`), and the versions of the packages that these use. What is
-    found by a name at run time, such as an engine, cannot be seen there: a stage returns it from ``depends_on``.
+    It is what their modules import (`optkit.core.imports`), and the versions of the packages that these use. The same
+    of what their fields name by a dotted path (`optkit.core.instantiate.NAMED`) counts, by path. What is found by
+    another name at run time, such as an engine, cannot be seen there: a stage returns it from ``depends_on``.
     """
     inner = parts(thing) if is_dataclass(thing) else [thing]
-    return code_of_classes(kind for part in inner for kind in type(part).__mro__)
+    named = [path for part in inner if is_dataclass(part) for path in named_paths(part)]
+    return code_of_classes(kind for part in inner for kind in type(part).__mro__) | code_of_paths(named)
 
 
 def pool_of(stage: Stage, task: Task) -> list[str]:
