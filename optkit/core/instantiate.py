@@ -13,7 +13,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
@@ -82,8 +82,12 @@ def own_part(name: object, known: Iterable[str], key: str, kind: str | None = No
 
 
 def named_paths(thing: Any) -> list[str]:
-    """The dotted paths that the `NAMED` fields of a dataclass hold: as a text, in a list, or as keys of a mapping."""
-    values = [getattr(thing, f.name) for f in fields(thing) if f.metadata.get("optkit") == NAMED["optkit"]]
+    """The dotted paths that the `NAMED` fields of a dataclass hold: as a text, in a list, or as keys of a mapping.
+
+    None of anything else.
+    """
+    marked = [f.name for f in (fields(thing) if is_dataclass(thing) else ()) if f.metadata == NAMED]
+    values = [getattr(thing, name) for name in marked]
     items = [item for value in values for item in ([value] if isinstance(value, str) else value or ())]
     return [item for item in items if is_dotted(item)]
 

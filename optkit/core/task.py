@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from optkit.core.errors import SealedSplitError
+from optkit.core.instantiate import named_paths
 
 if TYPE_CHECKING:
     import torch
@@ -159,5 +160,6 @@ class SealedTask:
         self.example = lambda batch_size: task.example(batch_size)
         self.metric = lambda correct: task.metric(correct)
         self.kind = type(task)
+        self.named = named_paths(task)
         self.fingerprint = task.fingerprint
         self.pool_fingerprint = task.pool_fingerprint

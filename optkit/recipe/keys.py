@@ -47,7 +47,7 @@ def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
     another name at run time, such as an engine, cannot be seen there: a stage returns it from ``depends_on``.
     """
     inner = parts(thing) if is_dataclass(thing) else [thing]
-    named = [path for part in inner if is_dataclass(part) for path in named_paths(part)]
+    named = [path for part in inner for path in named_paths(part)]
     return code_of_classes(kind for part in inner for kind in type(part).__mro__) | code_of_paths(named)
 
 

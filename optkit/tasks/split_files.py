@@ -13,6 +13,7 @@ from typing import Any
 from optkit.core.checks import check_share
 from optkit.core.compat.datasets import fingerprint
 from optkit.core.errors import UserError, did_you_mean, first_line
+from optkit.core.paths import FilePath
 from optkit.tasks.csv_files import read_csv
 from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, one_name
 
@@ -36,9 +37,9 @@ class SplitFiles:
             that are in validation or test, too, are left out.
     """
 
-    path: str | None = None
+    path: FilePath | None = None
     validation_share: float = 0.1
-    unlabelled: str | None = None
+    unlabelled: FilePath | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
