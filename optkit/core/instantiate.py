@@ -53,6 +53,16 @@ def is_dotted(name: object) -> bool:
     return isinstance(name, str) and "." in name
 
 
+def check_part(name: object, known: Iterable[str], key: str, kind: str | None = None) -> None:
+    """Raises UserError for what is neither the name of a built-in nor a dotted path; see `own_part`."""
+    known = list(known)
+    if is_dotted(name) or name in known:
+        return
+    near = did_you_mean(str(name), known)
+    fix = near if near.endswith("?") else f"{near}; or the dotted path of your own, mypackage.name"
+    raise UserError(f"no {kind or key.rpartition('.')[2]} '{name}'", key=key, value=name, fix=fix)
+
+
 def own_part(name: object, known: Iterable[str], key: str, kind: str | None = None) -> Callable[..., Any] | None:
     """The function or class that a dotted path names; None for the name of a built-in.
 
@@ -68,12 +78,9 @@ def own_part(name: object, known: Iterable[str], key: str, kind: str | None = No
     Raises:
         UserError: neither a built-in nor something at a dotted path that can be called.
     """
+    check_part(name, known, key, kind)
     if not is_dotted(name):
-        if name in (known := list(known)):
-            return None
-        near = did_you_mean(str(name), known)
-        fix = near if near.endswith("?") else f"{near}; or the dotted path of your own, mypackage.name"
-        raise UserError(f"no {kind or key.rpartition('.')[2]} '{name}'", key=key, value=name, fix=fix)
+        return None
     found = locate(str(name), key)
     if not callable(found):
         message = f"'{name}' is of type {type(found).__name__}, which cannot be called"
