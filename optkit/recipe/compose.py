@@ -333,6 +333,7 @@ def to_recipe(cfg: DictConfig) -> Any:
     _check_top(node)
     from optkit.core.engine import no_engine
     from optkit.engines.registry import reference_engine
+    from optkit.models.spec import start_traits
     from optkit.recipe.chain import check_names
     from optkit.recipe.recipe import Recipe
 
@@ -340,7 +341,8 @@ def to_recipe(cfg: DictConfig) -> Any:
     stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items()}
     measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
     task = build(_limited(node["task"], debug), "task")
-    check_names(node["chain"], stages, node["controls"], node["baseline"])
+    traits = start_traits(node["model"])
+    check_names(node["chain"], stages, node["controls"], node["baseline"], traits)
     # what may need torch comes last, so that a misspelt word above is answered at once
     engines = {name: build(engine, f"engines.{name}") for name, engine in node["engines"].items()}
     for name, engine in engines.items():
@@ -364,6 +366,7 @@ def to_recipe(cfg: DictConfig) -> Any:
         store=node["store"],
         max_steps=debug.get("max_steps"),
         fresh=node["fresh"],
+        traits=traits,
         text=OmegaConf.to_yaml(OmegaConf.create(_rerun(node))),
     )
     return recipe
