@@ -10,10 +10,12 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
@@ -139,6 +141,25 @@ def check_parameters(target: Any, given: Mapping[str, Any], key: str) -> None:
             raise UserError(f"missing; {target.__name__} needs it", key=f"{key}.{name}", fix=f"set {key}.{name}=...")
 
 
+def call(target: Any, given: Mapping[str, Any]) -> Any:
+    """Calls a class or function; a text for a parameter that is annotated as a ``Path`` becomes one."""
+    known = parameters(target)
+    return target(**{name: _as_path(value, known.get(name)) for name, value in given.items()})
+
+
+def words_of(parameter: inspect.Parameter) -> set[str]:
+    """The names in a parameter's annotation, such as ``Path`` and ``None``."""
+    return set(re.findall(r"\w+", str(parameter.annotation)))
+
+
+def _as_path(value: Any, parameter: inspect.Parameter | None) -> Any:
+    if parameter is None or "Path" not in (words := words_of(parameter)) or "str" in words:
+        return value
+    if isinstance(value, list):
+        return [_as_path(one, parameter) for one in value]
+    return Path(value) if isinstance(value, str) else value
+
+
 def build(node: Mapping[str, Any], key: str) -> Any:
     """Calls a node's ``_target_`` with its other keys, nodes within it built first.
 
@@ -158,7 +179,7 @@ def build(node: Mapping[str, Any], key: str) -> Any:
         if isinstance(value, Mapping) and TARGET in value and not takes_data:
             given[name] = build(value, f"{key}.{name}")
     try:
-        return target(**given)
+        return call(target, given)
     except UserError as error:
         inner = f"{key}.{error.key}" if error.key else key
         raise type(error)(error.message, key=inner, value=error.value, fix=error.fix) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError
-from optkit.core.instantiate import TARGET, check_parameters, locate, parameters
+from optkit.core.instantiate import TARGET, call, check_parameters, locate, parameters
 from optkit.core.source_digest import code_of_classes, code_of_module
 from optkit.core.trust import check_trust
 
@@ -108,7 +108,7 @@ class ModelSpec:
             return module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = locate(self.target, f"{key}.{TARGET}")(**self.params)
+            module = call(locate(self.target, f"{key}.{TARGET}"), self.params)
         if self.checkpoint:
             load_weights(module, Path(self.checkpoint), f"{key}.checkpoint")
         check_finite(module, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -20,10 +21,16 @@ def target_of(thing: object) -> str:
 
 def params_of(thing: Any) -> dict[str, Any]:
     """A dataclass's fields as JSON-able data; a dataclass within it says by ``_target_`` which it is."""
-    params = asdict(thing)
+    params = {name: _as_text(value) for name, value in asdict(thing).items()}
     for name, inner in within(thing).items():
         params[name] = {TARGET: target_of(inner), **params_of(inner)}
     return params
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def parts(thing: Any) -> list[Any]:

@@ -43,9 +43,9 @@ def replaced(old: Mapping[str, Any], new: Mapping[str, Any], path: Path = ()) ->
 
 
 def _is_of_another_kind(old: Any, new: Any) -> bool:
-    """Whether a list stands in the place of a mapping, a mapping in that of a list, or a new class in that of none."""
+    """Whether a list stands in the place of a mapping, a mapping in that of a list, or a class in that of a value."""
     if isinstance(new, Mapping):
-        return isinstance(old, list) or (old is None and not new.keys().isdisjoint({TARGET, VARIANT}))
+        return isinstance(old, list) or not (isinstance(old, Mapping) or new.keys().isdisjoint({TARGET, VARIANT}))
     return isinstance(new, list) and isinstance(old, Mapping)
 
 

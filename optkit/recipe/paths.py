@@ -7,12 +7,11 @@ A parameter of a class or function is a path if its annotation says so: ``pathli
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from optkit.core.instantiate import TARGET, locate, parameters
+from optkit.core.instantiate import TARGET, locate, parameters, words_of
 
 PATH, EITHER = "path", "path or id"
 OF_MODELS = {"checkpoint": PATH, "variant": PATH}
@@ -40,7 +39,9 @@ def place(node: dict[str, Any], base_of: BaseOf) -> dict[str, Any]:
 
 def _within(node: Mapping[str, Any], key: str, base_of: BaseOf) -> dict[str, Any]:
     """A mapping, and the mappings in it."""
-    declared = _annotated(node[TARGET], f"{key}.{TARGET}") if _is_known(node.get(TARGET)) else {}
+    # optkit's engines have no paths among their options, and importing them takes torch
+    known = _is_known(target := node.get(TARGET)) and not str(target).startswith("optkit.engines.")
+    declared = _annotated(str(target), f"{key}.{TARGET}") if known else {}
     found = {}
     for name, value in node.items():
         inner = f"{key}.{name}"
@@ -78,9 +79,8 @@ def _annotated(target: str, key: str) -> dict[str, str]:
     """The parameters of a class or function that are paths, by name."""
     found = {}
     for name, parameter in parameters(locate(target, key)).items():
-        kinds = [ANNOTATIONS[word] for word in re.findall(r"\w+", str(parameter.annotation)) if word in ANNOTATIONS]
-        if kinds:
-            found[name] = kinds[0]
+        if kinds := words_of(parameter) & ANNOTATIONS.keys():
+            found[name] = ANNOTATIONS[min(kinds)]
     return found
 
 

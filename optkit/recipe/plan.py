@@ -127,6 +127,8 @@ def check_chain(recipe: Recipe) -> None:
     at_baseline = traits_after(recipe.chain[: baseline_place(recipe)], recipe.stages, recipe.traits)
     if reason := recipe.reference.unsupported(at_baseline):
         message = f"the baseline must run on {recipe.reference.name}: {reason}"
+        if "float" in recipe.traits:
+            raise PlanError(message, key="baseline", value=recipe.baseline, fix="name an earlier stage")
         raise PlanError(message, key="model.variant", fix="start from a variant that is float")
     check_engines(recipe.engines)
     reasons = {name: engine.unsupported(traits) for name, engine in recipe.engines.items()}
