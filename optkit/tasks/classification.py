@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -210,6 +212,16 @@ def in_batches(examples: Examples, batch_size: int, seed: int | None) -> Iterato
 
 def _already_a_batch(batch: Batch) -> Batch:
     return batch
+
+
+def write_labels(folder: Path, columns: Mapping[str, Sequence[str]], labels: Sequence[str]) -> Path:
+    """Writes ``test.csv``: columns, and the class names of the examples as ``label``."""
+    path = folder / "test.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*columns, "label"])
+        table.writerows(zip(*columns.values(), labels, strict=True))
+    return path
 
 
 def spread(total: int, limit: int) -> NDArray[np.int64]:

@@ -45,6 +45,13 @@ class _ImageFiles(SplitFiles, ImageClassification):
 
     image_size: int | None = None
 
+    def preprocessing(self) -> dict[str, Any]:
+        found = super().preprocessing()
+        if self.image_size is None:
+            return found
+        rule = {"shorter_side": self.image_size, "filter": "bicubic", "then_crop": "center"}
+        return found | {"resize": rule}
+
 
 @dataclass(kw_only=True)
 class HubImages(_ImageFiles):
