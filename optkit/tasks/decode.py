@@ -73,13 +73,14 @@ def _decode(image: bytes | Path, size: int | None, split: str, place: int) -> ND
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         name = f" ({image})" if isinstance(image, Path) else f" of {len(image)} bytes"
         setting = "task.unlabelled" if split == UNLABELLED else "task.path"
-        message = f"{split} image {place}{name} cannot be read: {_reason(image, error)}"
+        message = f"{split} image {place}{name} cannot be read: {reason_unreadable(image, error)}"
         raise UserError(message, key=setting, fix="repair the file, or take it out") from error
     picture = picture if size is None else fitted(picture, size)
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-def _reason(image: bytes | Path, error: Exception) -> str:
+def reason_unreadable(image: bytes | Path, error: Exception) -> str:
+    """Why Pillow could not read a file, or encoded bytes, in words."""
     from PIL import UnidentifiedImageError
 
     if isinstance(error, FileNotFoundError):

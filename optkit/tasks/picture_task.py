@@ -1,0 +1,246 @@
+"""What tasks on picture files share: size, normalization, augmentation, and the account of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optkit.core.checks import check_count, is_number
+from optkit.core.errors import UserError
+from optkit.core.seeds import seed_sequence
+from optkit.core.task import Batch
+from optkit.metrics.registry import resolve_metrics
+from optkit.tasks.images import Augmentation
+from optkit.tasks.inspection import content_hash, inspected
+from optkit.tasks.loader import LoaderTask
+from optkit.tasks.pictures import PictureInput, picture_size
+from optkit.tasks.reading import order_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from optkit.core.metric import Metric
+
+SAMPLE = 500  # pictures of train, from which mean and deviation of pixels are
+SMALLEST, LARGEST = 8, 4096  # pixels of a side
+
+
+class FileTask(LoaderTask):
+    """A task whose splits are found in files; they are looked at when data are first asked for.
+
+    Args:
+        splits: that there are.
+        loss: as in `optkit.tasks.LoaderTask`.
+        metrics: likewise.
+        output_kind: likewise.
+        validation_share: likewise.
+        workers: likewise.
+        limit: likewise.
+        collate: likewise.
+    """
+
+    def __init__(
+        self,
+        splits: Collection[str],
+        *,
+        loss: Any,
+        metrics: Any,
+        output_kind: str,
+        validation_share: float,
+        workers: int | None,
+        limit: int | None,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ):
+        super().__init__(
+            train=lambda: self._data["train"],
+            validation=(lambda: self._data["validation"]) if "validation" in splits else None,
+            test=lambda: self._data["test"],
+            loss=loss,
+            metrics=metrics,
+            output_kind=output_kind,
+            validation_share=validation_share,
+            workers=workers,
+            limit=limit,
+            collate=collate,
+        )
+
+    def datasets(self) -> Mapping[str, Any]:
+        """A Dataset with a ``fingerprint`` for each split.
+
+        Raises:
+            UserError: files that cannot be used.
+        """
+        raise NotImplementedError
+
+    def known(self) -> dict[str, Any]:
+        """What a metric may ask of the task."""
+        return {"classes": self._num_classes}
+
+    @cached_property
+    def _data(self) -> Mapping[str, Any]:
+        return self.datasets()
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        return resolve_metrics(self._metrics, **self.known())
+
+
+class PictureTask(FileTask):
+    """A task on picture files.
+
+    Args:
+        image_size: height and width, or one number for both; None keeps pictures as they are, all of one size.
+        whole: whether pictures are stretched to the size; otherwise the shorter side is resized, and the middle cut out.
+        crop: pixels of padding for the random crop in training; 0 for none.
+        flip: whether training flips pictures left to right.
+        mean: what inputs are normalized with, per channel of [0, 1] pixels; None takes the train split's own.
+        std: likewise.
+        rest: of `FileTask`.
+    """
+
+    def __init__(
+        self,
+        splits: Collection[str],
+        *,
+        image_size: int | Sequence[int] | None,
+        whole: bool,
+        crop: int,
+        flip: bool,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        **rest: Any,
+    ):
+        self.size = _height_and_width(image_size, whole)
+        check_count("crop", crop, least=0)
+        if (mean is None) != (std is None):
+            raise UserError("mean and std go together", key="mean" if mean is None else "std", fix="give both, or neither")
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and (len(values) != 3 or not all(map(is_number, values))):
+                message = f"{list(values)} is not one number for each of red, green and blue"
+                raise UserError(message, key=name, value=values)
+        self.whole, self.mean, self.std = whole, mean, std
+        self.augmentation = Augmentation(crop, bool(flip))
+        super().__init__(splits, **rest)
+
+    def picture_input(self, files: Sequence[Path], sizes: Mapping[str, Sequence[Sequence[int]]]) -> PictureInput:
+        """What makes inputs of pictures.
+
+        Args:
+            files: the pictures of train.
+            sizes: height and width of the pictures of each split.
+
+        Raises:
+            UserError: pictures of several sizes without an `image_size`.
+        """
+        if self.size is None:
+            first = next(iter(sizes.values()))[0]
+            for split, of_split in sizes.items():
+                for place, (height, width) in enumerate(of_split):
+                    if [height, width] != list(first):
+                        message = f"{split} image {place} is {width}x{height} pixels, the first {first[1]}x{first[0]}"
+                        raise UserError(message, key="task.image_size", fix="set task.image_size")
+        if self.mean is not None and self.std is not None:
+            return PictureInput(self.size, self.whole, tuple(self.mean), tuple(self.std))
+        plain = PictureInput(self.size, self.whole, (0, 0, 0), (1, 1, 1))
+        chosen = np.unique(np.linspace(0, len(files) - 1, SAMPLE).astype(int))
+        moments = np.zeros((2, 3))
+        for place in chosen:
+            pixels = plain.pixels(files[place]) / 255
+            moments += pixels.mean((1, 2)), (pixels**2).mean((1, 2))
+        mean, square = moments / len(chosen)
+        std = np.sqrt(np.maximum(square - mean**2, 0)) + 1e-6
+        return PictureInput(self.size, self.whole, tuple(mean.round(6).tolist()), tuple(std.round(6).tolist()))
+
+    def fingerprint_of(self, picture: PictureInput, *content: Any) -> str:
+        """Of a split: what is in its files, and everything that changes what a model sees of them."""
+        state = [list(content), repr(picture), repr(self.augmentation)]
+        return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+    def model_defaults(self) -> dict[str, Any]:
+        return super().model_defaults() | {"inputs": ["pixel_values"]}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """From a picture's file to the model's input, and the class names."""
+        picture = self._data["train"].picture
+        resize: dict[str, Any] | None = None
+        if self.size is not None and self.whole:
+            resize = {"stretch": list(self.size), "filter": "bilinear"}
+        elif self.size is not None:
+            resize = {"shorter_side": self.size[0], "filter": "bicubic", "then_crop": "center"}
+        return {
+            "kind": "image",
+            "color": "RGB",
+            "resize": resize,
+            "size": list(self._one.inputs[0].shape[2:]),
+            "mean": list(picture.mean),
+            "std": list(picture.std),
+            "formula": "(pixel - 255 mean) / (255 std) in float32, of pixels 0 to 255",
+            "layout": "NCHW",
+            "classes": self.class_names,
+        }
+
+    def batches(
+        self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
+    ) -> Iterator[Batch]:
+        for batch in super().batches(split, batch_size, training=training, seed=seed):
+            if training:
+                # by the first example and the epoch, as those of `optkit.tasks.images`
+                place = int(batch.index[0])
+                random = np.random.default_rng(seed_sequence(order_seed(training, seed) or 0, "augmentation", place))
+                batch = self.augmented(batch, random)
+            yield batch
+
+    def augmented(self, batch: Batch, random: np.random.Generator) -> Batch:
+        """A batch as training sees it; pixels that come in from outside have the mean of all."""
+        return replace(batch, inputs=(self.augmentation(batch.inputs[0], random),))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures with targets, one at a time: ``(3, H, W)`` float32, and the target.
+
+    Attributes:
+        files: of the pictures.
+        picture: makes the input.
+        targets: ``(N, ...)``.
+        fingerprint: of all that is given.
+    """
+
+    files: Sequence[Path]
+    picture: PictureInput
+    targets: Tensor
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        return self.picture(self.files[place]), self.targets[place]
+
+
+def looked_at(files: Sequence[Path], what: str) -> list[dict[str, Any]]:
+    """The hash and the size of each picture's file, once; raises UserError for what is no picture."""
+    return inspected("pictures", [[file] for file in files], lambda n: look_at(files[n]), what)
+
+
+def look_at(file: Path) -> dict[str, Any]:
+    """The hash of a picture's file, and its height and width as ``image``."""
+    return {"hash": content_hash(file), "image": list(picture_size(file))}
+
+
+def _height_and_width(size: Any, whole: bool) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
+    good = len(sides) == 2 and all(type(side) is int and SMALLEST <= side <= LARGEST for side in sides)
+    if not good or not (whole or sides[0] == sides[1]):
+        fix = f"{SMALLEST} to {LARGEST}" + (", or [height, width]" if whole else "")
+        raise UserError(f"{size!r} is no size of a picture", key="image_size", value=size, fix=fix)
+    return sides[0], sides[1]
