@@ -178,6 +178,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class OwnParts(Protocol):
+    """A task with parts of the user's own, which are no data: a loss, functions of batches."""
+
+    def depends_on(self) -> list[Any]:
+        """What stands for their code and settings in keys; JSON."""
+        ...
+
+
+@runtime_checkable
 class OfAnyLength(Protocol):
     """A task of texts, which are padded and cut to a length."""
 

@@ -25,9 +25,7 @@ class DenseDetector(nn.Module):
     Several places find one object: `optkit.tasks.detections` leaves out all but the best.
     """
 
-    def __init__(
-        self, num_classes: int = 1, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64), head: int = 2
-    ):
+    def __init__(self, num_classes: int = 1, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64), head: int = 2):
         super().__init__()
         layers: list[nn.Module] = []
         for width in widths:

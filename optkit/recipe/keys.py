@@ -10,7 +10,7 @@ from optkit.core.instantiate import TARGET
 from optkit.core.metric import Metric
 from optkit.core.source_digest import code_of_classes, code_of_module
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
-from optkit.core.task import POOL, Task
+from optkit.core.task import POOL, OwnParts, Task
 
 
 def target_of(thing: object) -> str:
@@ -51,6 +51,12 @@ def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
     return code_of_classes(kind for part in inner for kind in type(part).__mro__)
 
 
+def of_task(task: Task) -> list[Any]:
+    """What of a task besides its data decides what is trained on it: code, and the metric by which epochs are kept."""
+    own = task.depends_on() if isinstance(task, OwnParts) else []
+    return [sources(task), identity_of(task.metrics[0]), *own]
+
+
 def identity_of(metric: Metric) -> list[Any]:
     """What stands for a metric: its class, its fields and its code."""
     fields = {name: _named(value) for name, value in vars(metric).items()}
@@ -60,7 +66,9 @@ def identity_of(metric: Metric) -> list[Any]:
 
 
 def _named(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, type(None))) else getattr(value, "__qualname__", str(value))
+    return (
+        value if isinstance(value, (bool, int, float, str, type(None))) else getattr(value, "__qualname__", str(value))
+    )
 
 
 def pool_of(stage: Stage, task: Task) -> list[str]:

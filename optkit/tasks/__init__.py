@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from optkit.tasks.docstrings import Docstrings
     from optkit.tasks.image_classification import ImageClassification
     from optkit.tasks.image_files import HubImages, ImageFolder
+    from optkit.tasks.loader import LoaderTask
     from optkit.tasks.text_classification import TextClassification
     from optkit.tasks.text_files import TextFiles
 else:
@@ -20,6 +21,7 @@ __all__ = [
     "HubImages",
     "ImageClassification",
     "ImageFolder",
+    "LoaderTask",
     "TextClassification",
     "TextFiles",
 ]

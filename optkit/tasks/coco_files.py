@@ -108,7 +108,9 @@ def read_pictures(data: Mapping[str, Any], path: Path, images: Path, classes: Se
     for category in data["categories"]:
         name = str(_given(category, "name", f"{path}: category", category.get("id", "?")))
         if name not in number:
-            raise UserError(f"{path} has the class '{name}', which train has not", key=KEY, fix=did_you_mean(name, classes))
+            raise UserError(
+                f"{path} has the class '{name}', which train has not", key=KEY, fix=did_you_mean(name, classes)
+            )
         label[category.get("id")] = number[name]
     found: dict[Any, BoxedPicture] = {}
     for entry in data["images"]:

@@ -12,7 +12,7 @@ from optkit.core.errors import UserError
 from optkit.core.task import OTHER, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.coco_files import BoxedPicture, BoxedPictures, check_pictures, class_names, read_coco, read_pictures
-from optkit.tasks.picture_task import PictureTask, look_at
+from optkit.tasks.picture_task import PictureOptions, PictureTask, look_at
 from optkit.tasks.inspection import inspected
 from optkit.tasks.split_folders import split_paths
 
@@ -82,12 +82,7 @@ class Detection(PictureTask):
         self._decoded = Decoded(min_score, overlap)
         super().__init__(
             self.annotations,
-            image_size=image_size,
-            whole=True,
-            crop=0,
-            flip=flip,
-            mean=mean,
-            std=std,
+            PictureOptions(image_size, True, 0, flip, mean, std),
             loss=self._dense_loss if loss is None else loss,
             metrics=metrics,
             output_kind=OTHER,

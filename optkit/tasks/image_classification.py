@@ -13,8 +13,10 @@ import numpy as np
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
-from optkit.tasks.classification import Classification, order_seed, spread, write_labels
+from optkit.tasks.classification import Classification, write_labels
+from optkit.tasks.given import spread
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
+from optkit.tasks.reading import order_seed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from optkit.core.seeds import seed_sequence
 from optkit.core.task import Batch
-from optkit.tasks.classification import in_batches
+from optkit.tasks.reading import in_batches
 
 if TYPE_CHECKING:
     from torch import Tensor

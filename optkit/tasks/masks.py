@@ -104,7 +104,9 @@ def class_numbers(
         held = [number for number in found if number != ignore]
         if classes is None and set(found) == {0, ignore}:
             message = f"the masks hold 0 and {ignore} alone, and {ignore} is task.ignore"
-            raise UserError(message, key="task.ignore", fix=f"two classes: task.mask_values=[0,{ignore}] task.ignore=null")
+            raise UserError(
+                message, key="task.ignore", fix=f"two classes: task.mask_values=[0,{ignore}] task.ignore=null"
+            )
         values = range(max(held, default=0) + 1 if classes is None else len(classes))
     if ignore in values and not isinstance(values, range):
         message = f"{ignore} is a class in task.mask_values"
@@ -119,7 +121,9 @@ def class_numbers(
     return numbers if ignore is None else numbers | {ignore: NO_LABEL}
 
 
-def check_pairs(split: str, pairs: Sequence[Pair], found: Sequence[Mapping[str, Any]], numbers: Mapping[int, int]) -> None:
+def check_pairs(
+    split: str, pairs: Sequence[Pair], found: Sequence[Mapping[str, Any]], numbers: Mapping[int, int]
+) -> None:
     """Raises UserError for a mask of another size than its picture, or with a number that is no class."""
     for pair, one in zip(pairs, found, strict=True):
         if one["mask"] != one["image"]:

@@ -17,6 +17,7 @@ from optkit.core.errors import UserError
 from optkit.core.seeds import seed_sequence
 from optkit.core.task import Batch
 from optkit.metrics.registry import resolve_metrics
+from optkit.tasks.given import spread
 from optkit.tasks.images import Augmentation
 from optkit.tasks.inspection import content_hash, inspected
 from optkit.tasks.loader import LoaderTask
@@ -32,11 +33,56 @@ SAMPLE = 500  # pictures of train, from which mean and deviation of pixels are
 SMALLEST, LARGEST = 8, 4096  # pixels of a side
 
 
-class FileTask(LoaderTask):
+@dataclass(frozen=True)
+class PictureOptions:
+    """How pictures become inputs.
+
+    Attributes:
+        image_size: height and width, or one number for both; None keeps pictures as they are, all of one size.
+        whole: whether pictures are stretched to the size; otherwise the shorter side is resized, and the middle cut out.
+        crop: pixels of padding for the random crop in training; 0 for none.
+        flip: whether training flips pictures left to right.
+        mean: what inputs are normalized with, per channel of [0, 1] pixels; None takes the train split's own.
+        std: likewise.
+    """
+
+    image_size: int | Sequence[int] | None
+    whole: bool
+    crop: int
+    flip: bool
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    def __post_init__(self) -> None:
+        _ = self.size
+        check_count("crop", self.crop, least=0)
+        if (self.mean is None) != (self.std is None):
+            missing = "mean" if self.mean is None else "std"
+            raise UserError("mean and std go together", key=missing, fix="give both, or neither")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and (len(values) != 3 or not all(map(is_number, values))):
+                message = f"{list(values)} is not one number for each of red, green and blue"
+                raise UserError(message, key=name, value=values)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width."""
+        if self.image_size is None:
+            return None
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
+        good = len(sides) == 2 and all(type(side) is int and SMALLEST <= side <= LARGEST for side in sides)
+        if not good or not (self.whole or sides[0] == sides[1]):
+            fix = f"{SMALLEST} to {LARGEST}" + (", or [height, width]" if self.whole else "")
+            raise UserError(f"{self.image_size!r} is no size of a picture", key="image_size", fix=fix)
+        return sides[0], sides[1]
+
+
+class PictureTask(LoaderTask):
     """A task whose splits are found in files; they are looked at when data are first asked for.
 
     Args:
         splits: that there are.
+        options: how pictures become inputs.
         loss: as in `optkit.tasks.LoaderTask`.
         metrics: likewise.
         output_kind: likewise.
@@ -49,6 +95,7 @@ class FileTask(LoaderTask):
     def __init__(
         self,
         splits: Collection[str],
+        options: PictureOptions,
         *,
         loss: Any,
         metrics: Any,
@@ -58,6 +105,8 @@ class FileTask(LoaderTask):
         limit: int | None,
         collate: Callable[[list[Any]], Any] | None = None,
     ):
+        self.options = options
+        self.augmentation = Augmentation(options.crop, options.flip)
         super().__init__(
             train=lambda: self._data["train"],
             validation=(lambda: self._data["validation"]) if "validation" in splits else None,
@@ -91,44 +140,6 @@ class FileTask(LoaderTask):
     def metrics(self) -> tuple[Metric, ...]:
         return resolve_metrics(self._metrics, **self.known())
 
-
-class PictureTask(FileTask):
-    """A task on picture files.
-
-    Args:
-        image_size: height and width, or one number for both; None keeps pictures as they are, all of one size.
-        whole: whether pictures are stretched to the size; otherwise the shorter side is resized, and the middle cut out.
-        crop: pixels of padding for the random crop in training; 0 for none.
-        flip: whether training flips pictures left to right.
-        mean: what inputs are normalized with, per channel of [0, 1] pixels; None takes the train split's own.
-        std: likewise.
-        rest: of `FileTask`.
-    """
-
-    def __init__(
-        self,
-        splits: Collection[str],
-        *,
-        image_size: int | Sequence[int] | None,
-        whole: bool,
-        crop: int,
-        flip: bool,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        **rest: Any,
-    ):
-        self.size = _height_and_width(image_size, whole)
-        check_count("crop", crop, least=0)
-        if (mean is None) != (std is None):
-            raise UserError("mean and std go together", key="mean" if mean is None else "std", fix="give both, or neither")
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None and (len(values) != 3 or not all(map(is_number, values))):
-                message = f"{list(values)} is not one number for each of red, green and blue"
-                raise UserError(message, key=name, value=values)
-        self.whole, self.mean, self.std = whole, mean, std
-        self.augmentation = Augmentation(crop, bool(flip))
-        super().__init__(splits, **rest)
-
     def picture_input(self, files: Sequence[Path], sizes: Mapping[str, Sequence[Sequence[int]]]) -> PictureInput:
         """What makes inputs of pictures.
 
@@ -139,24 +150,12 @@ class PictureTask(FileTask):
         Raises:
             UserError: pictures of several sizes without an `image_size`.
         """
-        if self.size is None:
-            first = next(iter(sizes.values()))[0]
-            for split, of_split in sizes.items():
-                for place, (height, width) in enumerate(of_split):
-                    if [height, width] != list(first):
-                        message = f"{split} image {place} is {width}x{height} pixels, the first {first[1]}x{first[0]}"
-                        raise UserError(message, key="task.image_size", fix="set task.image_size")
-        if self.mean is not None and self.std is not None:
-            return PictureInput(self.size, self.whole, tuple(self.mean), tuple(self.std))
-        plain = PictureInput(self.size, self.whole, (0, 0, 0), (1, 1, 1))
-        chosen = np.unique(np.linspace(0, len(files) - 1, SAMPLE).astype(int))
-        moments = np.zeros((2, 3))
-        for place in chosen:
-            pixels = plain.pixels(files[place]) / 255
-            moments += pixels.mean((1, 2)), (pixels**2).mean((1, 2))
-        mean, square = moments / len(chosen)
-        std = np.sqrt(np.maximum(square - mean**2, 0)) + 1e-6
-        return PictureInput(self.size, self.whole, tuple(mean.round(6).tolist()), tuple(std.round(6).tolist()))
+        o = self.options
+        if o.size is None:
+            check_sizes(sizes)
+        if o.mean is not None and o.std is not None:
+            return PictureInput(o.size, o.whole, tuple(o.mean), tuple(o.std))
+        return measured_input(PictureInput(o.size, o.whole, (0, 0, 0), (1, 1, 1)), files)
 
     def fingerprint_of(self, picture: PictureInput, *content: Any) -> str:
         """Of a split: what is in its files, and everything that changes what a model sees of them."""
@@ -170,10 +169,10 @@ class PictureTask(FileTask):
         """From a picture's file to the model's input, and the class names."""
         picture = self._data["train"].picture
         resize: dict[str, Any] | None = None
-        if self.size is not None and self.whole:
-            resize = {"stretch": list(self.size), "filter": "bilinear"}
-        elif self.size is not None:
-            resize = {"shorter_side": self.size[0], "filter": "bicubic", "then_crop": "center"}
+        if picture.size is not None and picture.whole:
+            resize = {"stretch": list(picture.size), "filter": "bilinear"}
+        elif picture.size is not None:
+            resize = {"shorter_side": picture.size[0], "filter": "bicubic", "then_crop": "center"}
         return {
             "kind": "image",
             "color": "RGB",
@@ -225,6 +224,27 @@ class Pictures:
         return self.picture(self.files[place]), self.targets[place]
 
 
+def check_sizes(sizes: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    """Raises UserError unless all pictures, of all splits, are of one height and width."""
+    first = next(iter(sizes.values()))[0]
+    for split, of_split in sizes.items():
+        for place, (height, width) in enumerate(of_split):
+            if [height, width] != list(first):
+                message = f"{split} image {place} is {width}x{height} pixels, the first {first[1]}x{first[0]}"
+                raise UserError(message, key="task.image_size", fix="set task.image_size")
+
+
+def measured_input(plain: PictureInput, files: Sequence[Path]) -> PictureInput:
+    """An input with the mean and the standard deviation of pictures, or of a sample, in place of its own."""
+    moments, chosen = np.zeros((2, 3)), spread(len(files), SAMPLE)
+    for place in chosen:
+        pixels = plain.pixels(files[place]) / 255
+        moments += pixels.mean((1, 2)), (pixels**2).mean((1, 2))
+    mean, square = moments / len(chosen)
+    std = np.sqrt(np.maximum(square - mean**2, 0)) + 1e-6
+    return replace(plain, mean=tuple(mean.round(6).tolist()), std=tuple(std.round(6).tolist()))
+
+
 def looked_at(files: Sequence[Path], what: str) -> list[dict[str, Any]]:
     """The hash and the size of each picture's file, once; raises UserError for what is no picture."""
     return inspected("pictures", [[file] for file in files], lambda n: look_at(files[n]), what)
@@ -233,14 +253,3 @@ def looked_at(files: Sequence[Path], what: str) -> list[dict[str, Any]]:
 def look_at(file: Path) -> dict[str, Any]:
     """The hash of a picture's file, and its height and width as ``image``."""
     return {"hash": content_hash(file), "image": list(picture_size(file))}
-
-
-def _height_and_width(size: Any, whole: bool) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
-    good = len(sides) == 2 and all(type(side) is int and SMALLEST <= side <= LARGEST for side in sides)
-    if not good or not (whole or sides[0] == sides[1]):
-        fix = f"{SMALLEST} to {LARGEST}" + (", or [height, width]" if whole else "")
-        raise UserError(f"{size!r} is no size of a picture", key="image_size", value=size, fix=fix)
-    return sides[0], sides[1]

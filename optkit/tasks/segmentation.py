@@ -11,7 +11,7 @@ from optkit.core.errors import UserError
 from optkit.core.task import CLASS_MAPS, NO_LABEL, Batch
 from optkit.tasks.inspection import inspected
 from optkit.tasks.masks import MaskedPictures, Pair, check_pairs, class_numbers, find_pairs
-from optkit.tasks.picture_task import PictureTask
+from optkit.tasks.picture_task import PictureOptions, PictureTask
 from optkit.tasks.split_folders import split_paths
 
 if TYPE_CHECKING:
@@ -73,12 +73,7 @@ class Segmentation(PictureTask):
         self.classes_from, self.ignore, self.mask_values = classes_from, ignore, mask_values
         super().__init__(
             self.images,
-            image_size=image_size,
-            whole=True,
-            crop=crop,
-            flip=flip,
-            mean=mean,
-            std=std,
+            PictureOptions(image_size, True, crop, flip, mean, std),
             loss=loss,
             metrics=metrics,
             output_kind=CLASS_MAPS,
