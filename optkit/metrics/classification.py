@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
 from optkit.core.metric import MetricOfSums
 from optkit.core.ratios import mean_of_quotients
 from optkit.core.statistics import Estimate, PairedDifference, paired_difference, proportion

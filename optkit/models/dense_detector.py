@@ -38,7 +38,7 @@ class DenseDetector(nn.Module):
         self.distances = nn.Conv2d(in_channels, 4, 3, padding=1)
         self.step = 2 ** len(widths)
         nn.init.normal_(self.scores.weight, std=0.01)
-        nn.init.constant_(self.scores.bias, -math.log((1 - PRIOR) / PRIOR))
+        nn.init.constant_(self.scores.get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features = self.features(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class UNet(nn.Module):
     def __init__(self, num_classes: int = 2, in_channels: int = 3, widths: Sequence[int] = (16, 32, 64)):
         super().__init__()
         sizes = [in_channels, *widths]
-        self.down = nn.ModuleList(_two_convolutions(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.down = nn.ModuleList(_two_convolutions(a, b) for a, b in pairwise(sizes))
         self.up = nn.ModuleList(
             _two_convolutions(low + skip, skip) for low, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )

@@ -178,7 +178,7 @@ class BoxedPictures:
     """Pictures with boxes, one at a time: ``(3, H, W)`` float32, and a mapping of ``boxes``, ``labels``, ``iscrowd``.
 
     Boxes ``(n, 4)`` float32 are x1, y1, x2, y2 in pixels of the input, so they are stretched with the picture; labels
-    ``(n,)`` int64 are from 0.
+    ``(n,)`` int64 are from 0. The mapping also has the input's ``image_size`` ``(2,)``: height and width.
 
     Attributes:
         pictures: the files and their boxes.
@@ -205,5 +205,6 @@ class BoxedPictures:
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             "labels": torch.tensor(one.labels, dtype=torch.int64),
             "iscrowd": torch.tensor(one.crowds, dtype=torch.int64),
+            "image_size": torch.tensor([high, wide]),
         }
         return self.picture(one.image), target

@@ -17,7 +17,7 @@ RADIUS = 1.5  # steps of the grid around a box's centre, within which places lea
 MOST_PLACES, MOST = 1000, 100  # of an image: places that are looked at, and detections that are kept
 
 
-def dense_detection_loss(outputs: Any, targets: Sequence[Mapping[str, Tensor]], image_size: tuple[int, int]) -> Tensor:
+def dense_detection_loss(outputs: Any, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """The loss of FCOS (Tian et al., 2019) for a single scale, without its centerness branch.
 
     A place learns a box if it lies in it and near its centre (center sampling); of several the smallest. The place
@@ -27,8 +27,8 @@ def dense_detection_loss(outputs: Any, targets: Sequence[Mapping[str, Tensor]], 
     Args:
         outputs: a mapping, or a tuple, of ``boxes`` ``(N, places, 4)``: x1, y1, x2, y2 in pixels, and ``scores`` ``(N,
             places, classes)``: logits. The places are the cells of a grid over the image, in rows.
-        targets: for each image ``boxes`` ``(n, 4)``, ``labels`` ``(n,)`` and, where there are crowds, ``iscrowd``.
-        image_size: height and width of the inputs in pixels.
+        targets: for each image ``boxes`` ``(n, 4)``, ``labels`` ``(n,)``, ``image_size`` ``(2,)``: height and width of
+            the input in pixels, and, where there are crowds, ``iscrowd`` ``(n,)``.
 
     Raises:
         UserError: the places are no grid of square cells over the image.
@@ -36,7 +36,8 @@ def dense_detection_loss(outputs: Any, targets: Sequence[Mapping[str, Tensor]], 
     from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
     boxes, scores = (part.float() for part in dense_parts(outputs))
-    centers, step = grid(scores.shape[1], image_size)
+    height, width = targets[0]["image_size"].tolist()
+    centers, step = grid(scores.shape[1], (height, width))
     centers = centers.to(scores.device)
     wanted, counts = torch.zeros_like(scores), torch.ones_like(scores[..., :1])
     ours, theirs = [], []

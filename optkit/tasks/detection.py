@@ -12,8 +12,8 @@ from optkit.core.errors import UserError
 from optkit.core.task import OTHER, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.coco_files import BoxedPicture, BoxedPictures, check_pictures, class_names, read_coco, read_pictures
-from optkit.tasks.picture_task import PictureOptions, PictureTask, look_at
 from optkit.tasks.inspection import inspected
+from optkit.tasks.picture_task import PictureOptions, PictureTask, look_at
 from optkit.tasks.split_folders import split_paths
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class Detection(PictureTask):
     """Pictures with boxes in COCO's JSON: ``images``, ``annotations`` with ``bbox``, and ``categories``.
 
-    Pictures are stretched to `image_size`, and boxes with them, which changes no overlap. Targets are, for each picture,
-    a mapping of ``boxes`` ``(n, 4)``: x1, y1, x2, y2 in pixels of the input, ``labels`` ``(n,)`` from 0 in the order of
-    the categories' ids, and ``iscrowd`` ``(n,)``.
+    Pictures are stretched to `image_size`, and boxes with them, which changes no overlap. Targets are a list with a
+    mapping for each picture: ``boxes`` ``(n, 4)``: x1, y1, x2, y2 in pixels of the input, ``labels`` ``(n,)`` from 0 in
+    the order of the categories' ids, ``iscrowd`` ``(n,)``, and ``image_size`` ``(2,)``: height and width of the input.
 
     A model gives one of two things. Of a dense detector it is ``boxes`` ``(N, places, 4)`` and ``scores`` ``(N, places,
     classes)``, logits, as a dict or a tuple: `optkit.tasks.detections` picks the best boxes before metrics see them,
@@ -42,8 +42,8 @@ class Detection(PictureTask):
         flip: whether training flips pictures left to right, boxes included.
         mean: what inputs are normalized with, per channel of [0, 1] pixels; None takes the train split's own.
         std: likewise.
-        loss: a function of outputs and targets that gives a scalar, or its dotted path; None takes
-            `optkit.tasks.dense_detection_loss`, which is for dense detectors with one grid.
+        loss: a function of outputs and targets that gives a scalar, or its dotted path. The default is for dense
+            detectors with one grid.
         metrics: as in `optkit.tasks.LoaderTask`, of the detections.
         min_score: of a detection of a dense detector, between 0 and 1.
         overlap: the largest IoU of two detections of one class.
@@ -65,7 +65,7 @@ class Detection(PictureTask):
         flip: bool = True,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        loss: Any = None,
+        loss: Any = "optkit.tasks.dense_detection_loss",
         metrics: Any = ("coco_map",),
         min_score: float = 0.01,
         overlap: float = 0.5,
@@ -83,7 +83,7 @@ class Detection(PictureTask):
         super().__init__(
             self.annotations,
             PictureOptions(image_size, True, 0, flip, mean, std),
-            loss=self._dense_loss if loss is None else loss,
+            loss=loss,
             metrics=metrics,
             output_kind=OTHER,
             validation_share=validation_share,
@@ -91,12 +91,6 @@ class Detection(PictureTask):
             limit=limit,
             collate=as_list,
         )
-
-    def _dense_loss(self, outputs: Any, targets: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        from optkit.tasks.dense_detection import dense_detection_loss
-
-        height, width = self._one.inputs[0].shape[2:]
-        return dense_detection_loss(outputs, targets, (height, width))
 
     @cached_property
     def _found(self) -> tuple[dict[str, list[BoxedPicture]], dict[str, list[dict[str, Any]]], list[str]]:
@@ -188,10 +182,8 @@ def dense_mismatch(output: Any, count: int, classes: int) -> str | None:
     places = scores.shape[1] if scores.dim() == 3 else 0
     if list(boxes.shape) == [count, places, 4] and list(scores.shape) == [count, places, classes]:
         return None
-    return (
-        f"it gives boxes {list(boxes.shape)} and scores {list(scores.shape)} for {count} examples of {classes} classes: "
-        f"[{count}, places, 4] and [{count}, places, {classes}]"
-    )
+    given = f"boxes {list(boxes.shape)} and scores {list(scores.shape)}"
+    return f"it gives {given}, not [{count}, places, 4] and [{count}, places, {classes}], for {classes} classes"
 
 
 def as_list(examples: list[Any]) -> tuple[Tensor, list[Any]]:

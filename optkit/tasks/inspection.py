@@ -38,4 +38,4 @@ def inspected(kind: str, files: Sequence[Sequence[Path]], look: Callable[[int], 
 def content_hash(path: Path) -> str:
     """A hash of a file's bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type, return-value]
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -139,7 +139,7 @@ def check_pairs(
 
 @dataclass(frozen=True)
 class MaskedPictures:
-    """Pictures with masks, one at a time: ``(3, H, W)`` float32, and classes ``(H, W)`` int64, `NO_LABEL` where none counts.
+    """Pictures with masks, one at a time: ``(3, H, W)`` float32, and classes ``(H, W)`` int64, `NO_LABEL` for none.
 
     Attributes:
         pairs: the files.

@@ -39,7 +39,7 @@ class PictureOptions:
 
     Attributes:
         image_size: height and width, or one number for both; None keeps pictures as they are, all of one size.
-        whole: whether pictures are stretched to the size; otherwise the shorter side is resized, and the middle cut out.
+        whole: whether pictures are stretched; otherwise the shorter side is resized, and the middle cut out.
         crop: pixels of padding for the random crop in training; 0 for none.
         flip: whether training flips pictures left to right.
         mean: what inputs are normalized with, per channel of [0, 1] pixels; None takes the train split's own.
@@ -157,7 +157,7 @@ class PictureTask(LoaderTask):
             return PictureInput(o.size, o.whole, tuple(o.mean), tuple(o.std))
         return measured_input(PictureInput(o.size, o.whole, (0, 0, 0), (1, 1, 1)), files)
 
-    def fingerprint_of(self, picture: PictureInput, *content: Any) -> str:
+    def fingerprint_of(self, picture: PictureInput | None, *content: Any) -> str:
         """Of a split: what is in its files, and everything that changes what a model sees of them."""
         state = [list(content), repr(picture), repr(self.augmentation)]
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()
