@@ -186,5 +186,5 @@ def unpack_values(packed: dict[str, Any]) -> NDArray[np.bool_] | NDArray[np.floa
         raw = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
         return np.unpackbits(raw, count=packed["n"]).astype(np.bool_)
     size = 4 * packed["n"]
-    raw = zlib.decompressobj().decompress(base64.b64decode(packed["float32"]), size)
-    return np.frombuffer(raw, dtype="<f4", count=packed["n"]).astype(np.float64)
+    numbers = zlib.decompressobj().decompress(base64.b64decode(packed["float32"]), size)
+    return np.frombuffer(numbers, dtype="<f4", count=packed["n"]).astype(np.float64)

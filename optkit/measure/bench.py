@@ -19,11 +19,11 @@ from optkit.core.setting import Setting
 from optkit.core.statistics import median
 from optkit.core.structure import tensors
 from optkit.core.task import Task
-from optkit.measure.quality import measure_quality
 from optkit.measure.config import Measure, tasks_to_measure
 from optkit.measure.energy import energy_counters, measure_energy
 from optkit.measure.latency import Series, interleaved
 from optkit.measure.memory import measure_memory
+from optkit.measure.quality import measure_quality
 from optkit.measure.static import measure_macs, measure_static
 from optkit.measure.tokenization import measure_tokenization
 from optkit.measure.traffic import measure_traffic

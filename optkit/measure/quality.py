@@ -1,4 +1,4 @@
-"""Quality on the engine: the session that is timed answers the whole split, and the task's metrics are taken of that."""
+"""Quality on the engine: the session that is timed answers the whole split, which the task's metrics are taken of."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def measure_quality(
             table.append(observed(metric, output, batch))
     found = []
     for place, metric in enumerate(task.metrics):
-        table = stacked(tables[place])
-        pseudo = metric.pseudo_values(table)
-        interval = metric.interval(table, pseudo)
+        whole = stacked(tables[place])
+        pseudo = metric.pseudo_values(whole)
+        interval = metric.interval(whole, pseudo)
         about = Quality(metric.kind, metric.higher_is_better, primary=place == 0)
         # without the jackknife's correction of bias, so that their mean is the metric
         raw = pack_values(pseudo - pseudo.mean() + interval.value)
         where = conditions | {"split": split}
         found.append(
-            Measurement(metric.name, interval.value, metric.unit, interval.ci, len(table), where, raw, quality=about)
+            Measurement(metric.name, interval.value, metric.unit, interval.ci, len(whole), where, raw, quality=about)
         )
     return found
 

@@ -58,7 +58,7 @@ def _resolve(metric: Any, known: dict[str, Any]) -> Metric:
             module, name, given = METRICS[metric]
             kind = getattr(import_module(f"optkit.metrics.{module}"), name)
             takes = kind.__dataclass_fields__
-            return kind(**given, **{name: value for name, value in known.items() if name in takes})  # type: ignore[no-any-return]
+            return kind(**given, **{name: value for name, value in known.items() if name in takes})
         if "." not in metric:
             fix = f"{did_you_mean(metric, METRICS)}, or a dotted path to your own"
             raise UserError(f"no metric '{metric}'", key="metrics", value=metric, fix=fix)

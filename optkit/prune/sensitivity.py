@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from optkit.core.checks import check_choice, check_share
 from optkit.core.document import Document
 from optkit.core.errors import StageError, UserError
+from optkit.core.metric import ANY, SHARE
 from optkit.core.progress import track
 from optkit.prune.options import CRITERIA
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from optkit.core.calls import Inputs
     from optkit.prune.cut.criteria import LossFn
 
-SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 LOSS = "loss"
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass
@@ -55,7 +56,9 @@ class Sensitivity(Document):
     Attributes:
         model: class name of the model.
         metric: what was measured: ``"loss"``, or a metric's name.
-        higher_is_better: whether the metric is; None stands for no of a loss, for yes of anything else.
+        higher_is_better: whether more of the metric is better; None stands for no of a loss, for yes of anything else.
+        metric_kind: what values it has, see `optkit.core.metric`; None stands for any of a loss, for shares of anything
+            else.
         criterion: by which the units of a group were ranked.
         dense: the metric with nothing removed.
         params, macs: of the dense model, on the example inputs.
@@ -70,6 +73,7 @@ class Sensitivity(Document):
     macs: int
     curves: list[Curve]
     higher_is_better: bool | None = None
+    metric_kind: str | None = None
 
     what: ClassVar[str] = "sensitivity table"
     format: ClassVar[str] = "optkit.sensitivity/1"
@@ -78,6 +82,8 @@ class Sensitivity(Document):
         self.curves = [curve if isinstance(curve, Curve) else Curve(**curve) for curve in self.curves]
         if self.higher_is_better is None:
             self.higher_is_better = self.metric != LOSS
+        if self.metric_kind is None:
+            self.metric_kind = ANY if self.metric == LOSS else SHARE
 
     def harms(self, curve: Curve) -> list[float]:
         """By how much each point is worse than the dense model, in the unit of the metric."""
@@ -101,6 +107,7 @@ def sensitivity(
     *,
     metric: str = LOSS,
     higher_is_better: bool | None = None,
+    metric_kind: str | None = None,
     shares: Sequence[float] = SHARES,
     criterion: str = "l2",
     protect: Sequence[str] = (),
@@ -121,7 +128,7 @@ def sensitivity(
         evaluate: the loss or a metric of a model in evaluation mode, on data that is not the test split; it must
             leave the weights alone.
         metric: which of them it returns: ``"loss"``, or the metric's name.
-        higher_is_better: whether more of it is better; None stands for no of a loss, for yes of anything else.
+        higher_is_better, metric_kind: see `Sensitivity`.
         shares: of each group's units, rounded to whole units, at least one; a tenth of a group always stays.
         criterion: how the units of a group are ranked, one of ``CRITERIA``.
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
@@ -178,4 +185,14 @@ def sensitivity(
                 curve.params.append(int(params.total - params(removed)))
                 curve.macs.append(int(macs.total - macs(removed)))
             curves.append(curve)
-    return Sensitivity(type(model).__name__, metric, criterion, dense, int(params.total), int(macs.total), curves)
+    return Sensitivity(
+        type(model).__name__,
+        metric,
+        criterion,
+        dense,
+        int(params.total),
+        int(macs.total),
+        curves,
+        higher_is_better,
+        metric_kind,
+    )

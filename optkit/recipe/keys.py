@@ -66,9 +66,8 @@ def identity_of(metric: Metric) -> list[Any]:
 
 
 def _named(value: Any) -> Any:
-    return (
-        value if isinstance(value, (bool, int, float, str, type(None))) else getattr(value, "__qualname__", str(value))
-    )
+    plain = isinstance(value, (bool, int, float, str, type(None)))
+    return value if plain else getattr(value, "__qualname__", str(value))
 
 
 def pool_of(stage: Stage, task: Task) -> list[str]:

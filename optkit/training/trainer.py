@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class FitReport:
-    """What training did: one loss and one validation metric (the task's first) an epoch, the epoch kept, the precision it ran in, seconds
-    over all attempts."""
+    """What training did: one loss and one validation metric (the task's first) an epoch, the epoch kept, the precision
+    it ran in, seconds over all attempts."""
 
     epochs: int
     steps: int

@@ -126,6 +126,7 @@ class StructuredPruning(CutOptions, SteppedPruning):
             evaluate,
             metric=metric if metric == "loss" else task.metrics[0].name,
             higher_is_better=evaluate.higher_is_better,
+            metric_kind=None if metric == "loss" else task.metrics[0].kind,
             **self._ranking(task, seed),
         )
 

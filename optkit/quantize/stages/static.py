@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from optkit.core.checks import check_count, check_share
+from optkit.core.checks import check_count, check_positive
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
 from optkit.quantize.options import StaticOptions
