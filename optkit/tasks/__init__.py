@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from optkit.core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from optkit.tasks.columns import ColumnsTask, hf_dataset
     from optkit.tasks.contrastive import supervised_contrastive_loss
     from optkit.tasks.dense_detection import dense_detection_loss, detections
     from optkit.tasks.detection import Detection
@@ -23,6 +24,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "ColumnsTask",
     "Detection",
     "Digits",
     "Docstrings",
@@ -38,5 +40,6 @@ __all__ = [
     "TextFiles",
     "dense_detection_loss",
     "detections",
+    "hf_dataset",
     "supervised_contrastive_loss",
 ]

@@ -80,8 +80,7 @@ class FromDataset:
         return replace(self, places=index if self.places is None else self.places[index])
 
     def batches(self, batch_size: int, seed: int | None) -> Iterator[Batch]:
-        examples = replace(self, seed=seed or 0)
-        return in_batches(examples, batch_size, seed, min(self.workers, -(-len(self) // batch_size) - 1))
+        return in_batches(replace(self, seed=seed or 0), batch_size, seed, self.workers)
 
     def digest(self) -> tuple[str, str]:
         """A hash of the examples, or of a sample, and what it is of."""

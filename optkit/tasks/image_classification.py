@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COLORS = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 EXAMPLES = 10_000  # of train, from which mean and deviation of pixels are
+EXAMPLES_OF_MANY = 500  # where the images are too many to be hashed
 
 
 @dataclass(kw_only=True)
@@ -65,7 +66,8 @@ class ImageClassification(Classification[ImageSplit]):
             return Normalization(tuple(self.mean), tuple(self.std))
         train = self._split("train")
         # spread, as files may be listed class by class
-        images = train.images[spread(len(train), EXAMPLES)] / np.float32(255)
+        examples = EXAMPLES if train.sources is None else EXAMPLES_OF_MANY
+        images = train.images[spread(len(train), examples)] / np.float32(255)
         return Normalization(tuple(images.mean((0, 2, 3)).tolist()), tuple((images.std((0, 2, 3)) + 1e-6).tolist()))
 
     def seen(self) -> Any:

@@ -119,10 +119,11 @@ class LoaderTask:
         most = self._memory_share * available_memory()
         found = {
             name: as_examples(given, Picking(self._inputs, self._targets, name), self._collate, self._workers, most)
-            for name, given in self._given.items()
+            for name, given in self._open().items()
             if given is not None
         }
-        if "validation" not in found:
+        self._is_cut = "validation" not in found
+        if self._is_cut:
             count = len(found["train"])
             held = round(self._share * count)
             if not 0 < held < count:
@@ -135,6 +136,10 @@ class LoaderTask:
         if self._limit is not None:
             found = {name: split.subset(spread(len(split), self._limit)) for name, split in found.items()}
         return found
+
+    def _open(self) -> dict[str, Any]:
+        """What the splits are read from."""
+        return self._given
 
     def _split(self, name: str) -> Given:
         return self._splits["train" if name == POOL else name]
@@ -211,6 +216,8 @@ class LoaderTask:
             found["num_classes"] = count
         if names := Picking(self._inputs).names:
             found["inputs"] = names
+        elif len(self._one.inputs) == 1 and first.dim() == 4:
+            found["inputs"] = ["pixel_values"]  # Hugging Face's name for images
         if first.is_floating_point() or first.dim() > 2:
             found["input_shape"] = list(first.shape[1:])
             if first.dim() > 2:
@@ -230,16 +237,17 @@ class LoaderTask:
         return {}
 
     def facts(self) -> dict[str, Any]:
+        hashed = {name: what for name, (_, what) in self._digests.items()}
         found: dict[str, Any] = {
             "fingerprint": self.fingerprint,
-            "fingerprint_of": {name: what for name, (_, what) in self._digests.items()},
+            "fingerprint_of": hashed if len(set(hashed.values())) > 1 else hashed["train"],
             "examples": {name: self.size(name) for name in SPLITS},
             "loss": name_of(self._loss),
             "output_kind": self.output_kind,
         }
         if self._num_classes is not None:
             found["classes"] = self._num_classes
-        if self._given["validation"] is None:
+        if self._is_cut:
             found["validation"] = f"{self._share:g} of train, drawn at random"
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import traceback
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,7 @@ def in_batches(examples: Examples, batch_size: int, seed: int | None, workers: i
     """
     import torch
 
+    workers = min(workers, -(-len(examples) // batch_size) - 1)  # none for a single batch
     # torch reads batches through __getitems__, which its types do not know
     loader: Iterable[Batch | _Failed] = torch.utils.data.DataLoader(
         _Guarded(examples) if workers else examples,  # type: ignore[arg-type]
@@ -51,10 +53,16 @@ def in_batches(examples: Examples, batch_size: int, seed: int | None, workers: i
         generator=torch.Generator().manual_seed(seed or 0),
         collate_fn=_already_a_batch,  # type: ignore[arg-type]
         num_workers=workers,
+        worker_init_fn=_begin_worker,
     )
     if not workers:
         return iter(loader)  # type: ignore[arg-type]
     return _unguarded(loader)
+
+
+def _begin_worker(number: int) -> None:
+    """Keeps the garbage collector off what was there before: it would copy every page of it into this process."""
+    gc.freeze()
 
 
 def _already_a_batch(batch: Batch) -> Batch:
