@@ -31,7 +31,7 @@ class Multilabel(PictureTask):
     `image_size`, and the middle cut out. Targets ``(N, labels)`` are 0 and 1; a model gives a logit for each label.
 
     Args:
-        path: the folder of the tables: CSV, parquet or JSON.
+        path: the folder of the tables: CSV or parquet.
         images: the folder that files are named below; None: `path`.
         file_column: names the files.
         label_columns: a column of 0 and 1 for each label.

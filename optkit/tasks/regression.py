@@ -38,7 +38,7 @@ class Regression(PictureTask):
     ``target_std``: a prediction is ``output * target_std + target_mean``.
 
     Args:
-        path: the folder of the tables: CSV, parquet or JSON.
+        path: the folder of the tables: CSV or parquet.
         target_columns: the numbers that a model gives.
         input_columns: the numbers that it takes; None: pictures.
         file_column: names the pictures' files.

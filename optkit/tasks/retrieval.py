@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.seeds import seed_sequence
 from optkit.core.task import EMBEDDINGS, Batch
-from optkit.tasks.image_listing import SUFFIXES, class_folders, list_classes, log_left_out
+from optkit.tasks.image_listing import SUFFIXES, list_classes, log_left_out
 from optkit.tasks.picture_task import PictureOptions, Pictures, PictureTask, looked_at
 from optkit.tasks.reading import order_seed
 from optkit.tasks.split_folders import SPLIT, split_paths
@@ -156,15 +157,16 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     Raises:
         UserError: fewer than two classes, or a class with one picture.
     """
-    full, empty = class_folders(folder)
-    if len(full) < 2:
-        message = f"{folder} has {len(full)} class folders with images"
-        if empty:
-            message += f", and {len(empty)} without, such as '{empty[0].name}'"
+    listing = list_classes(folder)
+    log_left_out(folder, listing.left_out)
+    if len(listing.classes) < 2:
+        message = f"{folder} has {len(listing.classes)} class folders with images"
+        if listing.empty:
+            message += f", and {len(listing.empty)} without, such as '{listing.empty[0]}'"
         raise UserError(message, key="task.path", fix=f"at least 2, each with images ({' '.join(SUFFIXES)})")
-    found = {path.name: list_classes(folder, [path.name]).images for path in full}
-    log_left_out(folder, list_classes(folder, list(found)).left_out)
-    if alone := [name for name, files in found.items() if len(files) < LEAST]:
+    files = iter(listing.images)
+    found = {name: list(islice(files, count)) for name, count in zip(listing.classes, listing.counts, strict=True)}
+    if alone := [name for name, images in found.items() if len(images) < LEAST]:
         message = f"{folder / alone[0]} has one image, which no other of its class can find"
         raise UserError(message, key="task.path", value=alone[0], fix="add images, or take the class out")
     return found

@@ -14,7 +14,7 @@ from optkit.core.errors import UserError, did_you_mean
 from optkit.tasks.split_files import Table, read_folder
 from optkit.tasks.split_names import find_tables, needed_for
 
-SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
+SUFFIXES = (".csv", ".parquet")
 YES_NO = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
