@@ -161,7 +161,9 @@ def as_examples(
         if given.batch_sampler is not None and not isinstance(given.dataset, torch_data.IterableDataset):
             check_order(given, key)
             workers = given.num_workers if workers is None else workers
-            return as_examples(given.dataset, picking, collate or given.collate_fn, workers, most_bytes)
+            if collate is None and given.collate_fn is not torch_data.default_collate:
+                collate = given.collate_fn
+            return as_examples(given.dataset, picking, collate, workers, most_bytes)
     elif isinstance(given, torch_data.IterableDataset):
         given = torch_data.DataLoader(given, 256, collate_fn=collate)
     elif hasattr(given, "__getitem__") and hasattr(given, "__len__") and not isinstance(given, (list, tuple)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -97,15 +99,34 @@ class _Guarded:
 
 def _unguarded(loader: Iterable[Batch | _Failed]) -> Iterator[Batch]:
     try:
-        for found in loader:
+        for found in _begun(loader):
             if isinstance(found, _Failed):
                 raise found.error
             yield found
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (
+        RuntimeError,
+        ConnectionError,
+        EOFError,
+        FileNotFoundError,
+    ) as error:  # what a queue tells of its dead writer
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         fix = "see whether memory ran out; task.workers=1 takes less, task.workers=0 reads without workers"
         raise StageError(f"a process that reads data ended: {first_line(error)}", fix=fix) from error
+
+
+def _begun(loader: Iterable[Batch | _Failed]) -> Iterator[Batch | _Failed]:
+    """The loader's iterator, without torch's handler of SIGCHLD, which raises wherever the main thread is.
+
+    The iterator itself sees within five seconds that a worker has ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager
