@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.seeds import seed_sequence
-from optkit.core.task import EMBEDDINGS, Batch
+from optkit.core.task import EMBEDDINGS, POOL, Batch
 from optkit.tasks.image_listing import SUFFIXES, list_classes, log_left_out
 from optkit.tasks.picture_task import PictureOptions, Pictures, PictureTask, looked_at
 from optkit.tasks.reading import order_seed
@@ -139,8 +139,8 @@ class Retrieval(PictureTask):
     def batches(
         self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
     ) -> Iterator[Batch]:
-        if not training:
-            yield from super().batches(split, batch_size, seed=seed)
+        if not training or split not in ("train", POOL):
+            yield from super().batches(split, batch_size, training=training, seed=seed)
             return
         number = order_seed(training, seed) or 0
         examples, labels = self._split(split), self._found[1]["train"]
