@@ -116,6 +116,13 @@ class Segmentation(PictureTask):
     def known(self) -> dict[str, Any]:
         return super().known() | {"ignore": NO_LABEL}
 
+    def mismatch(self, output: Any, count: int) -> str | None:
+        shape = list(output.shape) if hasattr(output, "shape") else type(output).__name__
+        wanted = [count, len(self.class_names), *self._one.targets.shape[1:]]
+        if shape != wanted:
+            return f"it gives {shape} for {count} examples, and not {wanted}: logits of each class at each pixel"
+        return super().mismatch(output, count)
+
     def augmented(self, batch: Batch, random: np.random.Generator) -> Batch:
         import torch
 

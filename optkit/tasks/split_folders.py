@@ -22,8 +22,7 @@ def split_paths(folder: str, template: str, option: str) -> dict[str, Path]:
     Raises:
         UserError: no such folder, a template without ``{split}``, no train or test, or validation under two names.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}", key="path", value=folder, fix="check the path")
+    check_folder(folder)
     if SPLIT not in template:
         raise UserError(f"'{template}' names no split", key=option, value=template, fix=f"as {SPLIT}/{option}")
     found = {}
@@ -35,3 +34,11 @@ def split_paths(folder: str, template: str, option: str) -> dict[str, Path]:
             message = f"{paths[split]} is not there"
             raise UserError(message, key=option, value=template, fix=f"give {split} data, or set task.{option}")
     return found
+
+
+def check_folder(path: str) -> None:
+    """Raises UserError unless a task's path is a folder."""
+    if not path:
+        raise UserError("missing", key="path", fix="set task.path=DIR")
+    if not Path(path).is_dir():
+        raise UserError(f"no folder {path}", key="path", value=path, fix="check the path")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from optkit.core.errors import UserError, did_you_mean
 from optkit.tasks.split_files import Table, read_folder
+from optkit.tasks.split_folders import check_folder
 from optkit.tasks.split_names import find_tables, needed_for
 
 SUFFIXES = (".csv", ".parquet")
@@ -20,8 +21,7 @@ YES_NO = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 def check_tables(path: str) -> list[str]:
     """The splits that a folder has tables of; raises UserError if train or test is missing."""
-    if not Path(path).is_dir():
-        raise UserError(f"no folder {path}", key="path", value=path, fix="check the path")
+    check_folder(path)
     found = find_tables(Path(path), SUFFIXES)
     for split in ("train", "test"):
         if split not in found:

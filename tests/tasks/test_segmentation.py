@@ -233,6 +233,7 @@ def test_bad_files_are_told_of_before_anything_is_trained(scenes, case):
 
 WRONG = {
     "no folder": ({"path": "/not/there"}, r"path: no folder /not/there"),
+    "no path": ({"path": None}, r"path: missing \(set task\.path=DIR\)"),
     "no test": ({"images": "{split}/pictures"}, r"images: .*train/pictures is not there"),
     "no split in the name": ({"masks": "masks"}, r"masks: 'masks' names no split"),
     "a size": ({"image_size": 4}, r"image_size: 4 is no size of a picture \(8 to 4096, or \[height, width\]\)"),
@@ -257,6 +258,7 @@ def test_wrong_options_are_told_of_at_once(scenes, case):
 def test_a_model_of_other_classes_or_another_size_does_not_fit(scenes):
     task = Segmentation(path=str(scenes), workers=0)
     assert task.mismatch(torch.zeros(2, 4, 48, 48), 2) is None
-    assert "4 classes" in task.mismatch(torch.zeros(2, 3, 48, 48), 2)
-    with pytest.raises(UserError, match=r"task\.(metrics|loss)"):
-        task.mismatch(torch.zeros(2, 4, 24, 24), 2)
+    assert "it gives [2, 3, 48, 48] for 2 examples, and not [2, 4, 48, 48]" in task.mismatch(torch.zeros(2, 3, 48, 48), 2)
+    assert "it gives [2, 4, 24, 24]" in task.mismatch(torch.zeros(2, 4, 24, 24), 2)
+    assert "it gives [2, 4]" in task.mismatch(torch.zeros(2, 4), 2)
+    assert "it gives dict" in task.mismatch({}, 2)
