@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optkit.core.checks import check_count
 from optkit.core.engine import MADE_FOR, Engine, Session, made_for
@@ -44,19 +44,29 @@ def compile(  # noqa: A001
     """
     if isinstance(engine, str):
         engine = ENGINES.find(engine, "engine")()
-    module = module_of(model)
-    target = getattr(module, "meta", {}).get(MADE_FOR)
-    traits = made_for(target) if target else frozenset({"float"})
-    if reason := engine.unavailable() or engine.unsupported(traits):
+    module, variant = as_variant(model)
+    if reason := engine.unavailable() or engine.unsupported(variant.traits):
         raise UserError(reason, key="engine", value=engine.name)
     left_with = torch.get_num_threads()
     if threads is not None:
         check_count("threads", threads)
         torch.set_num_threads(threads)
     try:
-        session = engine.compile(module, Variant("model", None, traits, {}), example_inputs)
+        session = engine.compile(module, variant, example_inputs)
         if engine.shares_torch_threads:
             left_with = torch.get_num_threads()
     finally:
         torch.set_num_threads(left_with)
     return session
+
+
+def as_variant(model: Any) -> tuple[nn.Module, Variant]:
+    """The module of what `compile` takes, and a variant with the traits that engines ask for.
+
+    Raises:
+        UserError: it holds no module.
+    """
+    module = module_of(model)
+    target = getattr(module, "meta", {}).get(MADE_FOR)
+    traits = made_for(target) if target else frozenset({"float"})
+    return module, Variant("model", None, traits, {})

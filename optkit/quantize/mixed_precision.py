@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.errors import StageError
-from optkit.quantize.batches import check_repeatable
+from optkit.core.loaders import Pick
+from optkit.quantize.batches import Batches, check_repeatable
 from optkit.quantize.graph.layers import int8_layers, simulated
 from optkit.quantize.options import StaticOptions
 from optkit.quantize.static import Quantized, calibrate_static
@@ -21,8 +23,9 @@ Evaluate = Callable[[nn.Module], float]
 def quantize_within(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[Tensor, ...]],
+    batches: Iterable[Any],
     *,
+    inputs: Pick | None = None,
     max_drop: float,
     accuracy: Evaluate,
     loss: Evaluate,
@@ -42,7 +45,7 @@ def quantize_within(
     What is returned was judged as the very graph that the engine will get, run in eager mode.
 
     Args:
-        model, example_inputs, batches: as for `quantize_static`.
+        model, example_inputs, batches, inputs: as for `quantize_static`.
         max_drop: how much the accuracy may fall below the float model's; 0.01 is a point.
         accuracy: of a model, on examples that it may be chosen by: validation, never test.
         loss: of a model, on such examples; it tells layers apart that accuracy does not.
@@ -65,6 +68,7 @@ def quantize_within(
         rounding=rounding,
         correct_bias=correct_bias,
     )
+    batches = Batches.of(batches, len(example_inputs), inputs)
     check_repeatable(batches)
     least = accuracy(model) - max_drop
     plain = calibrate_static(model, example_inputs, batches, replace(options, rounding="nearest", correct_bias=False))
