@@ -77,7 +77,7 @@ def _panel(alt: Any, values: list[dict[str, Any]], names: list[str], title: str,
     axis = alt.Axis(grid=True, tickCount=5, **({"format": "~g"} if log else {}))
     at = alt.X("value:Q", title=title, scale=scale, axis=axis)
     row = alt.Y("name:N", title=None, sort=names, axis=alt.Axis(labelLimit=260) if log else None)
-    color = alt.Color("model:N", legend=None, scale=alt.Scale(scheme="tableau10"))
+    color = alt.Color("model:N", legend=None, sort=None, scale=alt.Scale(scheme="tableau10"))
     tooltip = ["name:N", "value:Q", "low:Q", "high:Q", "caveat:N"]
     base = alt.Chart(alt.Data(values=values), width=WIDTH, height=alt.Step(ROW))
     layers = [base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=row, color=color)]

@@ -48,11 +48,11 @@ class Comparison:
         from rich.console import Console
 
         text = io.StringIO()
-        # a place that did not run has names alone
         shown = fitted(self._columns(), self.rows, width, "")
         for column in shown.columns[:2]:
             column.justify = "left"
-        Console(file=text, width=width).print(shown)
+        # plain text, also in a notebook, where rich would display it
+        Console(file=text, width=width, force_terminal=False, force_jupyter=False).print(shown)
         lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
         fill = partial(textwrap.fill, width=width, break_on_hyphens=False, break_long_words=False)
         return "\n".join([*lines, "", *map(fill, self._notes()), "", *map(fill, self.verdict.splitlines())]) + "\n"
@@ -135,8 +135,11 @@ class Comparison:
         notes = [
             f"{changes} against {self.against}, in the same rounds; brackets are 95% intervals. {where.capitalize()}."
         ]
-        failed = dict.fromkeys((place(row), row["not_run"]) for row in self.rows if row["not_run"])
-        return notes + [f"Not run: {name}: {reason}." for name, reason in failed]
+        failed: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            if row["not_run"]:
+                failed.setdefault(row["not_run"], {})[place(row)] = None
+        return notes + [f"Not run: {', '.join(names)}: {reason}." for reason, names in failed.items()]
 
     def _sentence(self, size: int) -> str:
         trusted = [row for row in self.ran if row["batch_size"] == size and not row["caveat"]]

@@ -91,7 +91,7 @@ def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
     from optkit.report.tables import limit_table, points, table
 
     text = io.StringIO()
-    console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
+    console = Console(file=text, width=width, force_terminal=sys.stdout.isatty(), force_jupyter=False)
     console.print(table(found, width, brief))
     if (limits := limit_table(found, width)) is not None:
         console.print()

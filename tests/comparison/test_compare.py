@@ -242,7 +242,7 @@ def test_sessions_and_folders_are_models_too(timed, tmp_path):
     assert found.rows[1]["speedup_same_engine"] is None
 
 
-def test_the_table_fits_100_columns_and_a_narrower_one_drops_columns(timed):
+def test_the_table_fits_100_columns_and_a_narrower_one_drops_columns(timed, monkeypatch):
     models = {f"a rather long name of a model {n}": net(n) for n in range(3)}
     answers = lambda s: np.arange(50) % 2  # noqa: E731
     engines = {"eager": "eager", "a long engine name": "eager"}
@@ -250,6 +250,12 @@ def test_the_table_fits_100_columns_and_a_narrower_one_drops_columns(timed):
     assert max(map(len, found.table().splitlines())) <= 100
     assert max(map(len, found.table(60).splitlines())) <= 60
     assert str(found) == repr(found) == found.table()
+    # a notebook gets the text as well, and a terminal with colours no escapes
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert str(found) == found.table()
+    assert "a rather long" in found.table()
+    assert "\x1b" not in found.table()
     frame = found.to_frame()
     assert len(frame) == 12
     assert {"speedup", "speedup_low", "speedup_high", "score_delta_low", "caveat", "not_run"} <= set(frame.columns)
