@@ -65,7 +65,7 @@ def test_whoever_calibrates_takes_a_choice_of_inputs():
     first = {"inputs": lambda batch: batch[0]}
     prepared = prepare_qat(net(), (X,), PAIR, **first)
     assert prepared.module(X).shape == (4, 64)
-    within = quantize_within(net(), (X,), PAIR, max_drop=1, accuracy=lambda m: 1.0, loss=lambda m: 0.0, **first)
+    within = quantize_within(net(), (X,), PAIR, max_drop=1, evaluate=lambda m: 1.0, loss=lambda m: 0.0, **first)
     assert within.activations == quantize_static(net(), (X,), [X]).activations
     rounded = quantize_weight_only(net(), batches=PAIR, **first).module
     plain = quantize_weight_only(net(), batches=[(X,)]).module
