@@ -6,6 +6,7 @@ from optkit.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from optkit.comparison.compare import compare
+    from optkit.distill.from_loader import distill_from
     from optkit.engines.compiling import compile  # noqa: A004
     from optkit.engines.loading import load
     from optkit.prune.depth import prune_depth
@@ -24,6 +25,7 @@ __all__ = [
     "compare",
     "compile",
     "convert_qat",
+    "distill_from",
     "load",
     "prepare_qat",
     "prune_depth",

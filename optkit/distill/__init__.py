@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         rkd_loss,
         similarity_loss,
     )
+    from optkit.distill.from_loader import distill_from
     from optkit.distill.losses import dist_loss, dkd_loss, kd_loss
     from optkit.distill.objective import DistillationObjective
     from optkit.distill.stages import Distillation
@@ -29,6 +30,7 @@ __all__ = [
     "attention_map_loss",
     "attention_transfer_loss",
     "dist_loss",
+    "distill_from",
     "dkd_loss",
     "hint_loss",
     "kd_loss",
