@@ -50,9 +50,9 @@ class Run:
 
     def to_frame(self) -> pandas.DataFrame:
         """The rows as a data frame; an interval is two columns, ``NAME_low`` and ``NAME_high``."""
-        from optkit.core.frames import frame
+        from optkit.report import frame
 
-        return frame(self.rows)
+        return frame([self.folder])
 
     def __repr__(self) -> str:
         from optkit.report import summarize

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from optkit.core.frames import frame
 from optkit.report.caveats import MARK, mark
+from optkit.report.csv_table import flat_rows
 from optkit.report.tables import Column, fitted
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Comparison:
 
     def to_frame(self) -> pandas.DataFrame:
         """A data frame with every column; an interval is two, ``NAME_low`` and ``NAME_high``."""
-        return frame(self.rows)
+        import pandas
+
+        return pandas.DataFrame(flat_rows(self.rows))
 
     def plot(self) -> altair.TopLevelMixin:
         """An Altair chart of speedups, and of the changes of scores where there are any, with their intervals.
