@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from optkit.core.artifact import open_artifact
 from optkit.core.engine import MADE_FOR, Engine, Session
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
+from optkit.core.loaders import as_example
 from optkit.core.variant import Variant
 from optkit.engines.compiling import as_variant
 from optkit.engines.loading import load
@@ -48,6 +49,20 @@ class Candidate:
     def unsupported(self, engine: Engine | None) -> str | None:
         """Why it cannot run there as what it claims to be."""
         return engine.unsupported(self.variant.traits) if engine is not None and self.variant is not None else None
+
+    def check_takes(self, example: tuple[Tensor, ...]) -> None:
+        """Raises UserError if it does not take the example."""
+        run = self.session if self.module is None else self.module
+        assert run is not None
+        try:
+            with torch.no_grad():
+                run(*example)
+        except (RuntimeError, TypeError, ValueError, IndexError, OptkitError) as error:
+            shapes = ", ".join(str(list(x.shape)) for x in example)
+            message = f"does not take the example {shapes}: {type(error).__name__}: {first_line(error)}"
+            raise UserError(
+                message, key=f"models[{self.name!r}]", fix="inputs are what the model is called with"
+            ) from error
 
     def compile(self, engine: Engine | None, example: tuple[Tensor, ...]) -> Session:
         """Its session; raises StageError where the engine cannot compile it."""
@@ -135,14 +150,11 @@ def example_of(inputs: Any) -> tuple[Tensor, ...]:
     Raises:
         UserError: anything else.
     """
-    found = (inputs,) if isinstance(inputs, Tensor) else inputs
-    if not (isinstance(found, (tuple, list)) and found and all(isinstance(x, Tensor) for x in found)):
-        what = f"a {type(inputs).__name__} is no example of the model's inputs"
-        raise UserError(what, key="inputs", fix="a tensor, or a tuple of tensors in the order of the model's arguments")
+    found = as_example(inputs, "inputs")
     if elsewhere := {str(x.device) for x in found if x.device.type != "cpu"}:
         fix = "sessions take tensors on the CPU: x.cpu()"
         raise UserError(f"the example is on {elsewhere.pop()}", key="inputs", fix=fix)
-    return tuple(found)
+    return found
 
 
 def batch_size_of(example: tuple[Tensor, ...]) -> int:

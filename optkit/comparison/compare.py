@@ -90,6 +90,8 @@ def compare(
     against = find_reference(found, reference)
     _check_runs_somewhere(against, chosen)
     with use_threads(threads):
+        for model in found:
+            model.check_takes(examples[sizes[0]])
         parts = [_Setting(found, chosen, against, examples[n], n, threads) for n in sizes]
         rows = [row for part in parts for row in part.rows(evaluate, config, seed)]
     return Comparison(rows, against.name, percent=evaluate is not None and all(part.answers for part in parts))

@@ -1,4 +1,4 @@
-"""Batches of any loader: which members of a batch are the model's inputs."""
+"""Batches of any loader, and examples: which tensors are the model's inputs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ def model_inputs(batch: Any, pick: Pick | None = None, number: int = 1, key: str
     fix = OF_A_DICT.format(next(iter(found), "x")) if isinstance(found, Mapping) else FIX
     fix = "it must give a tensor, or a tuple of tensors" if pick is not None else fix
     raise UserError(f"{what} is a {_described(found)}, and no tensors", key=key, fix=fix)
+
+
+def as_example(inputs: Any, key: str = "example_inputs") -> tuple[Tensor, ...]:
+    """Example inputs as a tuple of tensors; one tensor is the only input.
+
+    Raises:
+        UserError: anything else.
+    """
+    import torch
+
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,)
+    if isinstance(inputs, (tuple, list)) and inputs and all(isinstance(x, torch.Tensor) for x in inputs):
+        return tuple(inputs)
+    message = f"a {_described(inputs)} is no example of the model's inputs"
+    raise UserError(message, key=key, fix="a tensor, or a tuple of tensors in the order of the model's arguments")
 
 
 def _described(batch: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.errors import StageError
-from optkit.core.loaders import Pick
+from optkit.core.loaders import Pick, as_example
 from optkit.quantize.batches import Batches, check_repeatable
 from optkit.quantize.graph.layers import int8_layers, simulated
 from optkit.quantize.options import StaticOptions
@@ -22,7 +22,7 @@ Evaluate = Callable[[nn.Module], float]
 
 def quantize_within(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...],
     batches: Iterable[Any],
     *,
     inputs: Pick | None = None,
@@ -70,6 +70,7 @@ def quantize_within(
         rounding=rounding,
         correct_bias=correct_bias,
     )
+    example_inputs = as_example(example_inputs)
     batches = Batches.of(batches, len(example_inputs), inputs)
     check_repeatable(batches)
     sign = 1.0 if higher_is_better else -1.0

@@ -19,7 +19,7 @@ from optkit.core.compat.versions import version_of
 from optkit.core.engine import MADE_FOR
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
-from optkit.core.loaders import Pick
+from optkit.core.loaders import Pick, as_example
 from optkit.core.probe import keep_probe
 from optkit.engines.program import export_program
 from optkit.quantize.accuracy.bias_correction import correct_biases
@@ -143,7 +143,7 @@ def definite_range(reduce_range: bool | None) -> bool:
 
 def quantize_static(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...],
     batches: Iterable[Any],
     *,
     inputs: Pick | None = None,
@@ -160,7 +160,8 @@ def quantize_static(
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: inputs to export with, of any batch size; it and the length of texts stay free.
+        example_inputs: a tensor or a tuple of tensors to export with, of any batch size; it and the length of texts
+            stay free.
         batches: what to calibrate with: any iterable, such as a ``DataLoader``; read one batch at a time. A batch is
             the model's input, a tensor, or a tuple or list of its inputs.
         inputs: picks the inputs where a batch holds more: ``inputs=lambda batch: batch[0]``.
@@ -184,6 +185,7 @@ def quantize_static(
         rounding=rounding,
         correct_bias=correct_bias,
     )
+    example_inputs = as_example(example_inputs)
     batches = Batches.of(batches, len(example_inputs), inputs)
     return calibrate_static(model, example_inputs, batches, options).convert(observer)
 
@@ -204,7 +206,7 @@ def calibrate_static(
 
 def calibrate(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...],
     batches: Iterable[Any],
     *,
     inputs: Pick | None = None,
@@ -225,6 +227,7 @@ def calibrate(
     options = StaticOptions(
         target=target, reduce_range=reduce_range, protect=tuple(protect), equalize=equalize, smooth=smooth
     )
+    example_inputs = as_example(example_inputs)
     return _calibrate(model, example_inputs, Batches.of(batches, len(example_inputs), inputs), options, schemes)
 
 

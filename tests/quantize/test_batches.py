@@ -5,8 +5,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import optkit
 from optkit.core.errors import UserError
-from optkit.quantize import calibrate, prepare_qat, quantize_static, quantize_weight_only, quantize_within
+from optkit.quantize import (
+    calibrate,
+    prepare_qat,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weight_only,
+    quantize_within,
+)
 
 X = torch.randn(4, 3, 8, 8)
 PAIR = [(X, torch.zeros(4))]
@@ -70,6 +78,22 @@ def test_whoever_calibrates_takes_a_choice_of_inputs():
     rounded = quantize_weight_only(net(), batches=PAIR, **first).module
     plain = quantize_weight_only(net(), batches=[(X,)]).module
     torch.testing.assert_close(rounded(X), plain(X))
+
+
+@pytest.mark.parametrize("reader", [quantize_static, calibrate, prepare_qat])
+def test_an_example_is_a_tensor_or_a_tuple_of_tensors(reader):
+    assert type(reader(net(), X, [X])) is type(reader(net(), (X,), [X]))
+    with pytest.raises(
+        UserError, match=r"example_inputs: a dict of x is no example of the model's inputs \(a tensor, or"
+    ):
+        reader(net(), {"x": X}, [X])
+
+
+def test_one_tensor_is_an_example_of_the_other_functions_too():
+    torch.testing.assert_close(quantize_dynamic(net(), X).module(X), quantize_dynamic(net(), (X,)).module(X))
+    torch.testing.assert_close(optkit.compile(net(), X, engine="onnxruntime")(X), net()(X), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="example_inputs: a int is no example"):
+        optkit.compile(net(), 3)
 
 
 def test_an_int8_model_is_not_quantized_again():

@@ -21,7 +21,7 @@ from optkit.core.compat.torch_graphs import GUARDS
 from optkit.core.compat.torch_modules import BatchNorm
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError
-from optkit.core.loaders import Pick
+from optkit.core.loaders import Pick, as_example
 from optkit.quantize.batches import Batches
 from optkit.quantize.graph.annotate import behind_observer, calls, keep_in_float, operand, tensor_at
 from optkit.quantize.graph.norms import factor_and_shift, folded, set_parameter
@@ -82,7 +82,7 @@ class PreparedQAT:
 
 def prepare_qat(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...],
     batches: Iterable[Any],
     *,
     inputs: Pick | None = None,
@@ -107,6 +107,7 @@ def prepare_qat(
         StageError: no operator could be quantized.
     """
     options = Int8Options(target=target, observer=observer, reduce_range=reduce_range, protect=tuple(protect))
+    example_inputs = as_example(example_inputs)
     graph = export_graph(model, example_inputs, target)
     kept = keep_in_float(graph, options.protect)
     raw = {
