@@ -14,7 +14,16 @@ if TYPE_CHECKING:
         similarity_loss,
     )
     from optkit.distill.from_loader import distill_from
-    from optkit.distill.losses import dist_loss, dkd_loss, kd_loss
+    from optkit.distill.losses import (
+        dist_loss,
+        dkd_loss,
+        embedding_kd_loss,
+        kd_loss,
+        label_kd_loss,
+        map_dist_loss,
+        map_kd_loss,
+        value_kd_loss,
+    )
     from optkit.distill.objective import DistillationObjective
     from optkit.distill.stages import Distillation
     from optkit.distill.taps import Taps, tapping
@@ -32,10 +41,15 @@ __all__ = [
     "dist_loss",
     "distill_from",
     "dkd_loss",
+    "embedding_kd_loss",
     "hint_loss",
     "kd_loss",
+    "label_kd_loss",
+    "map_dist_loss",
+    "map_kd_loss",
     "relation_loss",
     "rkd_loss",
     "similarity_loss",
     "tapping",
+    "value_kd_loss",
 ]

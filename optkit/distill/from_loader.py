@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -18,10 +19,12 @@ from optkit.core.checks import check_choice, is_number
 from optkit.core.errors import UserError, first_line
 from optkit.core.loaders import Pick, model_inputs
 from optkit.core.metric import Metric
-from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, VALUES, Batch, Task
+from optkit.core.task import CLASSES, OTHER, Batch, Task
 from optkit.distill.objective import DistillationObjective
 from optkit.distill.terms import read_terms
 from optkit.metrics.classification import Accuracy
+from optkit.tasks.loader import OUTPUT_KINDS
+from optkit.tasks.losses import Loss, loss_of, output_kind_of, resolve_loss
 from optkit.training import Trainer
 
 Losses = str | Sequence[str] | Mapping[str, Any]
@@ -34,10 +37,10 @@ def distill_from(
     loader: Iterable[Any],
     *,
     losses: Losses = "kd",
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: str | Callable[[Any, Any], Tensor] | None = None,
     inputs: Pick | None = None,
     targets: Pick | None = None,
-    output_kind: str = CLASSES,
+    output_kind: str | None = None,
     epochs: int = 10,
     lr: float = 1e-3,
     optimizer: str = "adamw",
@@ -59,13 +62,15 @@ def distill_from(
             the input, without targets.
         losses: a name of `optkit.distill.KINDS`, several, or names with their weights or options:
             ``{"kd": 1.0, "hidden": {"weight": 0.5, "pairs": "blocks"}}``.
-        loss: ``loss(output, targets)`` gives the student's own loss, a scalar, such as
-            ``torch.nn.functional.cross_entropy``. None trains by the teacher alone, which needs no targets.
+        loss: the student's own: ``cross_entropy``, ``binary_cross_entropy_with_logits``, ``mse``, ``l1``, a torch loss,
+            or a function of output and targets that gives a scalar. None trains by the teacher alone, which needs no
+            targets.
         inputs: picks the model's inputs of a batch: ``inputs=lambda batch: (batch["pixels"],)``. None takes all but the
             last of a tuple.
         targets: picks the targets of a batch. None takes the last of a tuple.
         output_kind: what the outputs are: ``classes`` ``(N, classes)``, ``labels`` ``(N, labels)``, ``values``,
-            ``class_maps`` ``(N, classes, H, W)`` or ``embeddings``; it decides how a loss compares them.
+            ``class_maps`` ``(N, classes, H, W)``, ``embeddings``, or ``other``; it decides how a loss compares them.
+            None takes what the loss is plainly for, else classes.
         epochs: passes over the loader.
         lr: the peak learning rate.
         optimizer: a class of ``torch.optim`` by name.
@@ -83,7 +88,8 @@ def distill_from(
         StageError: the loss is not finite.
     """
     terms = read_terms(_by_name(losses), pairs, temperature)
-    check_choice("output_kind", output_kind, (CLASSES, LABELS, VALUES, CLASS_MAPS, EMBEDDINGS))
+    if output_kind is not None:
+        check_choice("output_kind", output_kind, OUTPUT_KINDS)
     trainer = Trainer(epochs=epochs, batch_size=1, optimizer=optimizer, lr=lr, weight_decay=weight_decay)
     for name, module in (("teacher", teacher), ("student", student)):
         if not isinstance(module, nn.Module):
@@ -92,9 +98,10 @@ def distill_from(
         raise UserError("the teacher is in train mode", key="teacher", fix="teacher.eval()")
     if loss is None and any(term.kind.needs_targets for term in terms):
         name = next(term.name for term in terms if term.kind.needs_targets)
-        fix = "loss=torch.nn.functional.cross_entropy, or another of losses"
+        fix = "loss='cross_entropy', or another of losses"
         raise UserError(f"{name} needs the right classes", key="loss", fix=fix)
-    task = cast("Task", _BatchesOfLoader(loader, loss, inputs, targets, output_kind))
+    own_loss = None if loss is None else resolve_loss(loss)
+    task = cast("Task", _BatchesOfLoader(loader, own_loss, inputs, targets, output_kind))
     weight = _weight_of_teacher(alpha, loss)
     trained = copy.deepcopy(student).eval()
     device = next(chain(trained.parameters(), trained.buffers())).device
@@ -121,7 +128,7 @@ def _weight_of_teacher(alpha: float | None, loss: object) -> float:
     if not is_number(alpha) or not 0 < alpha <= 1 or not math.isfinite(alpha):
         raise UserError(f"{alpha!r} is not above 0 and up to 1", key="alpha", value=alpha)
     if alpha < 1 and loss is None:
-        fix = "loss=torch.nn.functional.cross_entropy, or leave alpha out"
+        fix = "loss='cross_entropy', or leave alpha out"
         raise UserError("there is no loss for the rest", key="alpha", value=alpha, fix=fix)
     return float(alpha)
 
@@ -131,10 +138,10 @@ class _BatchesOfLoader:
     """What training and the objective ask of a task, of a loader's own batches. A batch counts as one example."""
 
     loader: Iterable[Any]
-    own_loss: Callable[[Any, Any], Tensor] | None
+    own_loss: str | Loss | None
     pick_inputs: Pick | None
     pick_targets: Pick | None
-    output_kind: str
+    stated_kind: str | None
 
     metrics: ClassVar[tuple[Metric, ...]] = (Accuracy(),)  # which training asks for where it chooses an epoch
 
@@ -147,9 +154,14 @@ class _BatchesOfLoader:
             raise UserError(
                 "every epoch reads the loader, and an iterator can be read only once", key="loader", fix=fix
             )
-        if self.own_loss is not None and not callable(self.own_loss):
-            fix = "such as torch.nn.functional.cross_entropy"
-            raise UserError(f"{self.own_loss!r} is no function", key="loss", value=self.own_loss, fix=fix)
+
+    @cached_property
+    def output_kind(self) -> str:
+        """As stated, or what the loss is plainly for."""
+        found = self.stated_kind
+        if found is None and self.own_loss is not None:
+            found = output_kind_of(self.own_loss, next(self.batches("train", 1)).targets)
+        return CLASSES if self.stated_kind is None and found in (None, OTHER) else str(found)
 
     def size(self, split: str) -> int:
         try:
@@ -194,13 +206,10 @@ class _BatchesOfLoader:
     def loss(self, output: Any, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         assert self.own_loss is not None
         try:
-            found = self.own_loss(output, batch.targets)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"fails: {type(error).__name__}: {first_line(error)}", key="loss") from error
-        if not isinstance(found, Tensor) or found.dim():
-            what = f"the shape {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise UserError(f"gives {what}, and no scalar", key="loss", fix="the mean over the batch")
-        return found
+            return loss_of(self.own_loss, output, batch.targets, label_smoothing)
+        except (UserError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            message = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"fails on a batch: {message}", key="loss") from error
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return next(self.batches("train", batch_size)).inputs

@@ -10,7 +10,7 @@ from optkit.core.instantiate import TARGET
 from optkit.core.metric import Metric
 from optkit.core.source_digest import code_of_classes, code_of_module
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
-from optkit.core.task import POOL, Task
+from optkit.core.task import POOL, OwnParts, Task
 
 
 def target_of(thing: object) -> str:
@@ -49,6 +49,12 @@ def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
     """
     inner = parts(thing) if is_dataclass(thing) else [thing]
     return code_of_classes(kind for part in inner for kind in type(part).__mro__)
+
+
+def of_task(task: Task) -> list[Any]:
+    """What of a task besides its data decides what is trained on it: code, and the metric by which epochs are kept."""
+    own = task.depends_on() if isinstance(task, OwnParts) else []
+    return [sources(task), identity_of(task.metrics[0]), *own]
 
 
 def identity_of(metric: Metric) -> list[Any]:

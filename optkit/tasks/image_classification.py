@@ -12,13 +12,16 @@ import numpy as np
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
-from optkit.tasks.classification import Classification, order_seed, spread
+from optkit.tasks.classification import Classification
+from optkit.tasks.given import spread
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
+from optkit.tasks.reading import order_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EXAMPLES = 10_000  # of train, from which mean and deviation of pixels are
+EXAMPLES_OF_MANY = 500  # where the images are too many to be hashed
 
 
 @dataclass(kw_only=True)
@@ -61,7 +64,8 @@ class ImageClassification(Classification[ImageSplit]):
             return Normalization(tuple(self.mean), tuple(self.std))
         train = self._split("train")
         # spread, as files may be listed class by class
-        images = train.images[spread(len(train), EXAMPLES)] / np.float32(255)
+        examples = EXAMPLES if train.sources is None else EXAMPLES_OF_MANY
+        images = train.images[spread(len(train), examples)] / np.float32(255)
         return Normalization(tuple(images.mean((0, 2, 3)).tolist()), tuple((images.std((0, 2, 3)) + 1e-6).tolist()))
 
     def seen(self) -> Any:

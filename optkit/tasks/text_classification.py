@@ -13,7 +13,8 @@ import numpy as np
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.task import Batch
-from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, in_batches, order_seed
+from optkit.tasks.classification import SPLITS, UNLABELLED, Classification
+from optkit.tasks.reading import in_batches, order_seed
 from optkit.tasks.texts import Padding, TextBatches, Texts, TextSplit
 from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize_once, trained_tokenizer
 

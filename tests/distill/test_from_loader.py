@@ -38,6 +38,7 @@ LOADERS = {
     "a DataLoader of unknown length": (DataLoader(_Stream(), batch_size=None), {}),
     "dicts": ([{"x": x, "y": y} for x, y in PAIRS], {"inputs": lambda batch: batch["x"]}),
     "pairs with a loss": (PAIRS, {"loss": F.cross_entropy}),
+    "pairs with a loss by name": (PAIRS, {"loss": "cross_entropy", "alpha": 0.5}),
     "dicts with a loss": (
         [{"x": x, "y": y} for x, y in PAIRS],
         {"inputs": lambda batch: (batch["x"],), "targets": lambda batch: batch["y"], "loss": nn.CrossEntropyLoss()},
@@ -75,6 +76,19 @@ def test_features_and_several_losses():
     assert type(both) is type(STUDENT)
 
 
+def test_the_kind_of_output_follows_the_loss_or_is_stated():
+    values = [(x, TEACHER(x).detach()) for x in X.split(32)]
+
+    def error(model):
+        return float((model(FRESH) - TEACHER(FRESH)).square().mean().detach())
+
+    for options in ({"loss": "mse"}, {"output_kind": "values"}):
+        trained = optkit.distill_from(TEACHER, STUDENT, values, epochs=20, lr=0.02, **options)
+        assert error(trained) < 0.3 * error(STUDENT)
+    with pytest.raises(UserError, match="losses.dist: dist compares classes or maps of classes, .* outputs are values"):
+        optkit.distill_from(TEACHER, STUDENT, values, losses="dist", loss="mse")
+
+
 class _TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -98,9 +112,10 @@ WRONG = {
     "a dict": ({"loader": [{"x": X}]}, r"loader: batch 1 is a dict of x, and no tensors .*batch\['x'\]"),
     "targets that are not there": ({"loader": [X], "loss": F.cross_entropy}, "targets: batch 1, a Tensor, has no targets"),
     "targets that fail": ({"loss": F.cross_entropy, "targets": lambda b: b["y"]}, "targets: targets fails on batch 1"),
-    "a loss that fails": ({"loss": lambda o, t: o @ t}, "loss: fails: RuntimeError"),
-    "a loss of another shape": ({"loss": lambda o, t: o.sum(1)}, r"loss: gives the shape \[32\], and no scalar"),
-    "no function": ({"loss": "cross_entropy "}, "loss: 'cross_entropy ' is no function"),
+    "a loss that fails": ({"loss": lambda o, t: o @ t}, "loss: fails on a batch: RuntimeError"),
+    "a loss of another shape": ({"loss": lambda o, t: o.sum(1)}, r"loss: fails on a batch: .* gives \[32\], not one number"),
+    "a name that is no loss": ({"loss": "cross_entrpy"}, "loss: no loss 'cross_entrpy' .*did you mean 'cross_entropy'"),
+    "no function": ({"loss": 3}, "loss: a int is no loss"),
     "alpha without a loss": ({"alpha": 0.5}, "alpha: there is no loss for the rest"),
     "alpha": ({"alpha": 2}, "alpha: 2 is not above 0 and up to 1"),
     "classes without targets": ({"losses": "dkd"}, "loss: dkd needs the right classes"),

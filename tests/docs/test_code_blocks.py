@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -64,6 +65,7 @@ def test_blocks_that_do_not_run_are_these():
 def test_python_runs(page, tmp_path, image_folder):
     parts = [(block.line, block.text) for block in of_language("python")[page]]
     shutil.copytree(image_folder, tmp_path / "CIFAR-10-images")
+    copy_examples(tmp_path)
     command = [sys.executable, "-c", RUNNER]
     done = subprocess.run(
         command, input=json.dumps([page, parts]), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
@@ -71,10 +73,19 @@ def test_python_runs(page, tmp_path, image_folder):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def copy_examples(folder):
+    """Puts the scripts of docs/examples into a folder."""
+    for script in (ROOT / "docs/examples").glob("*.py"):
+        shutil.copy(script, folder)
+
+
 @pytest.fixture
 def workspace(image_folder, tmp_path, monkeypatch):
-    """A folder that has what the placeholders of commands stand for."""
+    """A folder that has what the placeholders of commands stand for, and the files of the examples."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    copy_examples(tmp_path)
+    importlib.import_module("own_data").make_files()
     for name in ("DIR/train.parquet", "DIR/test.parquet", "MODEL_DIR/config.json", "FILE"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -95,7 +106,8 @@ def test_recipes_compose(page, workspace):
         recipe = yaml.safe_load(block.text)
         path = workspace / f"{recipe['name']}.yaml"
         path.write_text(block.text)
-        folder = [f"task.path={workspace / 'images'}"] if "path" in recipe.get("task", {}) else []
+        task = recipe.get("task", {})
+        folder = [f"task.path={workspace / 'images'}"] if isinstance(task, dict) and "path" in task else []
         (built,) = compose(str(path), folder)
         assert built.name == recipe["name"]
         assert built.chain == recipe["chain"]
