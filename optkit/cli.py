@@ -53,25 +53,9 @@ def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> N
 
 def _run_job(cfg: Any) -> None:
     """One composed recipe: run it, then print its table and the verdict on it."""
-    from optkit.recipe.compose import to_recipe, to_tracker
+    from optkit.runs import run_composed
 
-    recipe, tracker = to_recipe(cfg), to_tracker(cfg)
-    from optkit.pipeline import run as run_plan
-    from optkit.recipe.plan import make_plan
-
-    finished = run_plan(make_plan(recipe))
-    from optkit.report import summarize, write_report
-
-    if not finished.worked:
-        log = logging.getLogger("optkit")
-        log.info("%s is complete: nothing was run (fresh=true starts over)", finished.folder)
-    with log_file(finished.folder / RUN_LOG):
-        write_report(finished.folder)
-    click.echo(summarize(finished.folder), nl=False)
-    if tracker is not None:
-        from optkit.report.trackers import send
-
-        send(finished.folder, tracker)
+    run_composed(cfg, show=lambda done: click.echo(done, nl=False))
 
 
 @cli.command(context_settings=ANYWHERE)

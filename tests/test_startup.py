@@ -163,6 +163,19 @@ def test_every_public_name_is_there_and_listed(package):
         _ = module.misspelt
 
 
+@pytest.mark.slow
+def test_what_optkit_offers_is_there_whatever_was_imported_before():
+    code = """
+import importlib, inspect, json, pkgutil, sys
+import optkit
+for found in pkgutil.iter_modules(optkit.__path__):
+    if found.name != "__main__":
+        importlib.import_module(f"optkit.{found.name}")
+print(json.dumps([name for name in optkit.__all__ if inspect.ismodule(getattr(optkit, name))]))
+"""
+    assert run_python(code) == []
+
+
 def test_optimizers_are_read_from_source_as_they_are():
     real = {
         name: list(inspect.signature(kind).parameters)

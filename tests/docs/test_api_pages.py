@@ -27,6 +27,13 @@ def test_a_page_that_names_its_members_names_all(page):
     assert shown == public_names(page)
 
 
+def test_the_first_page_and_the_page_on_python_name_all_that_optkit_offers():
+    names = public_names(".") - {"__version__"}
+    for page in ("api/index.md", "python.md"):
+        text = (ROOT / "docs" / page).read_text()
+        assert {name for name in names if f"`{name}`" not in text} == set(), page
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text()
     assert [page.name for page in PAGES if f"api/{page.name}" not in navigation] == []
