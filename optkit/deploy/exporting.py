@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RULES = "preprocess.json"
 TESTS = "test"
+OPERATORS = "torchao.quantization.pt2e"  # registers those of int8 graphs
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _write(
         source.task.write_test(folder / TESTS)
     classifies = _classifies(source, rules)
     batch_size = recorded["batch_size"] if recorded else 32
-    options = _options(name, form, folder, rules)
+    options = _options(source, name, form, folder, rules)
     made = scripts(name, rules, classifies=classifies, batch_size=batch_size, options=options)
     for file, text in made.files.items():
         write_text(folder / file, text)
@@ -205,7 +206,7 @@ def _qualities(record: Any) -> list[Measurement]:
     return [m for m in record.measurements if m.name == "accuracy"]
 
 
-def _options(name: str, form: Format, folder: Path, rules: Mapping[str, Any]) -> dict[str, str]:
+def _options(source: Source, name: str, form: Format, folder: Path, rules: Mapping[str, Any]) -> dict[str, str]:
     """What the engine's part of the script is filled with."""
     if name == "onnxruntime":
         # optkit's engine runs such a file so: see optkit/engines/onnxruntime.py
@@ -217,4 +218,4 @@ def _options(name: str, form: Format, folder: Path, rules: Mapping[str, Any]) ->
         return {"precision": PRECISIONS[getattr(form.engine, "precision", "fp32")]}
     if name == HUGGINGFACE:
         return {"auto": f"AutoModelFor{'Image' if rules.get('kind') == IMAGES else 'Sequence'}Classification"}
-    return {}
+    return {} if "float" in source.variant.traits else {"operators": OPERATORS}

@@ -52,7 +52,6 @@ class Format:
     """
 
     file: str
-    needs: tuple[str, ...]  # packages of infer.py besides numpy
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -77,7 +76,6 @@ class ONNX(Format):
     """An ONNX file, as optkit's engine compiles it for ONNX Runtime."""
 
     file = "model.onnx"
-    needs = ("onnxruntime",)
 
     def refused(self, source: Source) -> str | None:
         return self.engine.unavailable() or super().refused(source)
@@ -130,7 +128,6 @@ class IR(Format):
     """OpenVINO's own files, as optkit's engine compiles them."""
 
     file = "model.xml"
-    needs = ("openvino",)
 
     def refused(self, source: Source) -> str | None:
         return self.engine.unavailable() or super().refused(source)
@@ -163,7 +160,11 @@ class Program(Format):
     """A package of torch.export."""
 
     file = "model.pt2"
-    needs = ("torch",)
+
+    def refused(self, source: Source) -> str | None:
+        if self.engine.name == "eager" and "int8" in source.variant.traits:
+            return "without an engine torch would compute its int8 graph in float"
+        return super().refused(source)
 
     def write(self, source: Source, folder: Path, names: Sequence[str], metadata: Mapping[str, str]) -> Puts:
         from optkit.engines.program import save_program
@@ -176,7 +177,6 @@ class Pretrained(Format):
     """A folder for ``from_pretrained`` of transformers."""
 
     file = "model.safetensors"
-    needs = ("torch", "transformers")
 
     def refused(self, source: Source) -> str | None:
         from optkit.models.pretrained import is_huggingface

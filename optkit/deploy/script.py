@@ -196,8 +196,14 @@ def scripts(
     """
     kind = rules.get("kind") if classifies or rules.get("kind") == IMAGES else None
     own = engine if engine in ("onnxruntime", "openvino") else "torch"
-    needs = ["numpy", own, *(["transformers"] if "auto" in options else [])]
-    imported = [f"import {own}", *([f"from transformers import {options['auto']}"] if "auto" in options else [])]
+    needs = ["numpy", own]
+    imported = [f"import {own}"]
+    if "operators" in options:
+        needs.append("torchao")
+        imported.append(f"import {options['operators']}  # the operators of its graph")
+    if "auto" in options:
+        needs.append("transformers")
+        imported.append(f"from transformers import {options['auto']}")
     files = {}
     if kind == IMAGES:
         needs.append("pillow")
