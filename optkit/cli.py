@@ -182,7 +182,7 @@ def ablate(
 @cli.command(context_settings=ANYWHERE)
 @click.argument("recipe")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.option("--metric", type=click.Choice(("loss", "accuracy")), default="loss", show_default=True)
+@click.option("--metric", type=click.Choice(("loss", "metric")), default="loss", show_default=True)
 @click.option("--technique", type=click.Choice(("prune", "quantize")), default="prune", show_default=True)
 @click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")

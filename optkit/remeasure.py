@@ -146,7 +146,7 @@ def _settings(
     """The settings of each variant to measure; the baseline is measured wherever it was not yet."""
     usual = configured(recipe)
     todo = {key: set(usual if settings is None else settings) for key, settings in wanted.items()}
-    known = {Setting.of(m.conditions) for m in baseline.measurements if m.name == "accuracy"}
+    known = {Setting.of(m.conditions) for m in baseline.primary}
     missing = {setting for settings in todo.values() for setting in settings} - known
     if missing:
         todo.setdefault((baseline.step, baseline.variant), set()).update(missing)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optkit.measure.accuracy import answers
+from optkit.core.records import unpack_values
+from optkit.measure.quality import measure_quality
 from optkit.tasks import HubImages
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,6 +31,6 @@ def correct_on_test(model: nn.Module, task: HubImages) -> np.ndarray:
         return model(*(x.to(DEVICE) for x in inputs)).cpu()
 
     model.to(DEVICE).eval()
-    right = answers(session, task, "test", 500)  # type: ignore[arg-type]
+    right = unpack_values(measure_quality(session, task, "test", 500, {})[0].raw)  # type: ignore[arg-type]
     model.to("cpu")
     return right

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from optkit.core.records import pack_bits, unpack_bits
+from optkit.core.records import pack_values, unpack_values
 from optkit.core.stage import Context
 from optkit.core.statistics import difference_over_seeds
 from optkit.core.task import SealedTask
@@ -83,7 +83,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        found[row["arm"]].append(unpack_bits(row["correct"]))
+        found[row["arm"]].append(unpack_values(row["correct"]))
         seconds[row["arm"]].append(row["seconds"])
     right = {arm: np.stack(seeds) for arm, seeds in found.items()}
     lines = ["| losses | accuracy % (seeds) | minus plain, points | seconds |", "|---|---|---|---:|"]
@@ -133,7 +133,7 @@ def main() -> None:
             seconds = time.perf_counter() - start + steps
             right = correct_on_test(model, task)
             row = {"arm": arm, "seed": seed, "seconds": seconds}
-            row |= {"accuracy": float(right.mean()), "correct": pack_bits(right)}
+            row |= {"accuracy": float(right.mean()), "correct": pack_values(right)}
             results.add(row)
             print(f"{arm} seed {seed}: {row['accuracy']:.2%} in {seconds:.0f} s", flush=True)
     print(table(results.rows))

@@ -105,8 +105,8 @@ def embeddings(random: np.random.Generator, n: int) -> Tables:
 
 # metric, how its tables are drawn, and the fewest and most examples of an experiment
 METRICS: dict[str, tuple[Metric, Draw, int, int]] = {
-    "balanced_accuracy": (BalancedAccuracy(6), labels, 300, 3000),
-    "macro_f1": (MacroF1(6), labels, 300, 3000),
+    "balanced_accuracy": (BalancedAccuracy(), labels, 300, 3000),
+    "macro_f1": (MacroF1(), labels, 300, 3000),
     "mean_iou": (MeanIoU(5), masks, 60, 1000),
     "mae": (MeanAbsoluteError(), errors, 100, 1000),
     "rmse": (RootMeanSquareError(), squares, 100, 1000),

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from optkit.core.records import pack_bits, unpack_bits
+from optkit.core.records import pack_values, unpack_values
 from optkit.core.statistics import difference_over_seeds
 from optkit.models import ResNetCIFAR
 from optkit.models.weights import load_weights
@@ -120,7 +120,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     costs: dict[str, list[int]] = defaultdict(list)
     for row in rows:
-        found[row["arm"]].append(unpack_bits(row["correct"]))
+        found[row["arm"]].append(unpack_values(row["correct"]))
         costs[row["arm"]].append(row["macs"])
     right = {arm: np.stack(seeds) for arm, seeds in found.items()}
     others = [arm for arm in ("random", "torch_pruning") if arm in right]
@@ -167,7 +167,7 @@ def main() -> None:
                 fit(model, task, args.steps, 0.05, seed)
             right = correct_on_test(model, task)
             row = {"arm": arm, "seed": seed, "macs": macs(model), "seconds": time.perf_counter() - start}
-            row |= {"accuracy": float(right.mean()), "correct": pack_bits(right)}
+            row |= {"accuracy": float(right.mean()), "correct": pack_values(right)}
             results.add(row)
             print(f"{arm} seed {seed}: {row['accuracy']:.2%}, {row['macs'] / 1e6:.1f}M MACs", flush=True)
     print(table(results.rows))

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from optkit import engines
 from optkit.core.errors import OptkitError
+from optkit.core.records import unpack_values
 from optkit.core.statistics import paired_difference
 from optkit.core.task import SealedTask, Task
-from optkit.measure.accuracy import answers
+from optkit.measure.quality import measure_quality
 from optkit.pipeline import baseline
 from optkit.quantize import quantize_static
 from optkit.quantize.stages.calibrated import Calibration
@@ -71,7 +72,8 @@ class Table:
             print(f"| {engine} | {way} | {str(error).splitlines()[0][:70]} | | | |", flush=True)
             return
         seconds = time.perf_counter() - started
-        right = answers(session, self.task, "test", self.batch_size)  # type: ignore[arg-type]
+        found = measure_quality(session, self.task, "test", self.batch_size, {})  # type: ignore[arg-type]
+        right = unpack_values(found[0].raw)
         self.references.setdefault(way, right)
         beside = [self.difference(right, reference) for reference in ("float", f"native {engine}")]
         print(f"| {engine} | {way} | {100 * right.mean():.2f} | {' | '.join(beside)} | {seconds:.0f} |", flush=True)

@@ -32,7 +32,7 @@ from scipy.stats import norm
 from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
 from optkit.measure.latency import MAX_ROUNDS
 from optkit.measure.precision import CHECKED_AT, precise_enough
-from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
+from optkit.study.effects import LogCosts, cost_effect, quality_effect
 from optkit.study.game import Subset, shapley_weights
 from scripts.metric_experiments import METRICS, metric_delta, metric_value
 
@@ -122,7 +122,7 @@ def shapley_accuracy(random: np.random.Generator) -> tuple[Estimate, float]:
     spread = np.sqrt(1 + hard**2 + 2 * luck**2)
     weights = _weights()
     truth = sum(w * norm.cdf(strength[s] / spread) for s, w in weights.items())
-    return accuracy_effect(weights, correct), float(truth)
+    return quality_effect(weights, correct), float(truth)
 
 
 def one_seed_accuracy(random: np.random.Generator) -> tuple[Estimate, float]:
@@ -133,7 +133,7 @@ def one_seed_accuracy(random: np.random.Generator) -> tuple[Estimate, float]:
     correct = {s: (strength[s] + examples + apart * random.standard_normal(n) > 0)[None] for s in SUBSETS}
     weights = _weights() if random.random() < 0.5 else {frozenset(PLAYERS): 1.0, frozenset(): -1.0}
     spread = np.hypot(apart, hard)
-    return accuracy_effect(weights, correct), float(sum(w * norm.cdf(strength[s] / spread) for s, w in weights.items()))
+    return quality_effect(weights, correct), float(sum(w * norm.cdf(strength[s] / spread) for s, w in weights.items()))
 
 
 def shapley_latency(random: np.random.Generator) -> tuple[Estimate, float]:

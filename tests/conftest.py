@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from optkit.core.records import Cost, Measurement, Record, pack_bits
+from optkit.core.records import ACCURACY, Cost, Measurement, Record, pack_values
 from optkit.core.stage import Context
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
@@ -120,9 +120,9 @@ def make_record(
     for of, engine in series:
         conditions = here | {"engine": engine}
         if of == "variant":
-            value, packed = float(correct.mean()), pack_bits(correct)
+            value, packed = float(correct.mean()), pack_values(correct)
             split = conditions | {"split": "test"}
-            measurements.append(Measurement("accuracy", value, "1", [0.0, 1.0], len(correct), split, packed))
+            measurements.append(Measurement("accuracy", value, "1", [0.0, 1.0], len(correct), split, packed, ACCURACY))
         times = series[of, engine]
         together = conditions | {"of": of, "interleaved": f"{variant}-{batch_size}"}
         measurements.append(

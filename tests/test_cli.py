@@ -93,7 +93,7 @@ def test_run_report_and_rerun_from_the_run_folder(optkit_command, recipe, tmp_pa
     other = next((elsewhere / "here").glob("test-*"))
     assert other.name == folder.name
     ours, theirs = (json.loads((f / "report.json").read_text()) for f in (folder, other))
-    assert [r["accuracy"] for r in ours] == [r["accuracy"] for r in theirs]
+    assert [r["quality"] for r in ours] == [r["quality"] for r in theirs]
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_a_run_is_measured_again_from_its_folder_alone(folder, recipe):
     assert [row["latency_p50_ms"] for row in rows] == [m.value for m in newest]
     # in the rounds of the measurement, as in a run
     assert {m.conditions["of"] for m in again[1].measurements if m.name == "latency"} == {"variant", "baseline"}
-    assert all(row["speedup"] is not None and row["accuracy_delta"] is not None for row in rows)
+    assert all(row["speedup"] is not None and row["quality_delta"] is not None for row in rows)
     measure_again(folder, recipe)
     assert [r.measured_again for r in ledger.read(folder)] == [0, 0, 1, 1, 2, 2]
 
@@ -86,7 +86,7 @@ def test_one_variant_at_another_batch_size_brings_the_baseline_there(folder, rec
     measure_again(folder, larger, select(folder, "mask"))
     rows = {(r["stage"], r["batch_size"]): r for r in read_rows([folder])}
     assert rows.keys() == {("train", 16), ("mask", 16), ("train", 8), ("mask", 8)}
-    assert rows["mask", 8]["accuracy_delta"] is not None
+    assert rows["mask", 8]["quality_delta"] is not None
     measure_again(folder, recipe, {(1, rows["mask", 8]["variant"]): {Setting(8)}})
     last = ledger.read(folder)[-1]
     assert {m.conditions["batch_size"] for m in last.measurements if m.name == "accuracy"} == {8}

@@ -20,6 +20,12 @@ def check_share(key: str, value: object) -> None:
         raise UserError(f"{value!r} is not a share between 0 and 1", key=key, value=value, fix="0.5 is half")
 
 
+def check_positive(key: str, value: object) -> None:
+    """Raise a UserError unless ``value`` is a finite number above 0."""
+    if not is_number(value) or not 0 < value < float("inf"):
+        raise UserError(f"{value!r} is not a number above 0", key=key, value=value)
+
+
 def check_choice(key: str, value: object, known: Iterable[object]) -> None:
     """Raise a UserError unless ``value`` is one of the known values."""
     known = tuple(known)

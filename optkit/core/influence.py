@@ -72,9 +72,7 @@ def paired_metric_difference(delta: float, ours: NDArray[np.float64], theirs: ND
 
     if ours.shape != theirs.shape or ours.ndim != 1 or not ours.size:
         raise ValueError(f"paired pseudo-values must be two equal, non-empty vectors: {ours.shape}, {theirs.shape}")
-    moved = ours - theirs
-    counts = _size_of_a_difference(moved, theirs)
-    extended = np.append(moved - moved.mean(), [counts, -counts])
+    extended = _differences(ours, theirs)
     error = math.sqrt(_variance_of_mean(extended))
     if error == 0:
         return PairedDifference(Estimate(delta, delta, delta), 1.0 if delta == 0 else 0.0, 0.0)
@@ -82,6 +80,30 @@ def paired_metric_difference(delta: float, ours: NDArray[np.float64], theirs: ND
     p_value = float(2 * t.sf(abs(delta) / error, _freedom(extended)))
     detectable = (norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(POWER)) * error
     return PairedDifference(Estimate(delta, delta - half, delta + half), p_value, float(detectable))
+
+
+def loss_within_p(loss: float, ours: NDArray[np.float64], theirs: NDArray[np.float64], tolerance: float) -> float:
+    """p-value of "the loss is at least `tolerance`", against "it is smaller": Student's test, one-sided.
+
+    Args:
+        loss: by how much the candidate's metric is worse.
+        ours, theirs: as for `paired_metric_difference`.
+        tolerance: in the unit of the metric.
+    """
+    from scipy.stats import t
+
+    extended = _differences(ours, theirs)
+    error = math.sqrt(_variance_of_mean(extended))
+    if error == 0:
+        return 0.0 if loss < tolerance else 1.0
+    return float(t.cdf((loss - tolerance) / error, _freedom(extended)))
+
+
+def _differences(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Differences of pseudo-values about their mean, and behind them the two that are added."""
+    moved = ours - theirs
+    counts = _size_of_a_difference(moved, theirs)
+    return np.append(moved - moved.mean(), [counts, -counts])
 
 
 def _size_of_a_difference(moved: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:

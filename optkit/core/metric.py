@@ -55,9 +55,14 @@ class Metric(ABC):
     def pseudo_values(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         """Jackknife pseudo-values ``(N,)``: one an example, see `optkit.core.influence`."""
 
-    def interval(self, table: NDArray[np.float64]) -> Estimate:
-        """The metric with its 95% interval over examples."""
-        return _INTERVALS[self.kind](self.value(table), self.pseudo_values(table))
+    def interval(self, table: NDArray[np.float64], pseudo: NDArray[np.float64] | None = None) -> Estimate:
+        """The metric with its 95% interval over examples.
+
+        Args:
+            table: ``(N, k)``.
+            pseudo: its pseudo-values, where they are known already.
+        """
+        return _INTERVALS[self.kind](self.value(table), self.pseudo_values(table) if pseudo is None else pseudo)
 
     def difference(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> PairedDifference:
         """How the metric of a candidate differs from a reference's, paired by example.
@@ -144,6 +149,11 @@ def check_table(table: NDArray[np.float64], batch: Batch, name: str) -> NDArray[
         message = f"the metric '{name}' is not finite for example {int(batch.index[place])}"
         raise UserError(message, key="task.metrics", fix="check the model's output and the target of this example")
     return table
+
+
+def observed(metric: Metric, output: Any, batch: Batch) -> NDArray[np.float64]:
+    """What a metric keeps of a batch, ``(N, k)``; raises UserError as `check_table`."""
+    return check_table(np.asarray(metric.observe(output, batch), dtype=np.float64), batch, metric.name)
 
 
 def stacked(tables: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,10 +12,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 3
+SCHEMA = 4
 # the engine that speedups are taken against
 REFERENCE = "eager"
-READABLE = (1, 2, SCHEMA)
+READABLE = (1, 2, 3, SCHEMA)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a figure of quality is, so that a reader of the record needs no metric.
+
+    Attributes:
+        kind: which values there are, see `optkit.core.metric`.
+        higher_is_better: which way is up.
+        primary: whether it is the one that verdicts, budgets and searches use.
+    """
+
+    kind: str
+    higher_is_better: bool
+    primary: bool
+
+
+ACCURACY = Quality("share", higher_is_better=True, primary=True)  # what ledgers before schema 4 hold
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,8 @@ class Measurement:
         ci: its 95% interval, where there is one.
         n: how many observations it rests on.
         conditions: engine, batch_size, threads, split and whatever else the figure depends on.
-        raw: the observations themselves: latency rounds, or which examples were right.
+        raw: the observations themselves: latency rounds, or what each example adds to a metric (`unpack_values`).
+        quality: what the metric is, where it is one. Since schema 4.
     """
 
     name: str
@@ -38,6 +58,7 @@ class Measurement:
     n: int | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
     raw: Any = None
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,15 @@ class Record:
                 return m
         return None
 
+    @property
+    def primary(self) -> list[Measurement]:
+        """The primary metric, in each setting and on each engine."""
+        return [m for m in self.measurements if m.quality and m.quality.primary]
+
+    def find_primary(self, **conditions: Any) -> Measurement | None:
+        """The primary metric under these conditions."""
+        return next((m for m in self.primary if all(m.conditions.get(k) == v for k, v in conditions.items())), None)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the inverse of `from_json`."""
         return asdict(self)
@@ -114,9 +144,16 @@ class Record:
     def from_json(cls, data: dict[str, Any]) -> Record:
         """The record in ``data``, of any schema in `READABLE`; raises KeyError or TypeError when it is not one."""
         fields = dict(data) | {"schema": SCHEMA}
-        fields["measurements"] = [Measurement(**m) for m in fields["measurements"]]
+        fields["measurements"] = [_measurement(m) for m in fields["measurements"]]
         fields["cost"] = Cost(**fields["cost"])
         return cls(**fields)
+
+
+def _measurement(data: dict[str, Any]) -> Measurement:
+    quality = data.get("quality")
+    if "quality" not in data and data["name"] == "accuracy":
+        return Measurement(**data, quality=ACCURACY)
+    return Measurement(**(data | {"quality": Quality(**quality) if quality else None}))
 
 
 def variant_folder(folder: Path, of: Record) -> Path:
@@ -133,12 +170,21 @@ def folder_of(folder: Path, step: int, stage: str, chain: Sequence[str], control
     return branch if branch.is_dir() else variants / f"{step}-{stage}"
 
 
-def pack_bits(correct: NDArray[np.bool_]) -> dict[str, Any]:
-    """Which examples were right, as ``{"n": N, "bits": base64}``."""
-    return {"n": int(correct.size), "bits": base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")}
+def pack_values(values: NDArray[np.floating[Any]] | NDArray[np.bool_]) -> dict[str, Any]:
+    """Numbers ``(N,)`` as JSON: a bit each where they are 0 and 1, else compressed 32-bit floats."""
+    whole = np.round(values.astype(np.float64), 9)
+    if np.isin(whole, (0, 1)).all():
+        bits = np.packbits(whole.astype(np.bool_)).tobytes()
+        return {"n": int(values.size), "bits": base64.b64encode(bits).decode("ascii")}
+    packed = zlib.compress(values.astype("<f4").tobytes())
+    return {"n": int(values.size), "float32": base64.b64encode(packed).decode("ascii")}
 
 
-def unpack_bits(packed: dict[str, Any]) -> NDArray[np.bool_]:
-    """The inverse of `pack_bits`, ``(N,)``."""
-    raw = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
-    return np.unpackbits(raw, count=packed["n"]).astype(np.bool_)
+def unpack_values(packed: dict[str, Any]) -> NDArray[np.bool_] | NDArray[np.float64]:
+    """The inverse of `pack_values`, ``(N,)``: bool where bits were kept."""
+    if "bits" in packed:
+        raw = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
+        return np.unpackbits(raw, count=packed["n"]).astype(np.bool_)
+    size = 4 * packed["n"]
+    numbers = zlib.decompressobj().decompress(base64.b64decode(packed["float32"]), size)
+    return np.frombuffer(numbers, dtype="<f4", count=packed["n"]).astype(np.float64)

@@ -82,27 +82,37 @@ def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]
     return PairedDifference(interval, float(p_value), float(detectable))
 
 
-def weighted_accuracy(weights: Sequence[float], correct: Sequence[NDArray[np.bool_]]) -> Estimate:
-    """A weighted sum of accuracies of variants that were made from the same seeds and judged on the same examples.
+Values = NDArray[np.bool_] | NDArray[np.float64]  # which examples are right, or pseudo-values of another metric
+
+
+def weighted_metric(weights: Sequence[float], values: Sequence[Values]) -> Estimate:
+    """A weighted sum of a metric of variants that were made from the same seeds and judged on the same examples.
 
     Few disagreements would give an interval of no width, as they would that of a pair. So two examples are added to
     those of every seed, the equivalent of `paired_difference`'s: one that counts for the sum and one that counts
-    against it, each as much as examples that count do. The difference of two variants of one seed has the interval of
-    `paired_difference`.
+    against it, each as much as examples that count do. The difference of two variants' accuracies of one seed has the
+    interval of `paired_difference`.
 
     Args:
         weights: one a variant.
-        correct: which examples each seed's variant got right, ``(seeds, N)`` for each weight.
+        values: of the examples of each seed's variant, ``(seeds, N)`` for each weight.
     """
-    if len(correct[0]) == 1 and sorted(weights) == [-1.0, 1.0]:
-        reference, candidate = (correct[place][0] for place in np.argsort(weights))
+    if len(values[0]) == 1 and sorted(weights) == [-1.0, 1.0] and values[0].dtype == np.bool_:
+        reference, candidate = (values[place][0] for place in np.argsort(weights))
         return paired_difference(candidate, reference).delta
-    values = np.asarray(sum(w * c.astype(np.float64) for w, c in zip(weights, correct, strict=True)))
+    total = np.asarray(sum(w * c.astype(np.float64) for w, c in zip(weights, values, strict=True)))
     most, least = sum(w for w in weights if w > 0), sum(w for w in weights if w < 0)
     extent = max(most, -least)
-    added = _typical_count(values.mean(0), extent) / extent * np.array([most, least])
-    found = mean_over_seeds(np.column_stack((values, np.tile(added, (len(values), 1)))))
-    return Estimate(float(values.mean()), found.low, found.high)
+    otherwise = extent * _most_an_example_counts(values[0])
+    unmoved = 0.0 if values[0].dtype == np.bool_ else total.mean()  # what an example that changes nothing has
+    added = _typical_count(total.mean(0) - unmoved, otherwise) / extent * np.array([most, least])
+    found = mean_over_seeds(np.column_stack((total, unmoved + np.tile(added, (len(total), 1)))))
+    return Estimate(float(total.mean()), found.low, found.high)
+
+
+def _most_an_example_counts(values: Values) -> float:
+    """How much one example changes the sum of a metric: 1 of accuracy."""
+    return 1.0 if values.dtype == np.bool_ else float(values.std())
 
 
 def _typical_count(by_example: NDArray[np.float64], otherwise: float) -> float:
@@ -133,25 +143,28 @@ def mean_over_seeds(values: NDArray[np.float64]) -> Estimate:
     return _student(center, [(of_examples, n - 1), (of_seeds, seeds - 1), (-both, (seeds - 1) * (n - 1))])
 
 
-def difference_over_seeds(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]) -> Estimate:
-    """Difference of mean accuracies of two arms, each trained from several seeds, judged on the same examples.
+def difference_over_seeds(candidate: Values, reference: Values) -> Estimate:
+    """Difference of a metric's means of two arms, each trained from several seeds, judged on the same examples.
 
     Its variance is that of the examples (paired, averaged over seeds) plus that of the seeds of either arm; the
     interval is Student's with the degrees of freedom of Welch and Satterthwaite, so that few seeds make it wide. An
-    arm with one seed is taken as it is: its interval says nothing about other seeds. As in `weighted_accuracy`, one
-    example that counts is added each way, and of one seed each the interval is that of `paired_difference`.
+    arm with one seed is taken as it is: its interval says nothing about other seeds. As in `weighted_metric`, one
+    example that counts is added each way, and of accuracies of one seed each the interval is that of
+    `paired_difference`.
 
     Args:
-        candidate: which examples each seed got right, ``(seeds, N)``.
+        candidate: values of the examples of each seed, ``(seeds, N)``.
         reference: the same for the other arm; its number of seeds may differ.
     """
     if candidate.ndim != 2 or reference.ndim != 2 or candidate.shape[1] != reference.shape[1]:
         raise ValueError(f"answers must be (seeds, N) over the same N: {candidate.shape}, {reference.shape}")
-    if len(candidate) == len(reference) == 1:
+    is_share = candidate.dtype == reference.dtype == np.bool_
+    if len(candidate) == len(reference) == 1 and is_share:
         return paired_difference(candidate[0], reference[0]).delta
     per_example = candidate.mean(0) - reference.mean(0)
-    more = _typical_count(per_example, 1.0)
-    extended = np.append(per_example, [more, -more])
+    unmoved = 0.0 if is_share else float(per_example.mean())
+    more = _typical_count(per_example - unmoved, _most_an_example_counts(reference))
+    extended = np.append(per_example, [unmoved + more, unmoved - more])
     n = extended.size
     parts = [(float(extended.var(ddof=1)) / n, n - 1)]
     parts += [(float(a.mean(1).var(ddof=1)) / len(a), len(a) - 1) for a in (candidate, reference) if len(a) > 1]

@@ -77,6 +77,17 @@ def tensors(output: Any) -> list[Tensor]:
     return flatten(output)[0]
 
 
+def mapped(output: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """What a model returned, with each of its tensors replaced by the function of it."""
+    found, structure = flatten(output)
+    return build(structure, map(function, found))
+
+
+def as_float(output: Any) -> Any:
+    """What a model returned, with its floating-point tensors in fp32: metrics and losses are computed in it."""
+    return mapped(output, lambda x: x.float() if x.is_floating_point() else x)
+
+
 def build(structure: Structure, values: Iterable[Tensor], *, numbers: bool = True) -> Any:
     """What has this structure and holds these tensors, in the order of `flatten`.
 

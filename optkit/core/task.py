@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from optkit.core.metric import Metric
+
 POOL = "pool"  # a split: train, and behind it what the task has without labels, whose targets are NO_LABEL
 NO_LABEL = -1
+# what a model's output is, by which losses between two outputs are chosen
+CLASSES = "classes"  # logits (N, classes), of one class an example
+LABELS = "labels"  # logits (N, labels), each label for itself
+VALUES = "values"  # numbers (N, ...)
+CLASS_MAPS = "class_maps"  # logits (N, classes, *places), of one class at every place
+EMBEDDINGS = "embeddings"  # vectors (N, dim)
+OTHER = "other"  # anything else, such as boxes with scores
 MODEL_DEFAULTS = (
     "num_classes",
     "inputs",  # names of the model's inputs, in their order
@@ -28,17 +37,49 @@ MODEL_DEFAULTS = (
 
 @dataclass
 class Batch:
-    """A batch of examples: model inputs, targets ``(N,)`` and the examples' places in their split ``(N,)``."""
+    """A batch of examples.
+
+    Attributes:
+        inputs: of the model, by position, ``(N, ...)`` each.
+        targets: what is asked of the model: a tensor ``(N, ...)``, a list with an entry for each example, or dicts and
+            tuples of these.
+        index: the examples' places in their split, ``(N,)``.
+    """
 
     inputs: tuple[Tensor, ...]
-    targets: Tensor
+    targets: Any
     index: Tensor
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.index)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(tuple(x.to(device) for x in self.inputs), self.targets.to(device), self.index.to(device))
+        return Batch(tuple(x.to(device) for x in self.inputs), _moved(self.targets, device), self.index.to(device))
+
+    def subset(self, places: Tensor) -> Batch:
+        """Some of the examples.
+
+        Args:
+            places: in this batch, ``(M,)`` whole numbers.
+        """
+        return Batch(tuple(x[places] for x in self.inputs), _taken(self.targets, places), self.index[places])
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if isinstance(value, (list, tuple)) else value
+
+
+def _taken(targets: Any, places: Tensor) -> Any:
+    """The targets of some examples."""
+    if isinstance(targets, Mapping):
+        return {name: _taken(part, places) for name, part in targets.items()}
+    if isinstance(targets, tuple):
+        return tuple(_taken(part, places) for part in targets)
+    return [targets[n] for n in places.tolist()] if isinstance(targets, list) else targets[places]
 
 
 def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]:
@@ -61,11 +102,21 @@ def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]
 
 
 class Task(Protocol):
-    """Data with its splits, a loss and a metric.
+    """Data with its splits, a loss and metrics.
 
     Splits are ``train``, ``validation`` and ``test``, and ``pool``: what a model is distilled on, which is train, and
     behind it the examples without labels, if there are any; their targets are `NO_LABEL`.
     """
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is measured on the test split; the first is the one that budgets, searches and verdicts use."""
+        ...
+
+    @property
+    def output_kind(self) -> str:
+        """What the model's output is: `CLASSES`, `LABELS`, `VALUES`, `CLASS_MAPS`, `EMBEDDINGS` or `OTHER`."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -100,24 +151,29 @@ class Task(Protocol):
         """
         ...
 
-    def forward(self, module: nn.Module, batch: Batch) -> Tensor:
-        """Logits ``(N, num_classes)``."""
+    def forward(self, module: nn.Module, batch: Batch) -> Any:
+        """The module's output for a batch, as `loss` and the metrics take it."""
         ...
 
-    def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-        """The mean over the examples that have a label; 0 where none has."""
+    def loss(self, output: Any, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+        """The mean over the examples that have a target, a scalar; 0 where none has.
+
+        Raises:
+            UserError: label smoothing for targets that are no classes.
+        """
         ...
 
-    def correct(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Which examples were right, bool ``(N,)``."""
+    def mismatch(self, output: Any, count: int) -> str | None:
+        """Why a model's output for the first examples of the train split does not fit the task; None where it does.
+
+        Args:
+            output: for the inputs of ``example(count)``.
+            count: of the examples.
+        """
         ...
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         """Inputs of the given batch size, taken from the train split."""
-        ...
-
-    def metric(self, correct: Any) -> float:
-        """The task's metric over which examples were right."""
         ...
 
 
@@ -154,10 +210,11 @@ class SealedTask:
         self.conditions = lambda: task.conditions()
         self.facts = lambda: task.facts()
         self.forward = lambda module, batch: task.forward(module, batch)
-        self.loss = lambda logits, batch, label_smoothing=0.0: task.loss(logits, batch, label_smoothing)
-        self.correct = lambda logits, batch: task.correct(logits, batch)
+        self.loss = lambda output, batch, label_smoothing=0.0: task.loss(output, batch, label_smoothing)
+        self.mismatch = lambda output, count: task.mismatch(output, count)
         self.example = lambda batch_size: task.example(batch_size)
-        self.metric = lambda correct: task.metric(correct)
+        self.metrics = task.metrics
+        self.output_kind = task.output_kind
         self.kind = type(task)
         self.fingerprint = task.fingerprint
         self.pool_fingerprint = task.pool_fingerprint

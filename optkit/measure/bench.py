@@ -1,4 +1,4 @@
-"""Measures one variant: accuracy, latency beside the baseline, memory, and static figures."""
+"""Measures one variant: quality, latency beside the baseline, memory, and static figures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from optkit.core.setting import Setting
 from optkit.core.statistics import median
 from optkit.core.structure import tensors
 from optkit.core.task import Task
-from optkit.measure.accuracy import measure_accuracy
 from optkit.measure.config import Measure, tasks_to_measure
 from optkit.measure.energy import energy_counters, measure_energy
 from optkit.measure.latency import Series, interleaved
 from optkit.measure.memory import measure_memory
+from optkit.measure.quality import measure_quality
 from optkit.measure.static import measure_macs, measure_static
 from optkit.measure.tokenization import measure_tokenization
 from optkit.measure.traffic import measure_traffic
@@ -77,7 +77,7 @@ class Bench:
         found += [measure_macs(module, t.example(2), t.conditions()) for t in self.tasks]
         found += [m for t in self.tasks for m in measure_traffic(module, t.example(2), t.conditions())]
         found += self._of_tokenization()
-        # what accuracies are compared with, too, is the baseline on the reference
+        # what qualities are compared with, too, is the baseline on the reference
         asked = {self.reference_name: self.reference} | self.engines if is_baseline else self.engines
         running = {n: e for n, e in asked.items() if e.unsupported(artifact.variant.traits) is None}
         for task, batch_size in product(self.tasks, self.config.batch_sizes):
@@ -91,7 +91,7 @@ class Bench:
                 else engine.compile(module, artifact.variant, task.example(batch_size))
                 for name, engine in running.items()
             }
-            found += self._accuracy(sessions, task, batch_size)
+            found += self._quality(sessions, task, batch_size)
             found += self._latency(sessions, baseline, is_baseline, task, batch_size)
             if self.config.memory and task is self.tasks[-1] and batch_size == max(self.config.batch_sizes):
                 found += self._memory(sessions, task, batch_size)
@@ -118,12 +118,12 @@ class Bench:
             self._baseline[key] = chosen.compile(module, baseline.variant, task.example(batch_size))
         return self._baseline[key]
 
-    def _accuracy(self, sessions: dict[str, Session], task: Task, batch_size: int) -> list[Measurement]:
+    def _quality(self, sessions: dict[str, Session], task: Task, batch_size: int) -> list[Measurement]:
         found = []
         for name, session in sessions.items():
             conditions = self._conditions(name, task, batch_size)
             facts = session.facts()
-            found.append(measure_accuracy(session, task, self.config.split, batch_size, conditions))
+            found += measure_quality(session, task, self.config.split, batch_size, conditions)
             found.append(Measurement("int8_share", facts["int8_share"], conditions=conditions))
             found += [
                 Measurement(name, facts[name], "dB", conditions=conditions)

@@ -24,7 +24,7 @@ class Measure:
             it: half the width of the 95% interval over the ratio. 0.02 is 2%; None spends all the time.
         retries: how often a latency is timed again while other work disturbs the machine; then it is marked.
         memory: whether to open each variant in a fresh process, at the largest batch size, for its peak memory.
-        split: what accuracy is measured on.
+        split: what quality is measured on.
         p99_limit_ms: the report names, for each variant and engine, the largest of ``batch_sizes`` whose p99 latency
             stays within it; None names none.
     """

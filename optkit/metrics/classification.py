@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from optkit.core.metric import MetricOfSums
 from optkit.core.ratios import mean_of_quotients
 from optkit.core.statistics import Estimate, PairedDifference, paired_difference, proportion
 from optkit.core.task import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Accuracy(MetricOfSums):
     def pseudo_values(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         return table[:, 0]
 
-    def interval(self, table: NDArray[np.float64]) -> Estimate:
+    def interval(self, table: NDArray[np.float64], pseudo: NDArray[np.float64] | None = None) -> Estimate:
         return proportion(int(table.sum()), len(table))
 
     def difference(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> PairedDifference:
@@ -56,22 +59,21 @@ class Accuracy(MetricOfSums):
 
 @dataclass(frozen=True)
 class _OfClasses(MetricOfSums):
-    """What is counted for every class: its examples, those predicted as it, and those of both.
-
-    Attributes:
-        classes: how many there are.
-    """
-
-    classes: int
+    """What is counted for every class: its examples, those predicted as it, and those of both."""
 
     def observe(self, output: Tensor, batch: Batch) -> NDArray[np.float64]:
-        """``(N, 3 * classes)``: one-hot targets, predictions, and both."""
-        eye = np.eye(self.classes)
+        """``(N, 3 * classes)``: one-hot targets, predictions, and both.
+
+        Args:
+            output: logits ``(N, classes)``.
+            batch: targets ``(N,)``.
+        """
+        eye = np.eye(output.shape[-1])
         target, found = eye[batch.targets.cpu().numpy()], eye[output.argmax(-1).cpu().numpy()]
         return np.concatenate([target, found, target * found], axis=1)
 
     def _counts(self, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        return tuple(np.moveaxis(sums.reshape(*sums.shape[:-1], 3, self.classes), -2, 0))
+        return tuple(np.moveaxis(sums.reshape(*sums.shape[:-1], 3, -1), -2, 0))
 
 
 class BalancedAccuracy(_OfClasses):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from optkit.core.metric import ANY, MetricOfSums
@@ -33,6 +32,8 @@ class MeanScore(MetricOfSums):
 
     def observe(self, output: Any, batch: Batch) -> NDArray[np.float64]:
         """``(N, 1)``: the scores."""
+        import torch
+
         scores = torch.as_tensor(self.function(output, batch.targets)).detach().double().cpu().numpy()
         return scores[:, None] if scores.ndim == 1 else scores[None]
 

@@ -1,4 +1,4 @@
-"""How much each group of units matters: the loss or accuracy against the share of the group that is removed."""
+"""How much each group of units matters: the loss or a metric against the share of the group that is removed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from optkit.core.checks import check_choice, check_share
 from optkit.core.document import Document
 from optkit.core.errors import StageError, UserError
+from optkit.core.metric import ANY, SHARE
 from optkit.core.progress import track
 from optkit.prune.options import CRITERIA
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from optkit.core.calls import Inputs
     from optkit.prune.cut.criteria import LossFn
 
+LOSS = "loss"
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
-METRICS = ("loss", "accuracy")
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Curve:
         units: how many units the group has.
         removed: units removed, ascending; the lowest-scored ones.
         params, macs: what the whole model loses by it.
-        values: loss or accuracy then.
+        values: the loss or the metric then.
     """
 
     name: str
@@ -54,7 +55,10 @@ class Sensitivity(Document):
 
     Attributes:
         model: class name of the model.
-        metric: what was measured: ``"loss"`` or ``"accuracy"``.
+        metric: what was measured: ``"loss"``, or a metric's name.
+        higher_is_better: whether more of the metric is better; None stands for no of a loss, for yes of anything else.
+        metric_kind: what values it has, see `optkit.core.metric`; None stands for any of a loss, for shares of anything
+            else.
         criterion: by which the units of a group were ranked.
         dense: the metric with nothing removed.
         params, macs: of the dense model, on the example inputs.
@@ -68,16 +72,22 @@ class Sensitivity(Document):
     params: int
     macs: int
     curves: list[Curve]
+    higher_is_better: bool | None = None
+    metric_kind: str | None = None
 
     what: ClassVar[str] = "sensitivity table"
     format: ClassVar[str] = "optkit.sensitivity/1"
 
     def __post_init__(self) -> None:
         self.curves = [curve if isinstance(curve, Curve) else Curve(**curve) for curve in self.curves]
+        if self.higher_is_better is None:
+            self.higher_is_better = self.metric != LOSS
+        if self.metric_kind is None:
+            self.metric_kind = ANY if self.metric == LOSS else SHARE
 
     def harms(self, curve: Curve) -> list[float]:
-        """By how much each point is worse than the dense model: the rise of the loss or the drop of accuracy."""
-        sign = 1.0 if self.metric == "loss" else -1.0
+        """By how much each point is worse than the dense model, in the unit of the metric."""
+        sign = -1.0 if self.higher_is_better else 1.0
         return [sign * (value - self.dense) for value in curve.values]
 
     def summary(self) -> str:
@@ -95,7 +105,9 @@ def sensitivity(
     example_inputs: Inputs,
     evaluate: Callable[[nn.Module], float],
     *,
-    metric: str = "loss",
+    metric: str = LOSS,
+    higher_is_better: bool | None = None,
+    metric_kind: str | None = None,
     shares: Sequence[float] = SHARES,
     criterion: str = "l2",
     protect: Sequence[str] = (),
@@ -113,9 +125,10 @@ def sensitivity(
     Args:
         model: any module; it is as before when this returns.
         example_inputs: a tuple of arguments or a dict of keyword arguments, on the model's device.
-        evaluate: the loss or the accuracy of a model in evaluation mode, on data that is not the test split; it must
+        evaluate: the loss or a metric of a model in evaluation mode, on data that is not the test split; it must
             leave the weights alone.
-        metric: which of them it returns, so that it is clear what is worse: ``"loss"`` or ``"accuracy"``.
+        metric: which of them it returns: ``"loss"``, or the metric's name.
+        higher_is_better, metric_kind: see `Sensitivity`.
         shares: of each group's units, rounded to whole units, at least one; a tenth of a group always stays.
         criterion: how the units of a group are ranked, one of ``CRITERIA``.
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
@@ -134,7 +147,6 @@ def sensitivity(
     from optkit.prune.cut.selection import Selector
     from optkit.prune.cut.verify import evaluating, zeroing
 
-    check_choice("metric", metric, METRICS)
     check_choice("criterion", criterion, CRITERIA)
     if not shares:
         raise UserError("no share", key="shares", value=shares, fix="give at least one, such as 0.5")
@@ -173,4 +185,14 @@ def sensitivity(
                 curve.params.append(int(params.total - params(removed)))
                 curve.macs.append(int(macs.total - macs(removed)))
             curves.append(curve)
-    return Sensitivity(type(model).__name__, metric, criterion, dense, int(params.total), int(macs.total), curves)
+    return Sensitivity(
+        type(model).__name__,
+        metric,
+        criterion,
+        dense,
+        int(params.total),
+        int(macs.total),
+        curves,
+        higher_is_better,
+        metric_kind,
+    )

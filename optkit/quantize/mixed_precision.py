@@ -1,4 +1,4 @@
-"""Mixed precision: as few layers in float as bring the accuracy back, chosen by what each of them costs."""
+"""Mixed precision: as few layers in float as bring the quality back, chosen by what each of them costs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def quantize_within(
     batches: Iterable[tuple[Tensor, ...]],
     *,
     max_drop: float,
-    accuracy: Evaluate,
+    evaluate: Evaluate,
     loss: Evaluate,
+    higher_is_better: bool = True,
     target: str = "inductor",
     observer: str = "histogram",
     reduce_range: bool | None = None,
@@ -35,7 +36,7 @@ def quantize_within(
     rounding: str = "nearest",
     correct_bias: bool = False,
 ) -> Quantized:
-    """Static int8 that loses at most so much accuracy: the layers whose rounding costs most stay in float.
+    """Static int8 that loses at most so much quality: the layers whose rounding costs most stay in float.
 
     Layers are ranked by the loss of the int8 model with that layer alone in float, and the fewest of the first are
     sought by bisection. In both, a layer in float has the weights and biases from before `rounding` and `correct_bias`.
@@ -43,9 +44,10 @@ def quantize_within(
 
     Args:
         model, example_inputs, batches: as for `quantize_static`.
-        max_drop: how much the accuracy may fall below the float model's; 0.01 is a point.
-        accuracy: of a model, on examples that it may be chosen by: validation, never test.
-        loss: of a model, on such examples; it tells layers apart that accuracy does not.
+        max_drop: by how much a model may be worse than the float model, in the unit of `evaluate`.
+        evaluate: the quality of a model, on examples that it may be chosen by: validation, never test.
+        loss: of a model, on such examples; it tells layers apart that the quality does not.
+        higher_is_better: which way the quality is better.
         target, observer, reduce_range, protect, equalize, smooth, rounding, correct_bias: see `StaticOptions`.
 
     Returns:
@@ -66,23 +68,28 @@ def quantize_within(
         correct_bias=correct_bias,
     )
     check_repeatable(batches)
-    least = accuracy(model) - max_drop
+    sign = 1.0 if higher_is_better else -1.0
+    least = sign * evaluate(model) - max_drop
+
+    def good(module: nn.Module) -> bool:
+        return sign * evaluate(module) >= least
+
     plain = calibrate_static(model, example_inputs, batches, replace(options, rounding="nearest", correct_bias=False))
     calibrated = plain.with_tools(batches, options)
     quantized = calibrated.convert(observer)
-    if accuracy(quantized.module) >= least:
+    if good(quantized.module):
         return quantized
     graph, original = calibrated.choose(observer).graph, plain.graph
     losses = losses_in_float(graph, loss, original)
     ranked = sorted(losses, key=losses.__getitem__)
-    few = fewest(ranked, lambda paths: accuracy(simulated(graph, paths, original)) >= least)
+    few = fewest(ranked, lambda paths: good(simulated(graph, paths, original)))
     for count in range(few, len(ranked)):
         kept = replace(options, protect=(*options.protect, *ranked[:count]))
         quantized = calibrate_static(model, example_inputs, batches, kept).convert(observer)
-        if accuracy(quantized.module) >= least:
+        if good(quantized.module):
             return quantized
     raise StageError(
-        f"no int8 model is within {max_drop} of the float model's accuracy",
+        f"no int8 model is within {max_drop} of the float model's quality",
         key="max_drop",
         value=max_drop,
         fix="allow more, or train for int8: stage@stages.NAME=quantize/qat",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
+from types import FunctionType
 from typing import Any
 
 from optkit.core.instantiate import TARGET
-from optkit.core.source_digest import code_of_classes
+from optkit.core.metric import Metric
+from optkit.core.source_digest import code_of_classes, code_of_module
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, Task
 
@@ -47,6 +49,19 @@ def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
     """
     inner = parts(thing) if is_dataclass(thing) else [thing]
     return code_of_classes(kind for part in inner for kind in type(part).__mro__)
+
+
+def identity_of(metric: Metric) -> list[Any]:
+    """What stands for a metric: its class, its fields and its code."""
+    fields = {name: _named(value) for name, value in vars(metric).items()}
+    functions = [value for value in vars(metric).values() if isinstance(value, FunctionType)]
+    code = [code_of_module(function.__module__) for function in functions]
+    return [target_of(metric), fields, code_of_classes(type(metric).__mro__), code]
+
+
+def _named(value: Any) -> Any:
+    plain = isinstance(value, (bool, int, float, str, type(None)))
+    return value if plain else getattr(value, "__qualname__", str(value))
 
 
 def pool_of(stage: Stage, task: Task) -> list[str]:

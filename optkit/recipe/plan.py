@@ -22,7 +22,7 @@ from optkit.measure import tasks_to_measure
 from optkit.models import ModelSpec
 from optkit.recipe.chain import check_names
 from optkit.recipe.controls import Numbered, control_chain
-from optkit.recipe.keys import dependencies, params_of, pool_of, sources, target_of, within
+from optkit.recipe.keys import dependencies, identity_of, params_of, pool_of, sources, target_of, within
 from optkit.recipe.recipe import AUTO, MODEL, Recipe
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
     # a checkpoint that does not fit is found here, not after the data is decoded
     model = spec.build(recipe.seed).eval()
     first = baseline_place(recipe)
-    code = [torch.__version__, sources(recipe.task)]
+    # training keeps the epoch that is best by the first metric
+    code = [torch.__version__, sources(recipe.task), identity_of(recipe.task.metrics[0])]
     start = variant_id(MODEL, spec.identity(model), recipe.seed, recipe.task.fingerprint, code)
     for task in tasks_to_measure(recipe.task, recipe.measure):
         _check_fit(model, task)
@@ -234,17 +235,17 @@ def _grow(
 
 
 def _check_fit(model: nn.Module, task: Task) -> None:
-    """Whether the model takes the task's inputs and answers with its classes.
+    """Whether the model takes the task's inputs, and its output is what the task asks for.
 
     Raises:
         UserError: it does not.
     """
     from optkit.models.compatibility import answer_to
 
-    logits, classes = answer_to(task.example(2), model, "model"), task.model_defaults()["num_classes"]
-    if logits.shape != (2, classes):
-        message = f"{type(model).__name__} gives {list(logits.shape)} for 2 examples of {classes} classes"
-        raise UserError(message, key="model", fix="it must return logits, one for each class")
+    reason = task.mismatch(answer_to(task.example(2), model, "model"), 2)
+    if reason is not None:
+        message = f"{type(model).__name__} does not fit this task: {reason}"
+        raise UserError(message, key="model", fix="change the model, or the task")
 
 
 def _check_stages(model: nn.Module, recipe: Recipe) -> None:

@@ -88,7 +88,7 @@ def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
 
     from rich.console import Console
 
-    from optkit.report.tables import limit_table, points, table
+    from optkit.report.tables import limit_table, table
 
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
@@ -96,7 +96,7 @@ def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
     if (limits := limit_table(found, width)) is not None:
         console.print()
         console.print(limits)
-    if compared := against_controls(found, points):
+    if compared := against_controls(found):
         console.print("\nAgainst the controls:")
         for line in compared:
             console.print(f"- {line}", highlight=False, markup=False)

@@ -8,7 +8,7 @@ from typing import Any
 from optkit.core.setting import Setting
 from optkit.report.controls import against_controls, pooled_against_controls
 from optkit.report.rows import Row
-from optkit.report.tables import points
+from optkit.report.written import Written
 
 Result = Mapping[str, Any]
 COSTS = {"latency": "latency", "size": "size", "macs": "MACs", "params": "parameters", "peak_memory": "memory"}
@@ -21,7 +21,7 @@ def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
         result: what ``ablation.json`` holds.
         rows: of the study's runs, for the controls among them; those of several seeds are judged together instead.
     """
-    counters = result["counters"]
+    counters, written = result["counters"], Written.of(result["metric"])
     stages = (
         f"{counters['chains']} chains of {counters['stages_in_all_chains']} stages, {counters['distinct_stages']} of"
         f" them distinct: {counters['made_now']} made now, {counters['already_there']} already there."
@@ -32,14 +32,21 @@ def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
         f"{stages} Seeds: {', '.join(map(str, result['seeds']))}. Engine: {result['engine']}.",
     ]
     for batch in result["batches"]:
-        lines += ["", f"## {str(Setting.of(batch)).capitalize()}", "", *_variants(batch), "", *_attribution(batch)]
+        lines += [
+            "",
+            f"## {str(Setting.of(batch)).capitalize()}",
+            "",
+            *_variants(batch, written),
+            "",
+            *_attribution(batch, written),
+        ]
         lines += ["", text] if (text := in_doubt(batch)) else []
         if pairs := [(" + ".join(e["techniques"]), e) for e in batch["interactions"]]:
-            lines += ["", "Together, beyond what each brings:", "", *_table("techniques", pairs)]
+            lines += ["", "Together, beyond what each brings:", "", *_table("techniques", pairs, written)]
         if orders := [(" > ".join(e["chain"]), e) for e in batch.get("orders", [])]:
-            lines += ["", "Another order, against the recipe's:", "", *_table("order", orders)]
+            lines += ["", "Another order, against the recipe's:", "", *_table("order", orders, written)]
     several = len(result["seeds"]) > 1
-    compared = pooled_against_controls(result["batches"], points) if several else against_controls(rows, points)
+    compared = pooled_against_controls(result["batches"], written) if several else against_controls(rows)
     if compared:
         lines += ["", "Against the controls:", "", *(f"- {line}" for line in compared)]
     if compared and several:
@@ -47,17 +54,19 @@ def ablation_markdown(result: Result, rows: Sequence[Row] = ()) -> str:
     if result["skipped"]:
         lines += ["", "Not run:", ""]
         lines += [f"- {' > '.join(s['chain']) or 'the baseline'}: {s['reason']}" for s in result["skipped"]]
-    note = "Accuracy in points, costs as factors of the baseline's; brackets are 95% intervals over test examples"
+    title = f"{written.effect_title[0].upper()}{written.effect_title[1:]}"
+    note = f"{title}; costs as factors of the baseline's; brackets are 95% intervals over test examples"
     many = " and seeds" if several else "; one seed says nothing about others"
     return "\n".join([*lines, "", f"{note}{many}.", ""])
 
 
-def _variants(batch: Result) -> list[str]:
+def _variants(batch: Result, written: Written) -> list[str]:
     lines = []
     for v in batch["variants"]:
         name = " > ".join(v["chain"]) or "baseline"
-        lines.append((f"{name} ({v['engine']}, {100 * v['accuracy']['value']:.1f}%)", v["against_baseline"] or {}))
-    return _table("subset", lines)
+        quality = written.value(v["quality"]["value"])
+        lines.append((f"{name} ({v['engine']}, {quality})", v["against_baseline"] or {}))
+    return _table("subset", lines, written)
 
 
 def in_doubt(batch: Result) -> str:
@@ -68,37 +77,42 @@ def in_doubt(batch: Result) -> str:
     return f"No latency is given where it needs one of these, whose timing cannot be trusted: {'; '.join(chains)}."
 
 
-def _attribution(batch: Result) -> list[str]:
+def _attribution(batch: Result, written: Written) -> list[str]:
     found = batch["attribution"]
     lines = [(e["technique"], e) for e in found["effects"]]
     if batch["total"]:
         lines.append(("total", batch["total"]))
     what = "Shapley values" if found["method"] == "shapley" else "Leaving one out"
-    return [f"{what}{': ' + found['reason'] if found['reason'] else ''}.", "", *_table("technique", lines)]
+    return [f"{what}{': ' + found['reason'] if found['reason'] else ''}.", "", *_table("technique", lines, written)]
 
 
-def _table(first: str, lines: Sequence[tuple[str, Result]]) -> list[str]:
-    headers, body = effect_cells(first, lines, points)
+def _table(first: str, lines: Sequence[tuple[str, Result]], written: Written) -> list[str]:
+    headers, body = effect_cells(first, lines, written, written.signed)
     marks = "|---|" + "---:|" * (len(headers) - 1)
     top, *rest = (f"| {' | '.join(row)} |" for row in (headers, *body))
     return [top, marks, *rest]
 
 
 def effect_cells(
-    first: str, lines: Sequence[tuple[str, Result]], show: Callable[[float], str], dash: str = "-"
+    first: str,
+    lines: Sequence[tuple[str, Result]],
+    written: Written,
+    show: Callable[[float], str],
+    dash: str = "-",
 ) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of named effects: accuracy in points, and each cost that one of them has as a factor.
+    """Headers and cells of named effects: the change of the metric, and each cost that one of them has as a factor.
 
     Args:
         first: header of the names.
         lines: names and effects.
-        show: a difference of accuracies, a share, as points.
+        written: how the metric is.
+        show: a difference of the metric as text.
         dash: for what was not measured.
     """
     costs = [name for name in COSTS if any(effect.get(name) for _, effect in lines)]
-    headers = [first, "accuracy, points", *(f"{COSTS[name]}, factor" for name in costs)]
+    headers = [first, written.effect_title, *(f"{COSTS[name]}, factor" for name in costs)]
     return headers, [
-        [name, _cell(effect.get("accuracy"), show, dash), *(_cell(effect.get(c), "{:.2f}".format, dash) for c in costs)]
+        [name, _cell(effect.get("quality"), show, dash), *(_cell(effect.get(c), "{:.2f}".format, dash) for c in costs)]
         for name, effect in lines
     ]
 

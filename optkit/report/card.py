@@ -68,9 +68,9 @@ def _results(own: Sequence[Row], recipe: dict[str, Any]) -> list[Any]:
     for row in own:
         length = f"{row['sequence_length']} tokens, " if several else ""
         where = f"{row['engine']}, batch {row['batch_size']}, {length}{row['threads']} threads"
-        for metric, key in (("accuracy", "accuracy"), ("speedup", "speedup"), ("latency_ms", "latency_p50_ms")):
+        for metric, key in ((row["metric"], "quality"), ("speedup", "speedup"), ("latency_ms", "latency_p50_ms")):
             # who reads the metadata sees no mark: a timing that cannot be trusted stays in the table alone
-            if row[key] is not None and (metric == "accuracy" or row["caveat"] is None):
+            if row[key] is not None and (key == "quality" or row["caveat"] is None):
                 found.append(
                     EvalResult(
                         task_type=kind,
@@ -89,7 +89,7 @@ def _opening(record: Record) -> str:
     place = "the baseline" if record.step == 0 else f"step {record.step}"
     return (
         f"{place.capitalize()} of the optkit run `{_plain(record.run)}`, made by `{_plain(record.stage)}` "
-        f"({_plain(record.technique)}). Accuracy and latency were "
+        f"({_plain(record.technique)}). Quality and latency were "
         "measured on the engines named below, on the artifact in this folder."
     )
 

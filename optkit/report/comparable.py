@@ -16,7 +16,7 @@ MACHINE = ("processor", "GPU")
 def cautions(records: Sequence[Record]) -> list[str]:
     """One line for each thing that the records differ in and on which figures depend.
 
-    Speedups and differences of accuracy are taken within a run, and stand; latencies in milliseconds, and accuracies
+    Speedups and differences of quality are taken within a run, and stand; latencies in milliseconds, and qualities
     across runs, do not compare where this names a difference.
 
     Raises:
@@ -77,5 +77,5 @@ def _conditions(record: Record) -> dict[str, str]:
 
 def _settings(records: Sequence[Record]) -> dict[str, str]:
     """Those of one run: not every variant need be measured in all of them."""
-    settings = sorted({Setting.of(m.conditions) for r in records for m in r.measurements if m.name == "accuracy"})
+    settings = sorted({Setting.of(m.conditions) for r in records for m in r.primary})
     return {"settings": " and ".join(map(str, settings))} if settings else {}

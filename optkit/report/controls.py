@@ -8,18 +8,21 @@ from typing import Any
 from optkit.core.setting import Setting
 from optkit.core.statistics import CONFIDENCE
 from optkit.report.rows import Row, describe_setting
+from optkit.report.written import Written
+
+Show = Callable[[Written, float], str]
 
 BEATS, WORSE, NEITHER = "beats", "is worse than", "does not beat"
 
 
-def against_controls(rows: Sequence[Row], show: Callable[[float], str]) -> list[str]:
+def against_controls(rows: Sequence[Row], show: Show = Written.signed) -> list[str]:
     """A sentence for each control and each technique that it stands beside.
 
     It is about the first engine at its longest texts and largest batch, and names those places that judge otherwise.
 
     Args:
         rows: of any runs.
-        show: a difference of accuracies, a share, as points.
+        show: a difference of the metric as text.
     """
     several = len({row["run"] for row in rows}) > 1
     found: dict[tuple[Any, ...], list[Row]] = {}
@@ -37,14 +40,14 @@ def against_controls(rows: Sequence[Row], show: Callable[[float], str]) -> list[
     return lines
 
 
-def pooled_against_controls(batches: Sequence[Mapping[str, Any]], show: Callable[[float], str]) -> list[str]:
+def pooled_against_controls(batches: Sequence[Mapping[str, Any]], written: Written) -> list[str]:
     """A sentence for each control and each technique that it stands beside, over the seeds of an ablation.
 
     It is about the longest texts and the largest batch size, and names the places that judge otherwise.
 
     Args:
         batches: of ``ablation.json``.
-        show: a difference of accuracies, a share, as points.
+        written: how its metric is.
     """
     found: dict[tuple[Any, ...], list[Row]] = {}
     for batch in sorted(batches, key=Setting.of, reverse=True):
@@ -53,17 +56,17 @@ def pooled_against_controls(batches: Sequence[Mapping[str, Any]], show: Callable
             found.setdefault((entry["control"], entry["step"], entry["stage"]), []).append(here)
     lines = []
     for (control, _, stage), entries in found.items():
-        judged = [entry for entry in entries if entry["accuracy"]]
+        judged = [entry for entry in entries if entry["quality"]]
         if judged:
-            lines.append(_pooled_sentence(judged, show))
+            lines.append(_pooled_sentence(judged, written))
         else:
             lines.append(f"{stage} and {control} were not judged on the same examples of one engine.")
     return lines
 
 
-def pooled_judgement(entry: Mapping[str, Any]) -> str:
+def pooled_judgement(entry: Mapping[str, Any], written: Written) -> str:
     """Whether the technique beats the control over seeds: whether the 95% interval of the margin excludes 0."""
-    low, high = entry["accuracy"]["ci"] or (0.0, 0.0)
+    low, high = written.gains(entry["quality"]["ci"] or (0.0, 0.0))
     if low <= 0 <= high:
         return NEITHER
     return BEATS if low > 0 else WORSE
@@ -74,33 +77,34 @@ def judgement(row: Row) -> str:
     p_value = row["control_margin_p_holm"]
     if p_value is None or p_value > 1 - CONFIDENCE or row["control_margin"] == 0:
         return NEITHER
-    return BEATS if row["control_margin"] > 0 else WORSE
+    return BEATS if Written.of(row).gain(row["control_margin"]) > 0 else WORSE
 
 
-def _sentence(rows: Sequence[Row], show: Callable[[float], str]) -> str:
+def _sentence(rows: Sequence[Row], show: Show) -> str:
     row = max((r for r in rows if r["engine"] == rows[0]["engine"]), key=Setting.of)
-    found = judgement(row)
-    low, high = map(show, row["control_margin_ci"])
+    found, written = judgement(row), Written.of(row)
+    margin, low, high = (show(written, value) for value in (row["control_margin"], *row["control_margin_ci"]))
     text = (
-        f"{row['stage']} {found} {row['control']} beyond chance: {show(row['control_margin'])} points [{low}, {high}], "
+        f"{row['stage']} {found} {row['control']} beyond chance: {margin}{written.change_unit} [{low}, {high}], "
         f"corrected p {_p(row['control_margin_p_holm'])}, on {describe_setting(row)}"
     )
     return text + _otherwise(found, [(judgement(other), describe_setting(other)) for other in rows])
 
 
-def _pooled_sentence(entries: Sequence[Row], show: Callable[[float], str]) -> str:
+def _pooled_sentence(entries: Sequence[Row], written: Written) -> str:
     entry = entries[0]
-    found, margin = pooled_judgement(entry), entry["accuracy"]
-    interval = " [{}, {}]".format(*map(show, margin["ci"])) if margin["ci"] else ""
+    found, margin = pooled_judgement(entry, written), entry["quality"]
+    interval = f" {written.signed_bounds(margin['ci'])}".rstrip()
+    difference = f"{written.signed(margin['value'])}{written.change_unit}{interval}"
     text = (
-        f"{entry['stage']} {found} {entry['control']} beyond chance: {show(margin['value'])} points{interval} "
+        f"{entry['stage']} {found} {entry['control']} beyond chance: {difference} "
         f"over {_seeds(entry['seeds'])} and the test examples, on {describe_setting(entry)}"
     )
     if len(entry["seeds"]) == 1:
         text += "; one seed says nothing about others"
     if entry["seeds_without"]:
         text += f"; without {_seeds(entry['seeds_without'])}, where one of the two is missing"
-    return text + _otherwise(found, [(pooled_judgement(other), describe_setting(other)) for other in entries])
+    return text + _otherwise(found, [(pooled_judgement(other, written), describe_setting(other)) for other in entries])
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.core import ledger
-from optkit.core.records import Measurement, Record, unpack_bits
-from optkit.core.statistics import paired_difference
+from optkit.core.records import Measurement, Record
 from optkit.report.caveats import MARK, doubtful
 from optkit.report.comparable import MACHINE, differences, surroundings
 from optkit.report.recipes import flat_recipe
-from optkit.report.rows import Row, relative_speedup, rows
+from optkit.report.rows import Row, difference, relative_speedup, rows
+from optkit.report.written import ACCURACY, Written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,8 +30,9 @@ class Pair:
     """A variant of the first run and its namesake in the second, on the same engine at the same batch size and threads.
 
     Attributes:
-        accuracy: of both.
-        accuracy_delta: the second's less the first's; its interval and p-value are None where the answers cannot be
+        written: how the metric is written.
+        quality: the metric of both.
+        quality_delta: the second's less the first's; its interval and p-value are None where the answers cannot be
             paired.
         latency_ratio: the first's median latency over the second's; None on different machines.
         speedup_ratio: the second's speedup over the first's, each against its own baseline; its interval takes the two
@@ -44,10 +45,11 @@ class Pair:
     batch_size: int
     threads: int
     sequence_length: int | None
-    accuracy: tuple[float, float]
-    accuracy_delta: float
-    accuracy_delta_ci: list[float] | None
-    accuracy_delta_p: float | None
+    written: Written
+    quality: tuple[float, float]
+    quality_delta: float
+    quality_delta_ci: list[float] | None
+    quality_delta_p: float | None
     latency_p50_ms: tuple[float | None, float | None]
     latency_ratio: float | None
     speedup: tuple[float | None, float | None]
@@ -89,7 +91,7 @@ def diff_runs(first: Path, second: Path) -> Difference:
     pairs = [
         _pair(place[0], found[0][place], found[1][place], records, paired, comparable=comparable)
         for place in found[0]
-        if place in found[1]
+        if place in found[1] and "metric" not in differing
     ]
     only = [[_words(place) for place in ours if place not in theirs] for ours, theirs in (found, found[::-1])]
     warnings = [f"{what} differs: {a}; {b}" for what, (a, b) in differing.items()]
@@ -134,15 +136,16 @@ def _described(record: Record) -> dict[str, str]:
     """What should be the same for two runs, as far as it is known."""
     packages = record.environment.get("packages", {})
     found = {name: packages.get(name) for name in ("optkit", "torchao")}
+    found["metric"] = record.primary[0].name if record.primary else None
     found["data"] = str(record.data.get("fingerprint", "unknown"))[:12]
     return surroundings(record) | {what: value for what, value in found.items() if value is not None}
 
 
 def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paired: bool, *, comparable: bool) -> Pair:
     answers = [_answers(of, row) for of, row in zip(records, (a, b), strict=True)]
-    delta, ci, p_value = b["accuracy"] - a["accuracy"], None, None
+    delta, ci, p_value = b["quality"] - a["quality"], None, None
     if paired and a["split"] == b["split"] and answers[0].n == answers[1].n:
-        test = paired_difference(unpack_bits(answers[1].raw), unpack_bits(answers[0].raw))
+        test = difference(answers[1], answers[0])
         delta, ci, p_value = test.delta.value, test.delta.ci, test.p_value
     caveat = a["caveat"] or b["caveat"]
     comparable = comparable and caveat is None
@@ -151,8 +154,9 @@ def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paire
     ratio = relative_speedup(b, a) if timed else None
     return Pair(
         stage=stage, engine=a["engine"], batch_size=a["batch_size"], threads=a["threads"],
-        sequence_length=a.get("sequence_length"), accuracy=(a["accuracy"], b["accuracy"]), accuracy_delta=delta,
-        accuracy_delta_ci=ci, accuracy_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
+        sequence_length=a.get("sequence_length"), written=Written.of(a),
+        quality=(a["quality"], b["quality"]), quality_delta=delta,
+        quality_delta_ci=ci, quality_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
         latency_ratio=a["latency_p50_ms"] / b["latency_p50_ms"] if both else None, speedup=(a["speedup"], b["speedup"]),
         speedup_ratio=ratio.value if ratio else None, speedup_ratio_ci=ratio.ci if ratio else None,
         size_mb=(a["size_mb"], b["size_mb"]), caveat=caveat,
@@ -166,44 +170,51 @@ def _answers(records: Sequence[Record], row: Row) -> Measurement:
         for record in records
         if (record.variant, record.step) == (row["variant"], row["step"])
         for m in record.measurements
-        if m.name == "accuracy" and all(m.conditions.get(k) == v for k, v in wanted.items())
+        if m.quality and m.quality.primary and all(m.conditions.get(k) == v for k, v in wanted.items())
     )
 
 
-def table(difference: Difference, width: int) -> Table:
+def table(compared: Difference, width: int) -> Table:
     """The pairs as a rich table."""
     from optkit.report.tables import Column, fitted
 
+    written = compared.pairs[0].written if compared.pairs else ACCURACY
     columns: list[Column] = [
         ("stage", lambda p: p.stage, 0),
         ("engine", lambda p: p.engine, 0),
         ("batch", lambda p: str(p.batch_size), 0),
         ("tokens", lambda p: str(p.sequence_length or "-"), 60),
-        ("accuracy %", lambda p: " > ".join(f"{100 * a:.1f}" for a in p.accuracy), 90),
-        ("change, points", lambda p: f"{100 * p.accuracy_delta:+.1f}" + _bounds(p.accuracy_delta_ci, 100, "+.1f"), 60),
+        (written.title, lambda p: " > ".join(map(p.written.number, p.quality)), 90),
+        (written.change_title, _change, 60),
         ("latency ratio", lambda p: _untimed(p) if p.latency_ratio is None else f"{p.latency_ratio:.2f}", 80),
         ("ratio of speedups", _ratio_of_speedups, 0),
     ]
-    if not any(pair.sequence_length for pair in difference.pairs):
+    if not any(pair.sequence_length for pair in compared.pairs):
         columns = [c for c in columns if c[0] != "tokens"]
-    return fitted(columns, difference.pairs, width, NOTE)
+    return fitted(columns, compared.pairs, width, NOTE)
+
+
+def _change(pair: Pair) -> str:
+    return " ".join(
+        filter(None, (pair.written.signed(pair.quality_delta), pair.written.signed_bounds(pair.quality_delta_ci)))
+    )
 
 
 def _ratio_of_speedups(pair: Pair) -> str:
     if pair.speedup_ratio is None:
         return _untimed(pair)
-    return f"{pair.speedup_ratio:.2f}" + _bounds(pair.speedup_ratio_ci, 1, ".2f")
+    return f"{pair.speedup_ratio:.2f}" + _bounds(pair.speedup_ratio_ci, ".2f")
 
 
 def _untimed(pair: Pair) -> str:
     return f"-{MARK}" if pair.caveat else "-"
 
 
-def _bounds(ci: Sequence[float] | None, scale: float, spec: str) -> str:
-    return "" if ci is None else f" [{scale * ci[0]:{spec}}, {scale * ci[1]:{spec}}]"
+def _bounds(ci: Sequence[float] | None, spec: str) -> str:
+    return "" if ci is None else f" [{ci[0]:{spec}}, {ci[1]:{spec}}]"
 
 
-def print_diff(difference: Difference) -> None:
+def print_diff(compared: Difference) -> None:
     """Overrides, warnings and the table on standard output."""
     from rich.console import Console
 
@@ -211,14 +222,14 @@ def print_diff(difference: Difference) -> None:
 
     width = terminal_width()
     console = Console(highlight=False, markup=False, soft_wrap=True, width=width)
-    for place, run in zip(("first", "second"), difference.runs, strict=True):
+    for place, run in zip(("first", "second"), compared.runs, strict=True):
         console.print(f"{place}: {run}")
-    for override in difference.overrides:
+    for override in compared.overrides:
         console.print(f"  {override['key']}: {override['first']} > {override['second']}")
-    for warning in difference.warnings:
+    for warning in compared.warnings:
         console.print(f"warning: {warning}")
-    if difference.pairs:
-        console.print(table(difference, width), soft_wrap=False)
-    for run, only in zip(difference.runs, (difference.only_first, difference.only_second), strict=True):
+    if compared.pairs:
+        console.print(table(compared, width), soft_wrap=False)
+    for run, only in zip(compared.runs, (compared.only_first, compared.only_second), strict=True):
         if only:
             console.print(f"only in {run}: {'; '.join(only)}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.report.plot import save_chart
+from optkit.report.written import Written
 
 if TYPE_CHECKING:
     import altair
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from optkit.prune import Sensitivity
 
 ROW, WIDTH, FONT = 16, 480, 10  # pixels
-SMALL = {"loss": 0.1, "accuracy": 0.01}  # up to such harms the shade is linear, beyond it is logarithmic
+LOSS = "loss"
+SMALL_LOSS, SMALL = 0.1, 0.01  # up to such harms the shade is linear, beyond it is logarithmic
 
 
 def cells(table: Sensitivity) -> list[dict[str, Any]]:
@@ -23,20 +25,36 @@ def cells(table: Sensitivity) -> list[dict[str, Any]]:
         before = 0.0
         name = f"{curve.name.removesuffix('.weight')} ({curve.units})"
         for share, value, harm in zip(curve.shares, curve.values, table.harms(curve), strict=True):
-            text = f"{value:.2f}" if table.metric == "loss" else f"{100 * value:.1f}"
+            text = _text(table, value)
             found.append({"group": name, "from": before, "to": 100 * share, "text": text, "harm": max(harm, 0.0)})
             before = 100 * share
     return found
 
 
+def _written(table: Sensitivity) -> Written:
+    assert table.metric_kind is not None
+    return Written(table.metric, "1", table.metric_kind, bool(table.higher_is_better))
+
+
+def _text(table: Sensitivity, value: float) -> str:
+    return f"{value:.2f}" if table.metric == LOSS else _written(table).number(value)
+
+
+def small_harm(table: Sensitivity) -> float:
+    """Up to which harm the shade is linear."""
+    if table.metric == LOSS:
+        return SMALL_LOSS
+    return SMALL if _written(table).is_share else SMALL * (abs(table.dense) or 1.0)
+
+
 def heatmap(table: Sensitivity) -> altair.TopLevelMixin:
-    """An Altair chart of the metric (loss, or accuracy in %) against the share of each group that is removed."""
+    """An Altair chart of the loss or the metric against the share of each group that is removed."""
     import altair as alt
 
     data = cells(table)
     rows = list(dict.fromkeys(cell["group"] for cell in data))
     darkest = max((cell["harm"] for cell in data), default=0.0)
-    what = f"loss, {table.dense:.2f}" if table.metric == "loss" else f"accuracy in %, {100 * table.dense:.1f}"
+    what = f"{_written(table).title}, {_text(table, table.dense)}"
     title = alt.Title(
         f"{table.model}: {what} with all units",
         subtitle=f"by group (units), its lowest by {table.criterion} removed; a figure stands at the share removed",
@@ -44,7 +62,7 @@ def heatmap(table: Sensitivity) -> altair.TopLevelMixin:
         fontSize=FONT + 2,
         subtitleFontSize=FONT,
     )
-    shade = alt.Scale(type="symlog", constant=SMALL[table.metric], scheme="oranges", domainMin=0)
+    shade = alt.Scale(type="symlog", constant=small_harm(table), scheme="oranges", domainMin=0)
     percent, plain = alt.Scale(domain=[0, 100]), alt.Axis(grid=False)
     x = alt.X("from:Q", title="removed of the group's units, %", scale=percent, axis=plain)
     y = alt.Y("group:N", title=None, sort=rows, axis=alt.Axis(labelLimit=300, labelFontSize=FONT, ticks=False))

@@ -1,4 +1,4 @@
-"""The picture: accuracy against latency, a point for each variant and engine, with intervals and the Pareto front."""
+"""The picture: quality against latency, a point for each variant and engine, with intervals and the Pareto front."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from optkit.core.cache import new_file
 from optkit.core.setting import Setting
 from optkit.report.caveats import MARK
 from optkit.report.rows import Row, is_trusted
+from optkit.report.written import Written, first
 
 if TYPE_CHECKING:
     import altair
@@ -49,22 +50,22 @@ def _interval(row: Row) -> list[float]:
 
 
 def on_front(rows: Sequence[Row]) -> list[bool]:
-    """Whether each row is on the Pareto front: no other is at least as fast and as accurate and better in one.
+    """Whether each row is on the Pareto front: no other is at least as fast and as good and better in one.
 
     Rows whose timing cannot be trusted are not on it, and keep no other from it.
     """
 
     def beats(a: Row, b: Row) -> bool:
-        faster, better = a["latency_p50_ms"], a["accuracy"]
-        no_worse = faster <= b["latency_p50_ms"] and better >= b["accuracy"]
-        return no_worse and (faster < b["latency_p50_ms"] or better > b["accuracy"])
+        gain = Written.of(a).gain(a["quality"] - b["quality"])
+        ours, theirs = a["latency_p50_ms"], b["latency_p50_ms"]
+        return bool(ours <= theirs and gain >= 0 and (ours < theirs or gain > 0))
 
     trusted = [row for row in rows if not row.get("caveat")]
     return [not row.get("caveat") and not any(beats(other, row) for other in trusted) for row in rows]
 
 
 def tradeoff(rows: Sequence[Row]) -> altair.TopLevelMixin:
-    """An Altair chart of accuracy (%) against median latency (ms, log scale), one panel for each setting."""
+    """An Altair chart of the metric against median latency (ms, log scale), one panel for each setting."""
     import altair as alt
 
     steady = [
@@ -80,6 +81,7 @@ def tradeoff(rows: Sequence[Row]) -> altair.TopLevelMixin:
 
 def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
     """One setting; ``marked`` where some point of the picture is hollow, so that every panel says what that means."""
+    written = first(rows)
     data = alt.Data(
         values=[
             {
@@ -88,9 +90,8 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
                 "latency": row["latency_p50_ms"],
                 "latency_low": row["latency_p50_ms_ci"][0],
                 "latency_high": row["latency_p50_ms_ci"][1],
-                "accuracy": 100 * row["accuracy"],
-                "accuracy_low": 100 * row["accuracy_ci"][0],
-                "accuracy_high": 100 * row["accuracy_ci"][1],
+                "quality": written.factor * row["quality"],
+                **_limits(row, written),
                 "front": front,
                 "caveat": row["caveat"] or "",
             }
@@ -102,7 +103,8 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
         title="latency, ms (log): the baseline's over the speedup",
         scale=alt.Scale(type="log", nice=False, padding=24),
     )
-    y = alt.Y("accuracy:Q", title="accuracy, %", scale=alt.Scale(zero=False, padding=12, domainMax=100))
+    limit = {"domainMax": 100} if written.is_share else {"reverse": not written.higher_is_better}
+    y = alt.Y("quality:Q", title=written.title, scale=alt.Scale(zero=False, padding=12, **limit))
     scheme = alt.Scale(scheme="tableau10")
     color = alt.Color("variant:N", title="variant", sort=None, scale=scheme)
     base = alt.Chart(data)
@@ -110,7 +112,7 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
         interpolate="step-after", strokeDash=[4, 3], color="#888", strokeWidth=1.5
     )
     shape = alt.Shape("engine:N", title="engine")
-    tooltip = ["variant:N", "engine:N", "latency:Q", "accuracy:Q", *(["caveat:N"] if marked else [])]
+    tooltip = ["variant:N", "engine:N", "latency:Q", "quality:Q", *(["caveat:N"] if marked else [])]
     at = {"x": x, "y": y, "color": color, "shape": shape, "tooltip": tooltip}
     points = [base.transform_filter("!datum.caveat").mark_point(filled=True, size=90, opacity=1).encode(**at)]
     if marked:
@@ -125,8 +127,13 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
         doubted = base.transform_filter("datum.caveat").transform_calculate(timing=f"'{DOUBTED}'")
         points.append(doubted.mark_point(filled=False, size=90, opacity=1).encode(**at, strokeWidth=hollow))
     across = base.mark_rule().encode(x="latency_low:Q", x2="latency_high:Q", y=y, color=color)
-    up = base.mark_rule(opacity=0.5).encode(x=x, y="accuracy_low:Q", y2="accuracy_high:Q", color=color)
+    up = base.mark_rule(opacity=0.5).encode(x=x, y="quality_low:Q", y2="quality_high:Q", color=color)
     return alt.layer(front.encode(x=x, y=y, order="latency:Q"), up, across, *points)
+
+
+def _limits(row: Row, written: Written) -> dict[str, float]:
+    low, high = row["quality_ci"] or (row["quality"], row["quality"])
+    return {"quality_low": written.factor * low, "quality_high": written.factor * high}
 
 
 def save_tradeoff(rows: Sequence[Row], path: Path) -> None:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from optkit.core.caveat import is_disturbed, timing_caveat
 from optkit.core.environment import has_int8_dot_product
 from optkit.core.ledger import unique
-from optkit.core.records import Measurement, Record, unpack_bits
+from optkit.core.records import Measurement, Record
 from optkit.core.setting import Setting
-from optkit.core.statistics import Estimate, median, paired_difference, quotient, ratio_of_medians
+from optkit.core.statistics import Estimate, median, quotient, ratio_of_medians
 from optkit.report.multiple_testing import correct_for_many
+from optkit.report.paired import counts, difference, losses_within, same_metric, tolerance_unit
 from optkit.report.sweep import MIN_CALLS, add_limits
 
 Row = dict[str, Any]
@@ -25,21 +26,17 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 def rows(records: Iterable[Record]) -> list[Row]:
     """One row for each variant, engine, batch size and length of texts, ordered by run, length, size, step and engine.
 
-    ``speedup`` and ``accuracy_delta`` are against the run's baseline on the engine named in ``reference`` (PyTorch
+    ``quality`` is the task's first metric, whose name, unit and direction the row says; ``metrics`` has the others.
+    ``speedup`` and ``quality_delta`` are against the run's baseline on the engine named in ``reference`` (PyTorch
     eager in fp32, on the processor) at the same batch size and threads, ``speedup_same_engine`` against the baseline on
-    the same engine, ``accuracy_delta_parent`` against the variant that the stage was given, on the same engine.
+    the same engine, ``quality_delta_parent`` against the variant that the stage was given, on the same engine.
     ``latency_p99_ms`` is of ``latency_calls`` calls. What was not measured is None, and so is a p99 of fewer than 300
     calls. ``caveat`` says why the timing of a row cannot be trusted; such a row is shown, marked, and left out of every
     conclusion.
     """
     kept = unique(records)
     by_variant = {(r.run, r.variant): r for r in kept}
-    found = [
-        _row(record, by_variant, accuracy)
-        for record in kept
-        for accuracy in record.measurements
-        if accuracy.name == "accuracy"
-    ]
+    found = [_row(record, by_variant, quality) for record in kept for quality in record.primary]
     order = {run: place for place, run in enumerate(dict.fromkeys(r.run for r in kept))}
     correct_for_many(found)
     add_limits(found)
@@ -74,8 +71,8 @@ def is_trusted(row: Row) -> bool:
     return row["speedup"] is not None and row["caveat"] is None
 
 
-def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement) -> Row:
-    engine, setting = accuracy.conditions["engine"], Setting.of(accuracy.conditions)
+def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Measurement) -> Row:
+    engine, setting = quality.conditions["engine"], Setting.of(quality.conditions)
     here = {"engine": engine} | setting.conditions
     latency = record.find("latency", of="variant", **here)
     baseline = by_variant.get((record.run, record.baseline))
@@ -95,16 +92,20 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Me
         "device": _device(record, here),
         "int8_dot_product": has_int8_dot_product(record.environment),
         "batch_size": setting.batch_size,
-        "threads": accuracy.conditions["threads"],
+        "threads": quality.conditions["threads"],
         "sequence_length": setting.sequence_length,
-        "split": accuracy.conditions["split"],
-        "examples": accuracy.n,
-        "accuracy": accuracy.value,
-        "accuracy_ci": accuracy.ci,
+        "split": quality.conditions["split"],
+        "examples": quality.n,
+        **_about(quality),
+        "quality": quality.value,
+        "quality_ci": quality.ci,
     }
-    row |= _delta("accuracy_delta", accuracy, baseline, here | {"engine": (baseline or record).reference})
-    row |= _delta("accuracy_delta_parent", accuracy, parent, here)
-    row |= _margin(record, by_variant, accuracy, here)
+    on_reference = here | {"engine": (baseline or record).reference}
+    row |= _delta("quality_delta", quality, baseline, on_reference)
+    row |= _loss_within(quality, baseline, on_reference)
+    row |= _delta("quality_delta_parent", quality, parent, here)
+    row |= _margin(record, by_variant, quality, here)
+    row["metrics"] = {m.name: _other_metric(m, baseline, on_reference) for m in _others(record, here)}
     row |= _latency(record, latency, setting.batch_size)
     row |= _speedup("speedup", latency, _beside(record, latency, record.reference))
     row |= _speedup("speedup_same_engine", latency, _beside(record, latency, engine))
@@ -167,39 +168,67 @@ def _value(measurement: Measurement | None) -> float | int | None:
     return measurement.value if measurement else None
 
 
-def _delta(name: str, accuracy: Measurement, other: Record | None, conditions: dict[str, Any]) -> Row:
-    """Accuracy less that of another record's variant, paired example by example."""
-    against = other.find("accuracy", **conditions, split=accuracy.conditions["split"]) if other else None
-    names = (name, f"{name}_counts", f"{name}_ci", f"{name}_p", f"{name}_detectable")
-    if against is None or against.n != accuracy.n:
-        empty: Row = dict.fromkeys(names)
-        return empty
-    if against is accuracy:
-        return dict(zip(names, (0.0, [0, 0], [0.0, 0.0], 1.0, 0.0), strict=True))
-    ours, theirs = unpack_bits(accuracy.raw), unpack_bits(against.raw)
-    found = paired_difference(ours, theirs)
+def _about(quality: Measurement) -> Row:
+    assert quality.quality is not None
+    about = quality.quality
     return {
-        f"{name}_counts": [int((ours & ~theirs).sum()), int((~ours & theirs).sum())],
-        name: found.delta.value,
-        f"{name}_ci": found.delta.ci,
-        f"{name}_p": found.p_value,
-        f"{name}_detectable": found.detectable,
+        "metric": quality.name,
+        "unit": quality.unit,
+        "metric_kind": about.kind,
+        "higher_is_better": about.higher_is_better,
     }
 
 
+def _others(record: Record, here: dict[str, Any]) -> list[Measurement]:
+    """The metrics besides the first, in a row's place."""
+    metrics = [m for m in record.measurements if m.quality and not m.quality.primary]
+    return [m for m in metrics if all(m.conditions.get(key) == value for key, value in here.items())]
+
+
+def _other_metric(quality: Measurement, baseline: Record | None, conditions: dict[str, Any]) -> Row:
+    delta = _delta("delta", quality, baseline, conditions)
+    return {**_about(quality), "value": quality.value, "ci": quality.ci, **delta}
+
+
+def _delta(name: str, quality: Measurement, other: Record | None, conditions: dict[str, Any]) -> Row:
+    """A metric less that of another record's variant, paired example by example."""
+    against = same_metric(quality, other, conditions)
+    names = (name, f"{name}_counts", f"{name}_ci", f"{name}_p", f"{name}_detectable")
+    if against is None:
+        empty: Row = dict.fromkeys(names)
+        return empty
+    if against is quality:
+        return dict(zip(names, (0.0, [0, 0], [0.0, 0.0], 1.0, 0.0), strict=True))
+    found = difference(quality, against)
+    moved = counts(quality, against)
+    cells = (found.delta.value, moved and [*moved], found.delta.ci, found.p_value, found.detectable)
+    return dict(zip(names, cells, strict=True))
+
+
+def _loss_within(quality: Measurement, baseline: Record | None, conditions: dict[str, Any]) -> Row:
+    """p-values of "the loss is at least this large", by tolerance, and what the tolerances are multiplied with."""
+    against = same_metric(quality, baseline, conditions)
+    if against is None:
+        return {"quality_loss_within_p": None, "tolerance_unit": None}
+    return {"quality_loss_within_p": losses_within(quality, against), "tolerance_unit": tolerance_unit(against)}
+
+
 def _margin(
-    record: Record, by_variant: dict[tuple[str, str], Record], accuracy: Measurement, here: dict[str, Any]
+    record: Record, by_variant: dict[tuple[str, str], Record], quality: Measurement, here: dict[str, Any]
 ) -> Row:
-    """By how much the recipe's own variant is more accurate than a control's at the same stage."""
+    """By how much the recipe's own variant is better than a control's at the same stage, in the unit of the metric.
+
+    It is above 0 where the own variant's metric is higher, whether higher is better or not.
+    """
     empty: Row = dict.fromkeys(("control_margin", "control_margin_ci", "control_margin_p"))
     if record.control is None:
         return empty
     same = (r for r in by_variant.values() if (r.run, r.step, r.stage) == (record.run, record.step, record.stage))
     own = next((r for r in same if r.control is None), None)
-    theirs = own.find("accuracy", **here, split=accuracy.conditions["split"]) if own else None
-    if theirs is None or theirs.n != accuracy.n:
+    theirs = same_metric(quality, own, here)
+    if theirs is None:
         return empty
-    found = paired_difference(unpack_bits(theirs.raw), unpack_bits(accuracy.raw))
+    found = difference(theirs, quality)
     return {"control_margin": found.delta.value, "control_margin_ci": found.delta.ci, "control_margin_p": found.p_value}
 
 

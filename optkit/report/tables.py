@@ -16,6 +16,7 @@ from optkit.report.caveats import MARK, footnote, mark, variant_name
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row
 from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
+from optkit.report.written import Written, common
 
 # header, cell of a row (or whatever else the table has a line for), narrowest console that shows it
 Column = tuple[str, Callable[[Any], str], int]
@@ -31,18 +32,16 @@ def _interval(row: Row, name: str, show: Callable[[float], str]) -> str:
     return "" if ci is None else f" [{show(ci[0])}, {show(ci[1])}]"
 
 
-def points(value: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * value:+.1f}"
-
-
-def _accuracy(row: Row) -> str:
-    return _percent(row["accuracy"]) + _interval(row, "accuracy", lambda v: f"{100 * v:.1f}")
+def _quality(row: Row) -> str:
+    written = Written.of(row)
+    return f"{written.number(row['quality'])} {written.bounds(row['quality_ci'])}".rstrip()
 
 
 def _delta(row: Row) -> str:
-    value = row["accuracy_delta"]
-    return "-" if value is None else points(value) + _interval(row, "accuracy_delta", points)
+    if row["quality_delta"] is None:
+        return "-"
+    written = Written.of(row)
+    return f"{written.signed(row['quality_delta'])} {written.signed_bounds(row['quality_delta_ci'])}".rstrip()
 
 
 def _times(name: str) -> Callable[[Row], str]:
@@ -62,13 +61,14 @@ def _number(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
     return lambda row: "-" if row[name] is None else f"{row[name] * scale:,.{digits}f}"
 
 
+QUALITY, CHANGE = "quality", "change"  # columns that are called after the rows' metric
 COLUMNS: tuple[Column, ...] = (
     ("stage", variant_name, 0),
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
     ("tokens", lambda r: str(r.get("sequence_length") or "-"), 100),
-    ("accuracy %", _accuracy, 0),
-    ("change, points", _delta, 100),
+    (QUALITY, _quality, 0),
+    (CHANGE, _delta, 100),
     ("p50 ms", _p50, 0),
     ("speedup", _times("speedup"), 0),
     ("same engine", _times("speedup_same_engine"), 148),
@@ -86,8 +86,8 @@ BRIEF: tuple[Column, ...] = (
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
     ("tokens", lambda r: str(r.get("sequence_length") or "-"), 50),
-    ("accuracy %", lambda r: _percent(r["accuracy"]), 50),
-    ("change, points", _delta, 90),
+    (QUALITY, lambda r: Written.of(r).number(r["quality"]), 50),
+    (CHANGE, _delta, 90),
     ("p50 ms", _p50, 60),
     ("speedup", lambda r: f"{r['speedup']:.2f}{MARK}" if r["caveat"] and r["speedup"] else _times("speedup")(r), 0),
     ("size MB", _number("size_mb", 2), 70),
@@ -108,7 +108,20 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     of_texts = any(row.get("sequence_length") for row in rows)
     on_gpu = any(row.get("sparse_share") is not None for row in rows)
     left_out = {*(() if of_texts else ("tokens", "tokenize ms")), *(() if on_gpu else ("2:4 %",))}
-    return [c for c in COLUMNS if c[0] not in left_out]
+    return _named([c for c in COLUMNS if c[0] not in left_out], rows)
+
+
+def _named(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns with the name of the rows' metric; rows of several metrics say in each cell which it is."""
+    written = common(rows)
+    if written is not None:
+        names = {QUALITY: written.title, CHANGE: written.change_title}
+        return [(names.get(header, header), cell, width) for header, cell, width in columns]
+    return [(header, _with_title(cell) if header == QUALITY else cell, width) for header, cell, width in columns]
+
+
+def _with_title(cell: Callable[[Row], str]) -> Callable[[Row], str]:
+    return lambda row: f"{Written.of(row).title}: {cell(row)}"
 
 
 def terminal_width() -> int:
@@ -120,7 +133,7 @@ def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
     """A rich table of rows; ``brief`` shows only the columns for choosing a variant."""
     settings = list(map(Setting.of, rows))
     ends = [place for place in range(1, len(rows)) if settings[place] != settings[place - 1]]
-    columns = [c for c in BRIEF if c[0] != "tokens" or len({s.sequence_length for s in settings}) > 1]
+    columns = _named([c for c in BRIEF if c[0] != "tokens" or len({s.sequence_length for s in settings}) > 1], rows)
     if brief:
         marked = f"\n{MARK} This timing cannot be trusted." if footnote(rows) else ""
         return fitted(columns, rows, width, NOTE + marked, ends)
@@ -169,7 +182,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in columns) + "|",
     ]
     lines += [_line([cell(row) for _, cell, _ in columns]) for row in rows]
-    compared = "".join(f"\n- {line}" for line in against_controls(rows, points))
+    compared = "".join(f"\n- {line}" for line in against_controls(rows))
     controls = f"\nAgainst the controls:\n{compared}\n" if compared else ""
     marked = f"\n{found}\n" if (found := footnote(rows)) else ""
     return "\n".join(lines) + f"\n\n{NOTE}\n" + marked + _limit_markdown(rows) + controls

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SENT = "tracked.json"  # what of a run has been sent where, so that no figure is sent twice
 FILES = ("ledger.jsonl", "recipe.yaml", "report.md", "report.json", "report.html", "tradeoff.svg")
 OF_ROW = (
-    "accuracy", "accuracy_delta", "speedup", "speedup_same_engine", "latency_p50_ms", "latency_p99_ms", "throughput",
+    "speedup", "speedup_same_engine", "latency_p50_ms", "latency_p99_ms", "throughput",
     "peak_memory_mb", "int8_share", "roofline",
 )  # fmt: skip
 OF_VARIANT = ("size_mb", "params", "sparsity", "stage_cost_s", "stage_device_s")
@@ -203,15 +203,24 @@ def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
     """
     own = [row for row in found if (row["variant"], row["step"]) == (record.variant, record.step)]
     several = len({row["sequence_length"] for row in found}) > 1
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | None] = {}
     for row in own:
         length = f"{row['sequence_length']} tokens/" if several else ""
         where = f"{row['engine']}/batch {row['batch_size']}/{length}"
+        metrics |= {_safe(f"{where}{key}"): value for key, value in _qualities(row).items()}
         metrics |= {_safe(f"{where}{key}"): row[key] for key in OF_ROW} | {f"{length}macs": row["macs"]}
         if row["latency_p50_ms"] is not None:
             metrics[_safe(f"{where}timing_trusted")] = float(row["caveat"] is None)
         metrics |= {key: row[key] for key in OF_VARIANT}
     return {key: value for key, value in metrics.items() if value is not None}
+
+
+def _qualities(row: Row) -> dict[str, float | None]:
+    """The metrics by name, and their changes against the baseline."""
+    found = {row["metric"]: row["quality"], f"{row['metric']}_delta": row["quality_delta"]}
+    for name, other in row["metrics"].items():
+        found |= {name: other["value"], f"{name}_delta": other["delta"]}
+    return found
 
 
 def _curves(facts: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:

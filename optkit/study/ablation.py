@@ -100,7 +100,7 @@ def ablate(
     }
     leaves_one_out = _leaves_one_out(techniques, subsets)
     result = {
-        "format": 1,
+        "format": 2,
         "recipe": recipe.name,
         "command": command,
         "baseline": opening[-1] if opening else MODEL,
@@ -108,6 +108,7 @@ def ablate(
         "seeds": measured.seeds,
         "subsets": LEAVE_ONE_OUT if leaves_one_out else ALL,
         "engine": engine,
+        "metric": measured.metric,
         "runs": [str(done.folder.relative_to(folder)) for done in runs],
         "counters": counters,
         "skipped": [{"chain": list(chain), "reason": reason} for chain, reason in skipped.items()],

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.statistics import Estimate, mean_with_errors, weighted_accuracy
+from optkit.core.statistics import Estimate, Values, mean_with_errors, weighted_metric
 
 Key = TypeVar("Key", bound=Hashable)  # a subset of techniques, or a chain of them
 
@@ -29,14 +29,14 @@ class LogCosts:
     errors: NDArray[np.float64]
 
 
-def accuracy_effect(weights: Mapping[Key, float], correct: Mapping[Key, NDArray[np.bool_]]) -> Estimate:
-    """A weighted sum of accuracies, as a share.
+def quality_effect(weights: Mapping[Key, float], values: Mapping[Key, Values]) -> Estimate:
+    """A weighted sum of the primary metric, in its unit.
 
     Args:
         weights: of the subsets; they sum to zero.
-        correct: which examples each seed's variant got right, ``(seeds, N)`` by subset.
+        values: of the examples of each seed's variant, ``(seeds, N)`` by subset.
     """
-    return weighted_accuracy(list(weights.values()), [correct[subset] for subset in weights])
+    return weighted_metric(list(weights.values()), [values[subset] for subset in weights])
 
 
 def cost_effect(weights: Mapping[Key, float], costs: Mapping[Key, LogCosts]) -> Estimate:

@@ -10,20 +10,19 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from optkit.core.caveat import timing_caveat
-from optkit.core.records import Record, unpack_bits
+from optkit.core.records import Measurement, Record, unpack_values
 from optkit.core.setting import Setting
 from optkit.core.statistics import (
     Estimate,
+    Values,
     difference_over_seeds,
     log_error,
     mean_over_seeds,
-    proportion,
     ratio_of_medians,
 )
-from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
+from optkit.study.effects import LogCosts, cost_effect, quality_effect
 from optkit.study.game import interaction_weights, leave_one_out_weights, num_orders, shapley_weights
 
 BEST = "best"
@@ -72,8 +71,21 @@ class Measured:
         return {key: [found.get(key) for found in of_seeds] for key in dict.fromkeys(k for f in of_seeds for k in f)}
 
     @property
+    def metric(self) -> dict[str, Any]:
+        """Of which metric the qualities are: its name, unit, kind and direction."""
+        found = self.by_chain[()][0].primary[0]
+        about = found.quality
+        assert about is not None
+        return {
+            "metric": found.name,
+            "unit": found.unit,
+            "metric_kind": about.kind,
+            "higher_is_better": about.higher_is_better,
+        }
+
+    @property
     def settings(self) -> list[Setting]:
-        found = {Setting.of(m.conditions) for m in self.by_chain[()][0].measurements if m.name == "accuracy"}
+        found = {Setting.of(m.conditions) for m in self.by_chain[()][0].primary}
         return sorted(found)
 
 
@@ -96,7 +108,7 @@ class Batch:
             chosen = _engine(records, setting, measured)
             if chosen is not None:
                 self.engine[chain], self.records[chain] = chosen, records
-        self.correct = {chain: self._correct(chain) for chain in self.records}
+        self.values = {chain: self._values(chain) for chain in self.records}
         # chains whose timing cannot be trusted, and why: no effect on latency is made of them
         self.in_doubt: dict[Chain, str] = {}
         self.costs = {"latency": self._latencies()}
@@ -106,20 +118,35 @@ class Batch:
                 self.costs[name] = {chain: costs for chain, costs in found.items() if costs is not None}
 
     def effect(self, contrast: Contrast) -> dict[str, Any]:
-        """A contrast of chains in accuracy (a difference) and in each cost (a factor), as JSON.
+        """A contrast of chains in the primary metric (a difference) and in each cost (a factor), as JSON.
 
         Latency is None where the timing of one of the chains cannot be trusted.
         """
-        found = {"accuracy": _json(accuracy_effect(contrast, self.correct))}
+        found = {"quality": _json(quality_effect(contrast, self.values))}
         known = {name: contrast.keys() <= costs.keys() for name, costs in self.costs.items()}
         return found | {
             name: _json(cost_effect(contrast, costs)) if known[name] else None for name, costs in self.costs.items()
         }
 
-    def _correct(self, chain: Chain) -> NDArray[np.bool_]:
+    def _measured(self, chain: Chain) -> list[Measurement]:
+        """The primary metric of a chain, by seed."""
         here = self.setting.conditions
-        found = [record.find("accuracy", engine=self.engine[chain], **here) for record in self.records[chain]]
-        return np.stack([unpack_bits(m.raw) for m in found if m is not None])
+        found = [record.find_primary(engine=self.engine[chain], **here) for record in self.records[chain]]
+        return [m for m in found if m is not None]
+
+    def _values(self, chain: Chain) -> Values:
+        values = [unpack_values(m.raw) for m in self._measured(chain)]
+        is_share = all(v.dtype == np.bool_ for v in values)
+        return np.stack(values).astype(np.bool_) if is_share else np.stack(values).astype(np.float64)
+
+    def quality(self, chain: Chain) -> Estimate:
+        """The primary metric of a chain's variants, with its interval over examples and seeds."""
+        values, measured = self.values[chain], self._measured(chain)
+        if len(measured) > 1:
+            return mean_over_seeds(values.astype(np.float64))
+        value = measured[0].value
+        assert value is not None
+        return Estimate(value, *(measured[0].ci or (-math.inf, math.inf)))
 
     def _latencies(self) -> dict[Chain, LogCosts]:
         """Of the chains whose timing can be trusted; the others go into `in_doubt`."""
@@ -262,21 +289,18 @@ def _order_pairs(batch: Batch, whole: Chain) -> list[dict[str, Any]]:
 
 
 def _variant(batch: Batch, chain: Chain) -> dict[str, Any]:
-    correct = batch.correct[chain]
-    one = len(correct) == 1
-    accuracy = proportion(int(correct.sum()), correct.size) if one else mean_over_seeds(correct.astype(np.float64))
     against = batch.effect({chain: 1.0, (): -1.0}) if chain else None
     return {
         "chain": list(chain),
         "engine": batch.engine[chain],
-        "accuracy": _json(accuracy),
+        "quality": _json(batch.quality(chain)),
         "variants": [record.variant for record in batch.records[chain]],
         "against_baseline": against,
     }
 
 
 def _margins(measured: Measured, batch: Batch) -> list[dict[str, Any]]:
-    """By how much the recipe's chain is more accurate than each control at each technique, over several seeds."""
+    """By how much the recipe's chain is better than each control at each technique, over several seeds."""
     if len(measured.seeds) < 2:
         return []
     return [_margin(measured, batch, control, others) for control, others in measured.of_controls.items()]
@@ -286,7 +310,7 @@ def _margin(measured: Measured, batch: Batch, control: Control, others: Sequence
     name, step, stage = control
     chain = tuple(measured.techniques[:step])
     engine = batch.engine.get(chain)
-    pairs: dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = {}
+    pairs: dict[int, tuple[Values, Values]] = {}
     for seed, own, other in zip(measured.seeds, batch.records.get(chain, ()), others, strict=False):
         pair = _judged_alike(own, other, engine=engine, **batch.setting.conditions) if other else None
         if pair is not None:
@@ -299,17 +323,17 @@ def _margin(measured: Measured, batch: Batch, control: Control, others: Sequence
         "engine": engine,
         "seeds": list(pairs),
         "seeds_without": [seed for seed in measured.seeds if seed not in pairs],
-        "accuracy": _json(margin) if margin else None,
+        "quality": _json(margin) if margin else None,
     }
 
 
-def _judged_alike(own: Record, other: Record, **here: Any) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
-    """Which examples each got right, if both were judged on the same."""
-    ours = own.find("accuracy", **here)
+def _judged_alike(own: Record, other: Record, **here: Any) -> tuple[Values, Values] | None:
+    """The values of both on the same examples, if they were judged on the same."""
+    ours = own.find_primary(**here)
     if ours is None:
         return None
-    theirs = other.find("accuracy", **here, split=ours.conditions["split"])
-    return None if theirs is None or theirs.n != ours.n else (unpack_bits(ours.raw), unpack_bits(theirs.raw))
+    theirs = other.find(ours.name, **here, split=ours.conditions["split"])
+    return None if theirs is None or theirs.n != ours.n else (unpack_values(ours.raw), unpack_values(theirs.raw))
 
 
 def _engine(records: Sequence[Record], setting: Setting, measured: Measured) -> str | None:
@@ -319,8 +343,8 @@ def _engine(records: Sequence[Record], setting: Setting, measured: Measured) -> 
     """
     shared = [
         m.conditions["engine"]
-        for m in records[0].measurements
-        if m.name == "accuracy" and Setting.of(m.conditions) == setting and m.conditions["engine"] in measured.engines
+        for m in records[0].primary
+        if Setting.of(m.conditions) == setting and m.conditions["engine"] in measured.engines
     ]
     if measured.engine != BEST:
         return measured.engine if measured.engine in shared else None

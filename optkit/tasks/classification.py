@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError, first_line
-from optkit.core.task import NO_LABEL, POOL, Batch
+from optkit.core.task import CLASSES, NO_LABEL, POOL, Batch
+from optkit.metrics.registry import resolve_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,15 +60,18 @@ S = TypeVar("S", bound=Split)
 
 @dataclass(kw_only=True)
 class Classification(ABC, Generic[S]):
-    """A labelled data set with train, validation and test splits; the metric is accuracy.
+    """A labelled data set with train, validation and test splits.
 
     Attributes:
         limit: at most so many examples a split (a smoke run); None for all.
+        metrics: names of `optkit.metrics.registry.METRICS`, dotted paths, or metrics; the first one budgets.
     """
 
     limit: int | None = None
+    metrics: Any = ("accuracy",)
 
     def __post_init__(self) -> None:
+        self.metrics = resolve_metrics(self.metrics)
         if self.limit is not None:
             check_count("limit", self.limit)
 
@@ -159,6 +163,16 @@ class Classification(ABC, Generic[S]):
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
         return module(*batch.inputs)
 
+    @property
+    def output_kind(self) -> str:
+        return CLASSES
+
+    def mismatch(self, output: Any, count: int) -> str | None:
+        shape = list(output.shape) if hasattr(output, "shape") else type(output).__name__
+        if shape == [count, len(self.classes)]:
+            return None
+        return f"it gives {shape} for {count} examples of {len(self.classes)} classes: logits, one for each class"
+
     def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         from torch.nn import functional as F
 
@@ -166,12 +180,6 @@ class Classification(ABC, Generic[S]):
             logits, batch.targets, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
         )
         return total / (batch.targets != NO_LABEL).sum().clamp(min=1)
-
-    def correct(self, logits: Tensor, batch: Batch) -> Tensor:
-        return logits.argmax(-1) == batch.targets
-
-    def metric(self, correct: NDArray[np.bool_]) -> float:
-        return float(correct.mean())
 
 
 class Examples(Protocol):

@@ -51,4 +51,6 @@ class TaskLoss:
     label_smoothing: float = 0.0
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
-        return self.task.loss(self.task.forward(module, batch).float(), batch, self.label_smoothing)
+        from optkit.core.structure import as_float
+
+        return self.task.loss(as_float(self.task.forward(module, batch)), batch, self.label_smoothing)

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError
 from optkit.core.layout import channels_last_
+from optkit.core.metric import observed, stacked
 from optkit.core.progress import track
 from optkit.core.seeds import derive_seed
+from optkit.core.structure import as_float
 from optkit.core.task import Batch, Task
 from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import load_state, save_state
@@ -36,8 +38,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class FitReport:
-    """What training did: one loss and validation accuracy an epoch, the epoch kept, the precision it ran in, seconds
-    over all attempts."""
+    """What training did: one loss and one validation metric (the task's first) an epoch, the epoch kept, the precision
+    it ran in, seconds over all attempts."""
 
     epochs: int
     steps: int
@@ -71,6 +73,7 @@ class Fit:
         self.config, self.module, self.task, self.objective = trainer, module, task, objective
         self.seed, self.workdir, self.device, self.callbacks = seed, workdir, device, callbacks
         self.description = description
+        self.metric = task.metrics[0]
         self.own = objective.own if isinstance(objective, OwnParameters) else nn.Module()
         self.split = getattr(objective, "split", "train")
         self.steps_per_epoch = math.ceil(task.size(self.split) / trainer.batch_size)
@@ -167,7 +170,7 @@ class Fit:
             self.epoch,
             math.ceil(self.total / self.steps_per_epoch),
             mean,
-            f", validation {self.validation[-1]:.4f}" if self.validation else "",
+            f", validation {self.metric.name} {self.validation[-1]:.4g}" if self.validation else "",
         )
         self._save(seconds)
 
@@ -175,14 +178,18 @@ class Fit:
         self.module.eval()
         with torch.inference_mode():
             batches = self.task.batches("validation", 4 * self.config.batch_size)
-            correct = [
-                self.task.correct(self.task.forward(self.module, b), b).cpu().numpy() for b in self._moved(batches)
-            ]
+            table = stacked(
+                [observed(self.metric, as_float(self.task.forward(self.module, b)), b) for b in self._moved(batches)]
+            )
         self.module.train()
-        score = self.task.metric(np.concatenate(correct))
-        if not self.validation or score > max(self.validation):
+        self.validation.append(self.metric.value(table))
+        if self._best_epoch() == len(self.validation) - 1:
             self.best = _copy_state(self.module)
-        self.validation.append(score)
+
+    def _best_epoch(self) -> int:
+        """The first of the best, counted from 0."""
+        best = np.argmax if self.metric.higher_is_better else np.argmin
+        return int(best(self.validation))
 
     def _moved(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return (batch.to(self.device) for batch in batches)
@@ -190,7 +197,7 @@ class Fit:
     def _out_of_patience(self) -> bool:
         if self.config.patience is None or not self.validation:
             return False
-        return len(self.validation) - 1 - int(np.argmax(self.validation)) >= self.config.patience
+        return len(self.validation) - 1 - self._best_epoch() >= self.config.patience
 
     def _update_ema(self) -> None:
         if self.ema is None:
@@ -209,7 +216,7 @@ class Fit:
         if chosen is not None:
             self.module.load_state_dict(chosen)
         if self.config.select == "best":
-            return f"epoch {int(np.argmax(self.validation)) + 1}"
+            return f"epoch {self._best_epoch() + 1}"
         return self.config.select
 
     def _save(self, seconds: float) -> None:

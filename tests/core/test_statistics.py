@@ -221,7 +221,7 @@ def test_one_seed_is_judged_by_its_examples_alone():
 def test_few_disagreements_of_one_seed_have_the_interval_of_a_pair():
     reference = np.arange(450) < 400
     candidate = reference & (np.arange(450) >= 4)
-    found = statistics.weighted_accuracy([-1.0, 1.0], [reference[None], candidate[None]])
+    found = statistics.weighted_metric([-1.0, 1.0], [reference[None], candidate[None]])
     assert found == statistics.paired_difference(candidate, reference).delta
     assert found == statistics.difference_over_seeds(candidate[None], reference[None])
     assert found.low < -0.01 < found.value < 0 <= found.high
@@ -230,8 +230,8 @@ def test_few_disagreements_of_one_seed_have_the_interval_of_a_pair():
 def test_no_disagreement_in_a_sum_still_has_an_interval_of_some_width():
     same = np.tile(np.arange(200) < 150, (3, 1))
     for found in (
-        statistics.weighted_accuracy([0.5, -0.5, 0.5, -0.5], [same[:1]] * 4),
-        statistics.weighted_accuracy([1.0, -1.0], [same] * 2),
+        statistics.weighted_metric([0.5, -0.5, 0.5, -0.5], [same[:1]] * 4),
+        statistics.weighted_metric([1.0, -1.0], [same] * 2),
         statistics.difference_over_seeds(same, same[:2]),
     ):
         assert found.value == 0
@@ -245,7 +245,7 @@ def test_what_is_added_to_a_sum_counts_as_much_as_its_examples_do():
     values = (weights[:, None] * right[:, 0]).sum(0)
     typical = np.sqrt((values[values != 0] ** 2).mean())
     by_hand = statistics.mean_over_seeds(np.append(values, [typical, -typical])[None])
-    found = statistics.weighted_accuracy(weights.tolist(), list(right))
+    found = statistics.weighted_metric(weights.tolist(), list(right))
     assert found.value == pytest.approx(values.mean())
     assert found.ci == pytest.approx(by_hand.ci)
 

@@ -7,13 +7,13 @@ import torch
 
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import StageError, UserError
-from optkit.core.records import unpack_bits
+from optkit.core.records import unpack_values
 from optkit.core.variant import Variant
 from optkit.engines import Eager
 from optkit.measure import Bench, Measure
-from optkit.measure.accuracy import answers, measure_accuracy
 from optkit.measure.latency import CALLS, MIN_ROUNDS, interleaved
 from optkit.measure.memory import measure_memory
+from optkit.measure.quality import measure_quality
 from optkit.measure.static import measure_macs, measure_static
 from optkit.models import SmallCNN
 from optkit.report import rows
@@ -85,11 +85,10 @@ def test_the_last_batch_is_filled_up_and_its_repeats_are_not_counted(digits, mlp
         expected = np.concatenate([(mlp(*b.inputs).argmax(-1) == b.targets).numpy() for b in digits.batches("test", 7)])
     session = Eager().compile(mlp, variant, digits.example(48))
     assert digits.size("test") % 48
-    np.testing.assert_array_equal(answers(session, digits, "test", 48), expected)
-    found = measure_accuracy(session, digits, "test", 48, {"engine": "eager"})
+    found = measure_quality(session, digits, "test", 48, {"engine": "eager"})[0]
     assert found.value == pytest.approx(expected.mean())
     assert found.n == len(expected)
-    np.testing.assert_array_equal(unpack_bits(found.raw), expected)
+    np.testing.assert_array_equal(unpack_values(found.raw), expected)
 
 
 def test_static_figures_are_counted_by_hand(tmp_path):
@@ -172,7 +171,7 @@ def test_without_eager_the_baseline_still_answers_on_it(digits, mlp, variant, tm
     assert engines(candidate, "latency", of="baseline") == ["eager", "other"]
     first = replace(make_record(), measurements=base)
     second = replace(make_record(variant="v1", parent="v0", step=1), measurements=candidate)
-    deltas = {(r["step"], r["engine"]): r["accuracy_delta"] for r in rows([first, second])}
+    deltas = {(r["step"], r["engine"]): r["quality_delta"] for r in rows([first, second])}
     assert deltas == {(0, "eager"): 0.0, (0, "other"): 0.0, (1, "other"): 0.0}
 
 

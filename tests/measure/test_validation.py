@@ -14,4 +14,4 @@ def test_it_is_the_metric_on_examples_spread_over_validation(digits, mlp, exampl
     loss = torch.nn.functional.cross_entropy(logits, batch.targets[places])
     assert Validation(digits, examples)(mlp) == pytest.approx(loss.item(), rel=1e-5)
     right = (logits.argmax(1) == batch.targets[places]).float().mean()
-    assert Validation(digits, examples, "accuracy")(mlp) == pytest.approx(right.item())
+    assert Validation(digits, examples, "metric")(mlp) == pytest.approx(right.item())

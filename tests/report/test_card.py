@@ -25,7 +25,7 @@ def test_a_card_for_each_variant_reads_back_through_the_hub(tmp_path):
     assert card.data.library_name == "optkit"
     row = next(r for r in rows(records) if r["stage"] == "quantize")
     results = {r.metric_type: r for r in card.data.eval_results}
-    assert results["accuracy"].metric_value == row["accuracy"]
+    assert results["accuracy"].metric_value == row["quality"]
     assert results["speedup"].metric_value == row["speedup"]
     assert results["accuracy"].dataset_name == "digits"
     assert "inductor, batch 8" in results["accuracy"].metric_name

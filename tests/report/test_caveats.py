@@ -81,7 +81,7 @@ def test_every_format_marks_the_row(folder, records):
     assert f"{MARK}" not in render([write_run(folder / "quiet", chain())], "md")
     table = list(csv.DictReader(io.StringIO(render([folder], "csv"))))
     assert [row["caveat"] for row in table] == [r["caveat"] or "" for r in rows(records)]
-    assert table[0]["accuracy_low"] == "0.0"
+    assert table[0]["quality_low"] == "0.0"
     assert all(len(row) == len(table[0]) and None not in row for row in table)
 
 
@@ -139,7 +139,7 @@ def test_the_waterfall_of_latency_takes_it_with_the_next_step():
         ("2 recover", True),
         ("3 quantize", False),
     ]
-    assert sum(s.delta for s in every) == pytest.approx(every[-1].row["accuracy"] - every[0].row["accuracy"])
+    assert sum(s.delta for s in every) == pytest.approx(every[-1].row["quality"] - every[0].row["quality"])
 
 
 def test_the_waterfall_says_what_it_leaves_out(folder):
@@ -181,7 +181,7 @@ def test_a_diff_compares_its_accuracy_only(tmp_path, records):
     pairs = {(p.stage, p.engine): p for p in found.pairs}
     last, before = pairs["quantize", "inductor"], pairs["recover", "inductor"]
     assert (last.latency_ratio, last.speedup_ratio, last.caveat) == (None, None, CAVEAT)
-    assert last.accuracy_delta == 0.0
+    assert last.quality_delta == 0.0
     assert before.speedup_ratio == pytest.approx(1.0)
     assert found.warnings == [
         f"timings that cannot be trusted ({MARK}) are not compared: 3 quantize at batch 8 ({CAVEAT})"

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from optkit.core.errors import UserError
-from optkit.core.records import pack_bits
+from optkit.core.records import pack_values
 from optkit.core.statistics import paired_difference
 from optkit.report.diff import diff_runs, table
 from tests.report.runs import answers, chain, series, write_run
@@ -40,11 +40,11 @@ def test_namesakes_are_compared_on_the_same_examples(folders):
     by = {(p.stage, p.engine): p for p in found.pairs}
     assert len(by) == len(found.pairs) == 7
     same = by["prune", "eager"]
-    assert (same.accuracy_delta, same.latency_ratio, same.speedup_ratio) == (0.0, 1.0, 1.0)
+    assert (same.quality_delta, same.latency_ratio, same.speedup_ratio) == (0.0, 1.0, 1.0)
     last = by["quantize", "inductor"]
     expected = paired_difference(answers(927), answers(947))
-    assert last.accuracy_delta == pytest.approx(-0.02)
-    assert (last.accuracy_delta_ci, last.accuracy_delta_p) == (expected.delta.ci, expected.p_value)
+    assert last.quality_delta == pytest.approx(-0.02)
+    assert (last.quality_delta_ci, last.quality_delta_p) == (expected.delta.ci, expected.p_value)
     assert last.latency_ratio == pytest.approx(2, rel=0.02)
     assert last.speedup_ratio == pytest.approx(2, rel=0.03)
     assert last.speedup_ratio_ci[0] < last.speedup_ratio < last.speedup_ratio_ci[1]
@@ -66,7 +66,7 @@ def test_other_machines_and_other_data_are_named_and_not_compared(tmp_path):
     for pair in found.pairs:
         assert pair.latency_ratio is None
         assert pair.speedup_ratio is None
-        assert pair.accuracy_delta_ci is None
+        assert pair.quality_delta_ci is None
 
 
 def test_rows_of_other_batch_sizes_are_not_mixed(tmp_path):
@@ -91,7 +91,7 @@ def test_the_command(optkit_command, folders, tmp_path):
 
 
 def _judged(record, right):
-    raw = pack_bits(answers(right))
+    raw = pack_values(answers(right))
     return [replace(m, raw=raw, value=right / 1000) if m.name == "accuracy" else m for m in record.measurements]
 
 
@@ -106,9 +106,9 @@ def _branching(controlled_right):
 def test_a_control_and_another_chain_do_not_take_a_variants_place(tmp_path):
     first, second = (write_run(tmp_path / name, _branching(right)) for name, right in (("a", 900), ("b", 910)))
     by = {(p.stage, p.engine): p for p in diff_runs(first, second).pairs}
-    assert by["recover", "eager"].accuracy == (0.948, 0.948)
-    assert by["random_prune: recover", "eager"].accuracy == (0.9, 0.91)
-    assert by["baseline+recover", "eager"].accuracy == (0.949, 0.949)
+    assert by["recover", "eager"].quality == (0.948, 0.948)
+    assert by["random_prune: recover", "eager"].quality == (0.9, 0.91)
+    assert by["baseline+recover", "eager"].quality == (0.949, 0.949)
     assert len(by) == 7 + 2 + 2
 
 

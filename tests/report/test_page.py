@@ -17,6 +17,7 @@ from optkit.report.page.formatting import count, seconds, signed
 from optkit.report.page.runs import open_runs, variant_names
 from optkit.report.page.steps import changes
 from optkit.report.page.verdict import verdict
+from optkit.report.written import ACCURACY
 from tests.report.runs import HOSTILE, answers, chain, hostile, sensitivity, series, sweep, two_lengths, write_run
 
 
@@ -102,7 +103,7 @@ def test_without_answers_of_the_baseline_on_eager_the_verdict_says_so():
     ]
     judged = verdict(rows(found))
     assert judged.row is None
-    assert judged.sentence.startswith("No change of accuracy is known")
+    assert judged.sentence.startswith("No change in accuracy is known")
     assert "“quantize” on inductor at batch 8, is " in judged.sentence
 
 
@@ -113,7 +114,7 @@ def test_the_steps_multiply_to_the_whole():
     assert steps[2].ratio == pytest.approx(1.5, rel=0.02)
     assert steps[2].ratio_ci[0] < steps[2].ratio < steps[2].ratio_ci[1]
     assert steps[3].ratio_ci[0] <= 1 <= steps[3].ratio_ci[1] or abs(steps[3].ratio - 1) < 0.01
-    assert sum(s.delta for s in steps) == pytest.approx(steps[-1].row["accuracy"] - steps[0].row["accuracy"])
+    assert sum(s.delta for s in steps) == pytest.approx(steps[-1].row["quality"] - steps[0].row["quality"])
     assert steps[2].delta == pytest.approx(-0.4)
 
 
@@ -251,7 +252,7 @@ def test_runs_of_different_machines_are_named_and_kept_apart(tmp_path):
 
 def _effect(accuracy, latency):
     return {
-        "accuracy": {"value": accuracy, "ci": [accuracy - 0.01, accuracy + 0.01]},
+        "quality": {"value": accuracy, "ci": [accuracy - 0.01, accuracy + 0.01]},
         "latency": {"value": latency, "ci": None},
     }
 
@@ -264,7 +265,7 @@ def _ablation():
         "interactions": [{"techniques": ["prune", "quantize"], **_effect(0.01, 1.1)}],
         "controls": [{
             "control": "random_prune", "stage": "prune", "step": 1, "engine": "eager", "seeds": [0, 1],
-            "seeds_without": [], "accuracy": {"value": 0.031, "ci": [0.02, 0.042]},
+            "seeds_without": [], "quality": {"value": 0.031, "ci": [0.02, 0.042]},
         }],
     }  # fmt: skip
     return {"format": 1, "recipe": "the studied", "batches": [batch]}
@@ -337,6 +338,6 @@ def test_the_command_writes_a_file(optkit_command, folder, tmp_path):
 
 
 def test_words():
-    assert [signed(v) for v in (-0.004, 0.0004, -0.0004, 0.01)] == ["\N{MINUS SIGN}0.4", "0.0", "0.0", "+1.0"]
+    assert [signed(ACCURACY, v) for v in (-0.004, 0.0004, -0.0004, 0.01)] == ["\N{MINUS SIGN}0.4", "0.0", "0.0", "+1.0"]
     assert [count(v) for v in (12345, 2.5e6, 3e9, math.inf)] == ["12,345", "2.5 million", "3 billion", "never"]
     assert [seconds(v) for v in (0.25, 20, 600, 36000)] == ["0.25 s", "20 s", "10 min", "10.0 h"]

@@ -16,8 +16,8 @@ from optkit.report.tables import COLUMNS, markdown, table
 from tests.conftest import make_record
 from tests.report.runs import two_lengths
 
-KEYS = """run recipe variant parent step stage technique engine batch_size threads accuracy accuracy_ci accuracy_delta
-accuracy_delta_ci latency_p50_ms latency_p99_ms speedup speedup_ci speedup_same_engine throughput peak_memory_mb size_mb
+KEYS = """run recipe variant parent step stage technique engine batch_size threads metric unit metric_kind higher_is_better metrics quality quality_ci quality_delta
+quality_delta_ci latency_p50_ms latency_p99_ms speedup speedup_ci speedup_same_engine throughput peak_memory_mb size_mb
 params macs int8_share sparsity roofline stage_cost_s""".split()
 
 
@@ -65,10 +65,10 @@ def test_ratios_are_taken_within_the_rounds_they_were_timed_in():
 
 def test_accuracy_differences_are_paired():
     by = {(r["step"], r["engine"]): r for r in rows(_run())}
-    assert by[1, "eager"]["accuracy_delta"] == pytest.approx(0.0)
-    assert by[1, "eager"]["accuracy_delta_ci"][0] < 0 < by[1, "eager"]["accuracy_delta_ci"][1]
-    assert by[1, "eager"]["accuracy_delta_p"] == pytest.approx(1.0)
-    assert by[0, "eager"]["accuracy_delta_ci"] == [0.0, 0.0]
+    assert by[1, "eager"]["quality_delta"] == pytest.approx(0.0)
+    assert by[1, "eager"]["quality_delta_ci"][0] < 0 < by[1, "eager"]["quality_delta_ci"][1]
+    assert by[1, "eager"]["quality_delta_p"] == pytest.approx(1.0)
+    assert by[0, "eager"]["quality_delta_ci"] == [0.0, 0.0]
 
 
 def test_what_was_not_measured_is_none():
@@ -79,7 +79,7 @@ def test_what_was_not_measured_is_none():
 
 def test_a_record_without_its_baseline_has_no_ratios():
     found = rows([_run()[1]])
-    assert all(r["accuracy_delta"] is None for r in found)
+    assert all(r["quality_delta"] is None for r in found)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_a_table_fits_its_console(folder, width):
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12))
 def test_the_front_is_what_nothing_dominates(points):
-    data = [{"latency_p50_ms": x, "accuracy": y} for x, y in points]
+    data = [{"latency_p50_ms": x, "quality": y} for x, y in points]
     expected = [not any((a <= x and b >= y) and (a, b) != (x, y) for a, b in points) for x, y in points]
     assert on_front(data) == expected
 

@@ -162,7 +162,7 @@ def test_mlflow_holds_a_run_with_its_variants_and_reads_back(folder, tmp_path):
 
     row = next(r for r in rows(chain()) if r["stage"] == "quantize")
     metrics = runs["3-quantize"].data.metrics
-    assert metrics["inductor/batch 8/accuracy"] == row["accuracy"]
+    assert metrics["inductor/batch 8/accuracy"] == row["quality"]
     assert metrics["inductor/batch 8/speedup"] == pytest.approx(row["speedup"])
     assert metrics["size_mb"] == 0.5
     recover = runs["2-recover"]
@@ -255,7 +255,7 @@ def test_a_real_mlflow_server_holds_a_run_and_gives_it_back_over_rest(folder, tm
         assert params["stages.prune.amount"] == "0.5"
         row = next(r for r in rows(chain()) if r["stage"] == "quantize")
         metrics = {m["key"]: m["value"] for m in runs["3-quantize"]["data"]["metrics"]}
-        assert metrics["inductor/batch 8/accuracy"] == row["accuracy"]
+        assert metrics["inductor/batch 8/accuracy"] == row["quality"]
         assert metrics["inductor/batch 8/speedup"] == pytest.approx(row["speedup"])
         recover = runs["2-recover"]["info"]["run_id"]
         path = f"mlflow/metrics/get-history?run_id={recover}&metric_key=training/loss"
@@ -312,5 +312,5 @@ def test_a_run_is_tracked_from_the_command_line(optkit_command, tmp_path):
     assert len(client.get_metric_history(child.info.run_id, "training/loss")) == 2
     folder = next((tmp_path / "runs").glob("test-*"))
     report = json.loads((folder / "report.json").read_text())
-    assert child.data.metrics["eager/batch 4/accuracy"] == report[0]["accuracy"]
+    assert child.data.metrics["eager/batch 4/accuracy"] == report[0]["quality"]
     assert "README.md" in {a.path for a in client.list_artifacts(child.info.run_id)}

@@ -93,7 +93,7 @@ def test_a_chain_that_loses_accuracy_says_what_it_did():
         "No technique pays without a measurable loss. Serve the baseline itself on inductor"
     )
     assert judged.chain.startswith("The whole chain (prune) on inductor at batch 8 is 3.0")
-    assert "for an accuracy change of \N{MINUS SIGN}40.0 points" in judged.chain
+    assert "for a change in accuracy of \N{MINUS SIGN}40.0 points" in judged.chain
 
 
 def test_the_folder_of_the_variant_is_named(tmp_path):

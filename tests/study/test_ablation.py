@@ -8,7 +8,7 @@ import pytest
 from optkit.core import ledger
 from optkit.core.cache import read_json
 from optkit.core.errors import StageError, UserError
-from optkit.core.records import unpack_bits
+from optkit.core.records import unpack_values
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Outcome
 from optkit.core.statistics import difference_over_seeds
@@ -90,14 +90,14 @@ def test_eight_subsets_train_no_stage_twice_and_their_values_sum_to_the_total(re
     effects = batch["attribution"]["effects"]
     assert [e["technique"] for e in effects] == ["mask", "tune", "halve"]
     total = batch["total"]
-    assert sum(e["accuracy"]["value"] for e in effects) == pytest.approx(total["accuracy"]["value"])
+    assert sum(e["quality"]["value"] for e in effects) == pytest.approx(total["quality"]["value"])
     for cost in ("latency", "size", "nonzeros"):
         # a latency is not given where other work disturbed its timing
         if total[cost] and all(e[cost] for e in effects):
             assert math.prod(e[cost]["value"] for e in effects) == pytest.approx(total[cost]["value"])
     whole = next(v for v in batch["variants"] if len(v["chain"]) == 3)
     first = next(v for v in batch["variants"] if not v["chain"])
-    assert whole["accuracy"]["value"] - first["accuracy"]["value"] == pytest.approx(total["accuracy"]["value"])
+    assert whole["quality"]["value"] - first["quality"]["value"] == pytest.approx(total["quality"]["value"])
     assert read_json(done.folder / RESULT) == done.result
     assert "Shapley values" in ablation_markdown(done.result)
 
@@ -243,7 +243,7 @@ def test_margins_over_controls_are_pooled_over_seeds(recipe, monkeypatch):
     for folder in done.result["runs"]:
         for record in ledger.read(done.folder / folder):
             if record.chain[-1:] == ["recover"] and record.step == 2:
-                right[record.control].append(unpack_bits(record.find("accuracy").raw))
+                right[record.control].append(unpack_values(record.find("accuracy").raw))
     right = {control: np.stack(seeds) for control, seeds in right.items()}
     assert {control: len(seeds) for control, seeds in right.items()} == {None: 3, NO_TEACHER: 3, SMALLER_DENSE: 2}
     (batch,) = done.result["batches"]
@@ -251,7 +251,7 @@ def test_margins_over_controls_are_pooled_over_seeds(recipe, monkeypatch):
     assert [(e["stage"], e["step"], e["engine"]) for e in found.values()] == [("recover", 2, "eager")] * 2
     for control, seeds in ((NO_TEACHER, [0, 1, 2]), (SMALLER_DENSE, [1, 2])):
         by_hand = difference_over_seeds(right[None][seeds], right[control])
-        assert found[control]["accuracy"] == {"value": by_hand.value, "ci": by_hand.ci}
+        assert found[control]["quality"] == {"value": by_hand.value, "ci": by_hand.ci}
         assert found[control]["seeds"] == seeds
     assert (found[NO_TEACHER]["seeds_without"], found[SMALLER_DENSE]["seeds_without"]) == ([], [0])
     text = ablation_markdown(done.result, rows(ledger.read(done.folder)))

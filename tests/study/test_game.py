@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from optkit.core.statistics import mean_over_seeds
-from optkit.study.effects import LogCosts, accuracy_effect, cost_effect
+from optkit.study.effects import LogCosts, cost_effect, quality_effect
 from optkit.study.game import interaction_weights, leave_one_out_weights, num_orders, shapley_weights
 
 PLAYERS = ("a", "b", "c", "d")
@@ -122,7 +122,7 @@ def test_accuracies_are_paired_example_by_example():
     base = random.random((2, 400)) < 0.8
     correct = {frozenset(): base, frozenset("a"): base.copy()}
     correct[frozenset("a")][:, :40] = True
-    found = accuracy_effect({frozenset("a"): 1.0, frozenset(): -1.0}, correct)
+    found = quality_effect({frozenset("a"): 1.0, frozenset(): -1.0}, correct)
     difference = correct[frozenset("a")].astype(float) - base
     assert found.value == pytest.approx(difference.mean())
     # with an example more each way, which counts as much as those that do

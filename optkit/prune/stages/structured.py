@@ -120,7 +120,15 @@ class StructuredPruning(CutOptions, SteppedPruning):
         from optkit.prune.sensitivity import sensitivity
 
         evaluate = Validation(task, self.sensitivity_examples, metric)
-        return sensitivity(module, task.example(2), evaluate, metric=metric, **self._ranking(task, seed))
+        return sensitivity(
+            module,
+            task.example(2),
+            evaluate,
+            metric=metric if metric == "loss" else task.metrics[0].name,
+            higher_is_better=evaluate.higher_is_better,
+            metric_kind=None if metric == "loss" else task.metrics[0].kind,
+            **self._ranking(task, seed),
+        )
 
     def _ranking(self, task: Task, seed: int) -> dict[str, Any]:
         """The arguments that decide which units of a group go first."""

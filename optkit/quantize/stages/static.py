@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from optkit.core.checks import check_count, check_share
+from optkit.core.checks import check_count, check_positive
 from optkit.core.stage import Context, Outcome
 from optkit.core.task import Task
 from optkit.quantize.options import StaticOptions
@@ -24,8 +24,8 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
     Attributes:
         target, observer, reduce_range, protect, equalize, smooth, rounding, correct_bias: see `StaticOptions`.
         batches, batch_size, min_int8_share: see `CalibratedInt8`.
-        max_drop: how much accuracy on validation int8 may cost (0.005: half a point); as few layers as need be stay
-            in float; null: all are int8, whatever it costs.
+        max_drop: by how much the task's first metric on validation may be worse in int8, in its own unit (of shares,
+            such as accuracy, 0.005 is half a point); as few layers as need be stay in float; null: all are int8.
         sensitivity_examples: validation examples that the layers to keep are chosen on.
     """
 
@@ -36,7 +36,7 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
         super().__post_init__()
         check_count("sensitivity_examples", self.sensitivity_examples)
         if self.max_drop is not None:
-            check_share("max_drop", self.max_drop)
+            check_positive("max_drop", self.max_drop)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         from optkit.measure.validation import Validation
@@ -46,10 +46,16 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
         module, example, batches = module.eval(), ctx.task.example(2), self.calibration(ctx)
         if self.max_drop is None:
             return self.outcome(calibrate_static(module, example, batches, self).convert(self.observer), ctx)
-        accuracy = Validation(ctx.task, self.sensitivity_examples, "accuracy")
-        loss, drop = accuracy.by("loss"), self.max_drop
+        metric = Validation(ctx.task, self.sensitivity_examples, "metric")
         within = quantize_within(
-            module, example, batches, max_drop=drop, accuracy=accuracy, loss=loss, **self.keywords()
+            module,
+            example,
+            batches,
+            max_drop=self.max_drop,
+            evaluate=metric,
+            higher_is_better=metric.higher_is_better,
+            loss=metric.by("loss"),
+            **self.keywords(),
         )
         return self.outcome(within, ctx)
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate
-from optkit.report.page.formatting import against, called, headline_ratio, interval, points, times
+from optkit.report.page.formatting import against, called, difference, headline_ratio, interval, times
 from optkit.report.page.steps import changes, main_line
 from optkit.report.rows import Row, describe_setting, is_trusted, relative_speedup
+from optkit.report.written import Written
 
 LEARNING = ("model", "engine", "train", "distill")  # what is not meant to make a model faster
 MOST_PLACES = 3
@@ -39,7 +40,8 @@ def _whole(line: Sequence[Row], end: Row, best: Row | None) -> list[str]:
     """How fast the end of the chain is, as far as the verdict does not say so."""
     stages = ", ".join(dict.fromkeys(r["stage"] for r in sorted(line, key=lambda r: r["step"]) if r["step"] > 0))
     if best is None or best["variant"] != end["variant"]:
-        cost = "" if end["accuracy_delta"] is None else f", for an accuracy change of {points(end, 'accuracy_delta')}"
+        name = Written.of(end).name
+        cost = "" if end["quality_delta"] is None else f", for a change in {name} of {difference(end, 'quality_delta')}"
         ratio = times(end, headline_ratio(end))
         return [f"The whole chain ({stages}) on {describe_setting(end)} is {ratio} as fast as {against(end)}{cost}."]
     if best["engine"] == best["reference"] or headline_ratio(best) != "speedup" or not best["speedup_same_engine"]:

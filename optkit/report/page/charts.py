@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from optkit.report.written import Written
+
 if TYPE_CHECKING:
     import altair
 
@@ -28,16 +30,17 @@ NAMED = 12  # up to so many points have their names written beside them
 Values = list[dict[str, Any]]
 
 
-def scatter(values: Values, x: str, x_title: str, group: str) -> Layers:
-    """Accuracy (%) against a cost on a logarithmic axis, with intervals and the Pareto front.
+def scatter(values: Values, x: str, x_title: str, group: str, written: Written) -> Layers:
+    """A metric against a cost on a logarithmic axis, with intervals and the Pareto front; up is better.
 
     Args:
-        values: ``name, engine, accuracy, accuracy_low, accuracy_high, front``, the cost ``x`` and, where it has an
+        values: ``name, engine, quality, quality_low, quality_high, front``, the cost ``x`` and, where it has an
             interval, ``x_low`` and ``x_high``; everything else is shown in the tooltip. A point with a ``caveat`` is
             hollow.
         x: the key of the cost.
         x_title: the axis' title.
         group: the key that colours the points: ``technique`` or ``run``.
+        written: how the metric is.
     """
     import altair as alt
 
@@ -46,11 +49,13 @@ def scatter(values: Values, x: str, x_title: str, group: str) -> Layers:
     at = alt.X(
         f"{x}:Q", title=x_title, scale=alt.Scale(type="log", nice=False, padding=26), axis=_log_axis(alt, values, x)
     )
-    low, high = _shown(values)
-    values = [v | ({"label": f"{v['label']} ↓"} if v["accuracy"] < low else {}) for v in values]
+    low, high = _shown(values, written)
+    values = [v | ({"label": f"{v['label']} ↓"} if _is_below(v, low, high, written) else {}) for v in values]
     base = alt.Chart(alt.Data(values=values), height=320)
-    scale = alt.Scale(domain=[low, high], nice=False, zero=False, clamp=True)
-    up = alt.Y("accuracy:Q", title="accuracy, %", scale=scale, axis=alt.Axis(labelExpr=UP_TO_100, tickCount=6))
+    reverse = not written.higher_is_better
+    scale = alt.Scale(domain=[low, high], nice=False, zero=False, clamp=True, reverse=reverse)
+    labels = UP_TO_100 if written.is_share else "datum.label"
+    up = alt.Y("quality:Q", title=written.title, scale=scale, axis=alt.Axis(labelExpr=labels, tickCount=6))
     color = alt.Color(
         f"{group}:N", title=None, sort=None, scale=_colors(alt, group, groups), legend=_legend(alt, groups)
     )
@@ -58,7 +63,8 @@ def scatter(values: Values, x: str, x_title: str, group: str) -> Layers:
         "engine:N", title=None, scale=alt.Scale(domain=engines, range=_cycle(SHAPES, len(engines))),
         legend=_legend(alt, engines, outline=True),
     )  # fmt: skip
-    tooltip = [alt.Tooltip(f"{key}:N", title=title) for key, title in _TOOLTIP.items() if key in values[0]]
+    titles = _TOOLTIP | {"tip_quality": written.title, "tip_change": written.change_title}
+    tooltip = [alt.Tooltip(f"{key}:N", title=title) for key, title in titles.items() if key in values[0]]
     hidden = ("tip_latency", "tip_size")
     tooltip += [alt.Tooltip(f"{key}:N", title=key.removeprefix("tip_")) for key in hidden if key in values[0]]
     line = base.transform_filter("datum.front").mark_line(
@@ -66,9 +72,7 @@ def scatter(values: Values, x: str, x_title: str, group: str) -> Layers:
     ).encode(x=at, y=up, order=f"{x}:Q")  # fmt: skip
     layers = [
         line,
-        base.mark_rule(opacity=0.55, strokeWidth=1.5).encode(
-            x=at, y="accuracy_low:Q", y2="accuracy_high:Q", color=color
-        ),
+        base.mark_rule(opacity=0.55, strokeWidth=1.5).encode(x=at, y="quality_low:Q", y2="quality_high:Q", color=color),
     ]
     if f"{x}_low" in values[0]:
         layers.append(base.mark_rule(strokeWidth=1.5).encode(x=f"{x}_low:Q", x2=f"{x}_high:Q", y=up, color=color))
@@ -80,8 +84,8 @@ def scatter(values: Values, x: str, x_title: str, group: str) -> Layers:
 
 
 _TOOLTIP = {
-    "run": "run", "name": "variant", "engine": "engine", "batch": "batch", "tip_accuracy": "accuracy, %",
-    "tip_change": "change, points", "tip_speedup": "speedup", "caveat": "cannot be trusted",
+    "run": "run", "name": "variant", "engine": "engine", "batch": "batch", "tip_quality": "", "tip_change": "",
+    "tip_speedup": "speedup", "caveat": "cannot be trusted",
 }  # fmt: skip
 
 
@@ -128,8 +132,8 @@ def heat_map(values: Values, rows: Sequence[str], columns: Sequence[str]) -> Lay
     """Speedups as shades around 1: a row for each variant, a column for each engine and batch size.
 
     Args:
-        values: ``row, column, speedup, text``, ``change`` of accuracy, ``ci`` and ``caveat``; a cell with a caveat has
-            no shade.
+        values: ``row, column, speedup, text``, ``change`` of the metric, ``ci`` and ``caveat``; a cell with
+            a caveat has no shade.
         rows, columns: in order.
     """
     import altair as alt
@@ -180,7 +184,7 @@ def sensitivity(table: Sensitivity) -> Layers:
     """The metric against the share of each group of units that is removed, darker where it does more harm."""
     import altair as alt
 
-    from optkit.report.heatmap import SMALL, cells
+    from optkit.report.heatmap import cells, small_harm
 
     values = cells(table)
     groups = list(dict.fromkeys(v["group"] for v in values))
@@ -195,7 +199,7 @@ def sensitivity(table: Sensitivity) -> Layers:
     y = alt.Y("group:N", title=None, sort=groups, axis=alt.Axis(labelLimit=150, ticks=False, domain=False))
     shade = alt.Scale(
         type="symlog",
-        constant=SMALL[table.metric],
+        constant=small_harm(table),
         domainMin=0,
         domainMax=max(worst, 1e-9),
         interpolate="rgb",
@@ -355,19 +359,35 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-def _shown(values: Values) -> tuple[float, float]:
-    """The axis of accuracy: around the front, with what is far below it left at the lower edge."""
+def _shown(values: Values, written: Written) -> tuple[float, float]:
+    """The axis of the metric: around the front, with what is far worse left at the lower edge."""
+    if not written.higher_is_better:
+        mirrored = [
+            v | {"quality_low": -v["quality_high"], "quality_high": -v["quality_low"], "quality": -v["quality"]}
+            for v in values
+        ]
+        low, high = _around(mirrored, written)
+        return -high, -low
+    return _around(values, written)
+
+
+def _around(values: Values, written: Written) -> tuple[float, float]:
     front = [v for v in values if v["front"]] or values
-    high = max(v["accuracy_high"] for v in values)
-    least, least_on_front = (min(v["accuracy_low"] for v in vs) for vs in (values, front))
-    room = max(high - least_on_front, 1.0)
+    high = max(v["quality_high"] for v in values)
+    least, least_on_front = (min(v["quality_low"] for v in vs) for vs in (values, front))
+    room = max(high - least_on_front, 1.0 if written.is_share else 1e-9)
     low = least if high - least < 4 * room else least_on_front - room
     return low - 0.08 * (high - low), high + 0.06 * (high - low)
 
 
-def below(values: Values) -> bool:
+def below(values: Values, written: Written) -> bool:
     """Whether `scatter` leaves some of these at its lower edge."""
-    return any(v["accuracy"] < _shown(values)[0] for v in values)
+    return any(_is_below(v, *_shown(values, written), written) for v in values)
+
+
+def _is_below(value: dict[str, Any], low: float, high: float, written: Written) -> bool:
+    """Whether a point is worse than the axis shows."""
+    return bool(value["quality"] < low if written.higher_is_better else value["quality"] > high)
 
 
 def _cycle(items: Sequence[str], count: int) -> list[str]:

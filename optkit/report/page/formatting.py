@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from optkit.report.caveats import mark
 from optkit.report.rows import Row
+from optkit.report.written import Written
 
 DASH = "\N{EN DASH}"  # not measured
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -41,21 +42,36 @@ def against(row: Row) -> str:
     return f"the baseline on {row['reference'] if headline_ratio(row) == 'speedup' else row['engine']}"
 
 
-def points(row: Row, name: str) -> str:
-    """A difference of accuracies with its interval, in words."""
-    low, high = row[f"{name}_ci"]
-    return f"{signed(row[name])} points [{signed(low)}, {signed(high)}]"
+def difference(row: Row, name: str) -> str:
+    """A difference of the metric with its unit and its interval, in words."""
+    written = Written.of(row)
+    low, high = (signed(written, bound) for bound in row[f"{name}_ci"])
+    return f"{signed(written, row[name])}{written.change_unit} [{low}, {high}]"
 
 
-def signed(share: float) -> str:
-    """A difference of shares in points, with a real minus sign; no sign on what rounds to nothing."""
-    text = f"{100 * share:+.1f}".replace("-", MINUS)
-    return "0.0" if text in ("+0.0", f"{MINUS}0.0") else text
+def signed(written: Written, value: float) -> str:
+    """A difference of the metric without its unit, with a real minus sign; no sign on what rounds to nothing."""
+    text = written.signed(value).replace("-", MINUS)
+    return text[1:] if text[1:] in ("0.0", "0") else text
+
+
+def signed_bounds(written: Written, value: float, ci: Sequence[float]) -> str:
+    """A difference of the metric and its interval, without the unit."""
+    low, high = (signed(written, bound) for bound in ci)
+    return f"{signed(written, value)} [{low}, {high}]"
 
 
 def change(row: Row) -> str:
-    """The change of accuracy against the baseline in points, with its interval; a dash where it was not paired."""
-    return DASH if row["accuracy_delta"] is None else points(row, "accuracy_delta").replace(" points", "")
+    """The change of the metric against the baseline, with its interval; a dash where it was not paired."""
+    if row["quality_delta"] is None:
+        return DASH
+    return signed_bounds(Written.of(row), row["quality_delta"], row["quality_delta_ci"])
+
+
+def quality(row: Row) -> str:
+    """The metric with its interval, without the unit."""
+    written = Written.of(row)
+    return f"{written.number(row['quality'])} {written.bounds(row['quality_ci'])}".rstrip()
 
 
 def ratio(row: Row, name: str) -> str:
@@ -68,11 +84,6 @@ def interval(ci: Sequence[float] | None, digits: int = 2) -> str:
     if ci is None:
         return ""
     return f"[{ci[0]:.{digits}f}, {ci[1]:.{digits}f}]"
-
-
-def percent_interval(ci: Sequence[float]) -> str:
-    """Bounds that are shares, in percent."""
-    return interval([100 * bound for bound in ci], 1)
 
 
 def seconds(value: float) -> str:

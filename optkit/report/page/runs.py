@@ -132,6 +132,13 @@ def _ablation(root: Path) -> dict[str, Any] | None:
     except ValueError as error:
         fix = "run optkit ablate again, or remove the file"
         raise UserError(f"not JSON: {error}", key=str(file), fix=fix) from error
-    if not isinstance(found, dict) or found.get("format") != 1:
+    if not isinstance(found, dict) or found.get("format") not in (1, 2):
         raise UserError("not an ablation of optkit", key=str(file), fix="run optkit ablate again, or remove the file")
-    return found
+    return found if found["format"] == 2 else _of_accuracy(found) | {"metric": {}}
+
+
+def _of_accuracy(part: Any) -> Any:
+    """An ablation of format 1, which knew accuracy alone, with the keys of today."""
+    if isinstance(part, dict):
+        return {"quality" if key == "accuracy" else key: _of_accuracy(value) for key, value in part.items()}
+    return [_of_accuracy(value) for value in part] if isinstance(part, list) else part

@@ -26,7 +26,7 @@ LEADS = {
     "are 95% intervals. Latency is the baseline's over the speedup, so that a machine that drifted does not mislead.",
     "attribution": "Each technique's share of what the whole chain changed, over chains with and without it; "
     "the shares add "
-    "up (accuracy) or multiply (costs) to the whole where they are Shapley values. Whiskers are 95% intervals.",
+    "up (quality) or multiply (costs) to the whole where they are Shapley values. Whiskers are 95% intervals.",
     "engines": "How many times as fast as the baseline on PyTorch eager at the same batch size. The first row is "
     "what the "
     "engine brings by itself; a gap is a variant that an engine does not run.",
@@ -50,7 +50,7 @@ def sections(runs: Sequence[ShownRun]) -> list[Section]:
     together = tradeoff_figures(runs)
     made = [
         _section("techniques", "What each technique bought", _per_run(runs, step_figures)),
-        _section("trade-off", "Accuracy against latency and size", [Group("", together)] if together else []),
+        _section("trade-off", "Quality against latency and size", [Group("", together)] if together else []),
         _section("attribution", "What each technique is worth by ablation", _once(runs)),
         _section("engines", "Engines and batch sizes", _per_run(runs, engine_figures)),
         _section("latency", "Latency and throughput", _per_run(runs, latency_figures)),

@@ -1,4 +1,4 @@
-"""What each technique contributes: waterfalls of latency and accuracy, each step against its parent."""
+"""What each technique contributes: waterfalls of latency and quality, each step against its parent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 from optkit.report.caveats import doubtful
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
-from optkit.report.page.formatting import DASH, TIMES, interval, percent_interval, signed
+from optkit.report.page.formatting import DASH, TIMES, interval, quality, signed, signed_bounds
 from optkit.report.page.runs import ShownRun, headline
 from optkit.report.page.steps import Change, changes
+from optkit.report.rows import Row
+from optkit.report.written import Written
 
 
 def step_figures(run: ShownRun) -> list[Figure]:
-    """Latency and accuracy of the chain, where the verdict was measured; none for a run of one variant.
+    """Latency and quality of the chain, where the verdict was measured; none for a run of one variant.
 
     Steps whose timing cannot be trusted have no bar of their own in the picture of latency.
     """
@@ -25,7 +27,7 @@ def step_figures(run: ShownRun) -> list[Figure]:
     timed, every = changes(run.rows, *at, timed=True), changes(run.rows, *at)
     left_out = doubtful([step.row for step in every[1:]])
     found = [_latency_steps(timed, where, left_out)] if len(timed) > 1 else []
-    return [*found, _accuracy_steps(every, where)] if len(every) > 1 else found
+    return [*found, _quality_steps(every, where)] if len(every) > 1 else found
 
 
 def _latency_steps(steps: Sequence[Change], where: str, left_out: str) -> Figure:
@@ -74,48 +76,52 @@ def _latency_steps(steps: Sequence[Change], where: str, left_out: str) -> Figure
     )
 
 
-def _accuracy_steps(steps: Sequence[Change], where: str) -> Figure:
-    values = []
+def _quality_steps(steps: Sequence[Change], where: str) -> Figure:
+    written, values = Written.of(steps[0].row), []
     for step in steps:
-        now, ci = 100 * step.row["accuracy"], [100 * bound for bound in step.row["accuracy_ci"]]
+        now, ci = _scaled(step.row)
         first = step is steps[0]
-        change = "" if step.delta is None else signed(step.delta)
+        text = written.value(step.row["quality"])
+        change = "" if step.delta is None else signed(written, step.delta)
+        gains = None if step.delta_ci is None else written.gains(step.delta_ci)
         values.append(
-            _bar(step.name, 100 * step.before_accuracy, now, ci)
-            | {"label": f"{now:.1f}%" if first else change, "what": f"{now:.1f}%", "change": _points(step)}
-            | {"kind": "total" if first else _kind(step.delta_ci, 0.0, higher_is_better=True)}
+            _bar(step.name, written.factor * step.before_quality, now, ci)
+            | {"label": text if first else change, "what": text, "change": _change(step)}
+            | {"kind": "total" if first else _kind(gains, 0.0, higher_is_better=True)}
         )
     last = steps[-1].row
     low = min(v["ci_low"] for v in values)
     high = max(v["ci_high"] for v in values)
-    room = max(high - low, 1.0)
-    low = max(0.0, low - 0.12 * room)
+    room = max(high - low, 1.0 if written.is_share else 1e-9)
+    low = max(0.0, low - 0.12 * room) if written.is_share else low - 0.12 * room
     values[0]["from"] = low
-    total = f"{100 * last['accuracy']:.1f}%"
+    total = written.value(last["quality"])
     values.append(
-        _bar("in the end", low, 100 * last["accuracy"], [100 * b for b in last["accuracy_ci"]])
-        | {"label": total, "what": total, "change": "", "kind": "total"}
+        _bar("in the end", low, *_scaled(last)) | {"label": total, "what": total, "change": "", "kind": "total"}
     )
     table = Table(
-        ["step", "accuracy %", "change, points"],
-        [
-            [
-                s.name,
-                f"{100 * s.row['accuracy']:.1f} {percent_interval(s.row['accuracy_ci'])}",
-                DASH if s is steps[0] else _points(s),
-            ]
-            for s in steps
-        ],
+        ["step", written.title, written.change_title],
+        [[s.name, quality(s.row), DASH if s is steps[0] else _change(s)] for s in steps],
     )
-    worst = min((s for s in steps[1:] if s.delta is not None), key=lambda s: s.delta or 0.0, default=steps[0])
+    known = [s for s in steps[1:] if s.delta is not None]
+    worst = min(known, key=lambda s: written.gain(s.delta or 0.0), default=steps[0])
+    loss = f"{signed(written, worst.delta or 0.0)}{written.change_unit}"
+    name = written.name
     return Figure(
-        f"Accuracy, {where}",
+        f"{name[0].upper()}{name[1:]}, {where}",
         table,
-        charts.waterfall(values, "accuracy, %", low, high + 0.35 * room, percent=True).to_dict(),
-        f"Waterfall of accuracy on {where}: from {100 * steps[0].row['accuracy']:.1f}% to {total}; "
-        f"the largest loss is at {worst.name}, {signed(worst.delta or 0.0)} points.",
+        charts.waterfall(values, written.title, low, high + 0.35 * room, percent=written.is_share).to_dict(),
+        f"Waterfall of {name} on {where}: from {written.value(steps[0].row['quality'])} to {total}; "
+        f"the largest loss is at {worst.name}, {loss}.",
         "Grey: a change that this test cannot tell from none. The axis does not begin at 0.",
     )
+
+
+def _scaled(row: Row) -> tuple[float, list[float]]:
+    """The metric and its bounds as the axis shows them."""
+    written = Written.of(row)
+    ci = row["quality_ci"] or [row["quality"]] * 2
+    return written.factor * row["quality"], [written.factor * bound for bound in ci]
 
 
 def _bar(name: str, before: float, now: float, ci: Sequence[float]) -> dict[str, Any]:
@@ -130,10 +136,10 @@ def _kind(ci: Sequence[float] | None, none: float, higher_is_better: bool) -> st
     return "better" if (ci[0] > none) == higher_is_better else "worse"
 
 
-def _points(step: Change) -> str:
+def _change(step: Change) -> str:
     if step.delta is None or step.delta_ci is None:
         return DASH
-    return f"{signed(step.delta)} [{signed(step.delta_ci[0])}, {signed(step.delta_ci[1])}]"
+    return signed_bounds(Written.of(step.row), step.delta, step.delta_ci)
 
 
 def _cost(step: Change) -> str:

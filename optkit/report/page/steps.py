@@ -19,16 +19,16 @@ class Change:
         name: of the stage, or of the engine that the baseline was moved to; with the names of those left out before it.
         technique: of the stage, or ``engine``.
         row: after the step; its latency is the baseline's over the speedup (see `steady_latency`).
-        before_ms, before_accuracy: of the parent.
+        before_ms, before_quality: of the parent.
         ratio, ratio_ci: how many times faster than the parent; None where the timing of one cannot be trusted.
-        delta, delta_ci: accuracy less the parent's; None where it was not paired.
+        delta, delta_ci: the metric less the parent's; None where it was not paired.
     """
 
     name: str
     technique: str
     row: Row
     before_ms: float
-    before_accuracy: float
+    before_quality: float
     ratio: float | None
     ratio_ci: list[float] | None
     delta: float | None
@@ -79,16 +79,16 @@ def main_line(rows: Sequence[Row]) -> list[Row]:
 
 
 def _first(row: Row, name: str) -> Change:
-    return Change(name, row["technique"], row, row["latency_p50_ms"], row["accuracy"], 1.0, [1.0, 1.0], 0.0, [0.0, 0.0])
+    return Change(name, row["technique"], row, row["latency_p50_ms"], row["quality"], 1.0, [1.0, 1.0], 0.0, [0.0, 0.0])
 
 
 def _engine(called: str, row: Row, start: Row) -> Change:
-    return _step(called, "engine", row, start, row["accuracy_delta"], row["accuracy_delta_ci"])
+    return _step(called, "engine", row, start, row["quality_delta"], row["quality_delta_ci"])
 
 
 def _stage(called: str, row: Row, parent: Row) -> Change:
     paired = row["parent"] == parent["variant"]
-    delta, delta_ci = (row["accuracy_delta_parent"], row["accuracy_delta_parent_ci"]) if paired else (None, None)
+    delta, delta_ci = (row["quality_delta_parent"], row["quality_delta_parent_ci"]) if paired else (None, None)
     return _step(called, row["technique"], row, parent, delta, delta_ci)
 
 
@@ -98,6 +98,6 @@ def _step(
     # the reference itself is 1 by definition, however its own timing went
     is_start = parent["step"] == 0 and parent["engine"] == parent["reference"]
     ratio = relative_speedup(row, parent) if is_trusted(row) and (is_start or is_trusted(parent)) else None
-    before = parent["latency_p50_ms"], parent["accuracy"]
+    before = parent["latency_p50_ms"], parent["quality"]
     value, ci = (ratio.value, ratio.ci) if ratio else (None, None)
     return Change(name, technique, row, *before, value, ci, delta, delta_ci)

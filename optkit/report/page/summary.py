@@ -14,6 +14,7 @@ from optkit.report.page.content import Table
 from optkit.report.page.formatting import DASH, TIMES, against, change, headline_ratio, name, ratio, seconds, signed
 from optkit.report.page.runs import ShownRun
 from optkit.report.rows import Row, describe_setting
+from optkit.report.written import Written, common, first
 
 
 def title(runs: Sequence[ShownRun]) -> str:
@@ -58,12 +59,17 @@ def _tiles(run: ShownRun) -> list[dict[str, str]]:
         return []
     key = headline_ratio(row)
     low, high = row[f"{key}_ci"]
-    delta_low, delta_high = row["accuracy_delta_ci"]
+    delta_low, delta_high = row["quality_delta_ci"]
+    written = Written.of(row)
     of = "" if key == "speedup" else f", against {against(row)}"
     tiles = [
         _tile("speedup", f"{row[key]:.2f}{TIMES}", f"{low:.2f} to {high:.2f}, {describe_setting(row)}{of}"),
-        _tile("change, points", signed(row["accuracy_delta"]), f"{signed(delta_low)} to {signed(delta_high)}"),
-        _tile("accuracy", f"{100 * row['accuracy']:.1f}%", f"of {row['examples']:,} test examples"),
+        _tile(
+            written.change_title,
+            signed(written, row["quality_delta"]),
+            f"{signed(written, delta_low)} to {signed(written, delta_high)}",
+        ),
+        _tile(written.name, written.value(row["quality"]), f"of {row['examples']:,} test examples"),
     ]
     base = next((r for r in run.rows if r["step"] == 0 and Setting.of(r) == Setting.of(row)), None)
     if base is not None and base["size_mb"] and row["size_mb"]:
@@ -85,17 +91,19 @@ def _choices(run: ShownRun) -> Table | None:
     """The fastest for each loss that can be borne."""
     if all(choice.row is None for choice in run.verdict.choices):
         return None
-    body = []
+    written, body = first(run.rows), []
     for choice in run.verdict.choices:
         loss = (
             "none that this test can tell"
             if choice.tolerance is None
-            else f"under {100 * choice.tolerance:g} points, surely"
+            else f"under {written.tolerated(choice.tolerance)}, surely"
         )
         row = choice.row
         body.append([loss, DASH, DASH, DASH, DASH, DASH] if row is None else [loss, *_served(row)])
     return Table(
-        ["loss that can be borne", "serve", "on", "speedup", "change, points", "size MB"], body, frozenset({0, 1, 2})
+        ["loss that can be borne", "serve", "on", "speedup", written.change_title, "size MB"],
+        body,
+        frozenset({0, 1, 2}),
     )
 
 
@@ -114,7 +122,9 @@ def side_by_side(runs: Sequence[ShownRun]) -> Table | None:
     """A row for each of several runs: what to serve, and what it took to make."""
     if len(runs) < 2:
         return None
-    headers = ["run", "chain", "serve", "on", "speedup", "change, points", "size MB", "all stages took"]
+    written = common([row for run in runs for row in run.rows])
+    change_title = written.change_title if written else "change"
+    headers = ["run", "chain", "serve", "on", "speedup", change_title, "size MB", "all stages took"]
     body = []
     for run in runs:
         chain = " \N{RIGHTWARDS ARROW} ".join(record.stage for record in run.records)
@@ -146,10 +156,10 @@ def _within(run: ShownRun) -> list[str]:
     for what, values in differences([surroundings(record) for record in run.records]).items():
         found.append(f"Its variants differ in the {what} that they were measured with: {'; '.join(values)}.")
     if any(row["split"] != "test" for row in run.rows):
-        found.append("Accuracy was measured on validation data, on which stages may have been chosen.")
+        found.append("Quality was measured on validation data, on which stages may have been chosen.")
     examples = min((row["examples"] or 0 for row in run.rows), default=0)
     if examples < 200:
-        found.append(f"Only {examples} examples were judged: accuracy is rough.")
+        found.append(f"Only {examples} examples were judged: {first(run.rows).name} is rough.")
     untimed = sum(row["speedup"] is None for row in run.rows)
     if untimed:
         found.append(f"{untimed} of {len(run.rows)} rows have no latency beside the baseline and stand in tables only.")

@@ -1,4 +1,4 @@
-"""Accuracy against latency and size: every run in one picture for each set of conditions."""
+"""Quality against latency and size: every run in one picture for each set of conditions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from optkit.report.caveats import MARK
 from optkit.report.comparable import MACHINE, differences, surroundings
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
-from optkit.report.page.formatting import change, name, percent_interval, ratio
+from optkit.report.page.formatting import change, name, quality, ratio
 from optkit.report.page.runs import ShownRun
 from optkit.report.plot import on_front, steady_latency
 from optkit.report.rows import Row
+from optkit.report.written import Written, first
 
 HOLLOW = f"Hollow ({MARK} in the table): a timing that cannot be trusted; it is not on the front."
 
@@ -28,7 +29,7 @@ def tradeoff_figures(runs: Sequence[ShownRun]) -> list[Figure]:
         if steady:
             figures.append(_against_latency(steady, where, len(runs)))
     sized = [row for row in _largest_setting(every) if row["size_mb"]]
-    return [*figures, _against_size(sized, len(runs))] if sized else figures
+    return [*figures, *(_against_size(of_metric, len(runs)) for _, of_metric in _by(sized, lambda r: r["metric"]))]
 
 
 def _conditions(runs: Sequence[ShownRun]) -> Callable[[Row], str]:
@@ -36,12 +37,14 @@ def _conditions(runs: Sequence[ShownRun]) -> Callable[[Row], str]:
     around = {run.name: surroundings(run.first) for run in runs}
     differing = differences(list(around.values()))
     data = {run.name: str(run.first.data.get("fingerprint", "")) for run in runs}
+    metrics = {run.name: first(run.rows).name for run in runs}
     many_threads = len({row["threads"] for run in runs for row in run.rows}) > 1
 
     def key(row: Row) -> str:
         parts = [str(Setting.of(row))]
         parts += [f"{row['threads']} threads"] if many_threads else []
         parts += [_named(what, around[row["run"]].get(what, "unknown")) for what in differing]
+        parts += [metrics[row["run"]]] if len(set(metrics.values())) > 1 else []
         parts += [f"data {data[row['run']][:8] or 'unknown'}"] if len(set(data.values())) > 1 else []
         return ", ".join(parts)
 
@@ -66,19 +69,22 @@ def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure
         }
         for row, front in zip(steady, fronts, strict=True)
     ]
-    table = _point_table(values, num_runs, ("p50 ms", "latency", ".3f"), ("speedup", "tip_speedup", ""))
-    chart = charts.scatter(values, "latency", "latency, ms (log)", _coloring(num_runs))
+    table = _point_table(values, num_runs, first(steady), ("p50 ms", "latency", ".3f"), ("speedup", "tip_speedup", ""))
+    written = first(steady)
+    chart = charts.scatter(values, "latency", "latency, ms (log)", _coloring(num_runs), written)
     best = [v for v in values if v["front"]]
     return Figure(
-        f"Accuracy against latency, {where}",
+        f"{_capital(written)} against latency, {where}",
         table,
         chart.to_dict(),
-        f"Accuracy against latency at {where}, {len(values)} points. On the front: " + _names(best, "latency", "ms"),
-        " ".join(filter(None, (_edge(values), HOLLOW if any(v["caveat"] for v in values) else ""))),
+        f"{_capital(written)} against latency at {where}, {len(values)} points. On the front: "
+        + _names(best, "latency", "ms"),
+        " ".join(filter(None, (_edge(values, written), HOLLOW if any(v["caveat"] for v in values) else ""))),
     )
 
 
 def _against_size(rows: Sequence[Row], num_runs: int) -> Figure:
+    written = first(rows)
     fronts = on_front([row | {"latency_p50_ms": row["size_mb"], "caveat": None} for row in rows])
     values = [
         _point(row, front) | {"size": row["size_mb"], "tip_size": f"{row['size_mb']:.3g} MB", "caveat": ""}
@@ -86,16 +92,21 @@ def _against_size(rows: Sequence[Row], num_runs: int) -> Figure:
     ]
     best = [v for v in values if v["front"]]
     return Figure(
-        "Accuracy against size",
-        _point_table(values, num_runs, ("size MB", "size", ".3f")),
-        charts.scatter(values, "size", "size, MB (log)", _coloring(num_runs)).to_dict(),
-        f"Accuracy against size on disk, {len(values)} points. On the front: " + _names(best, "size", "MB"),
-        f"What must be read to load the variant again; accuracy is of the largest setting. {_edge(values)}".strip(),
+        f"{_capital(written)} against size",
+        _point_table(values, num_runs, written, ("size MB", "size", ".3f")),
+        charts.scatter(values, "size", "size, MB (log)", _coloring(num_runs), written).to_dict(),
+        f"{_capital(written)} against size on disk, {len(values)} points. On the front: {_names(best, 'size', 'MB')}",
+        f"What must be read to load the variant again; {written.name} is of the largest setting. "
+        f"{_edge(values, written)}".strip(),
     )
 
 
-def _edge(values: Sequence[dict[str, Any]]) -> str:
-    return "At the lower edge (↓): worse than the axis shows." if charts.below(list(values)) else ""
+def _capital(written: Written) -> str:
+    return written.name[0].upper() + written.name[1:]
+
+
+def _edge(values: Sequence[dict[str, Any]], written: Written) -> str:
+    return "At the lower edge (↓): worse than the axis shows." if charts.below(list(values), written) else ""
 
 
 def _coloring(num_runs: int) -> str:
@@ -103,23 +114,33 @@ def _coloring(num_runs: int) -> str:
 
 
 def _point(row: Row, front: bool) -> dict[str, Any]:
-    low, high = row["accuracy_ci"]
+    written = Written.of(row)
+    low, high = row["quality_ci"] or (row["quality"], row["quality"])
     return {
         "run": row["run"], "name": name(row), "label": str(row["step"]),
         "technique": row["technique"], "engine": row["engine"], "batch": row["batch_size"], "front": front,
-        "accuracy": 100 * row["accuracy"],
-        "accuracy_low": 100 * low, "accuracy_high": 100 * high, "tip_change": change(row),
-        "tip_accuracy": f"{100 * row['accuracy']:.1f} {percent_interval(row['accuracy_ci'])}",
+        "quality": written.factor * row["quality"], "quality_low": written.factor * low,
+        "quality_high": written.factor * high, "tip_change": change(row), "tip_quality": quality(row),
+        "value": written.value(row["quality"]),
     }  # fmt: skip
 
 
-def _point_table(values: Sequence[dict[str, Any]], num_runs: int, *costs: tuple[str, str, str]) -> Table:
-    headers = ["variant", "engine", "accuracy %", "change, points", *(title for title, _, _ in costs), "on the front"]
+def _point_table(
+    values: Sequence[dict[str, Any]], num_runs: int, written: Written, *costs: tuple[str, str, str]
+) -> Table:
+    headers = [
+        "variant",
+        "engine",
+        written.title,
+        written.change_title,
+        *(title for title, _, _ in costs),
+        "on the front",
+    ]
     rows = [
         [
             v["name"],
             v["engine"],
-            v["tip_accuracy"],
+            v["tip_quality"],
             v["tip_change"],
             *(format(v[key], spec) for _, key, spec in costs),
             "yes" if v["front"] else "",
@@ -132,7 +153,7 @@ def _point_table(values: Sequence[dict[str, Any]], num_runs: int, *costs: tuple[
 
 
 def _names(values: Sequence[dict[str, Any]], cost: str, unit: str) -> str:
-    some = [f"{v['name']} on {v['engine']} ({v[cost]:.3g} {unit}, {v['accuracy']:.1f}%)" for v in values[:6]]
+    some = [f"{v['name']} on {v['engine']} ({v[cost]:.3g} {unit}, {v['value']})" for v in values[:6]]
     return "; ".join(some) + ("; and more." if len(values) > 6 else ".")
 
 

@@ -1,4 +1,4 @@
-"""The verdict: which variant to serve, its loss of accuracy, and the fastest variants for larger losses."""
+"""The verdict: which variant to serve, its loss of quality, and the fastest variants for larger losses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from optkit.core.records import folder_of
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate
 from optkit.report.caveats import MARK, doubtful, remedy
-from optkit.report.multiple_testing import LEVEL, TOLERANCES
+from optkit.report.multiple_testing import LEVEL
 from optkit.report.page.chain_verdict import judge_chain
-from optkit.report.page.formatting import against, called, headline_ratio, points, times
+from optkit.report.page.formatting import against, called, difference, headline_ratio, times
+from optkit.report.paired import TOLERANCES
 from optkit.report.rows import Row, describe_setting, is_trusted
+from optkit.report.written import Written
 
 MOST_SETTINGS = 4
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The variant to serve for a tolerated loss of accuracy.
+    """The variant to serve for a tolerated loss of quality.
 
     Attributes:
         tolerance: the loss that is surely (95%) not exceeded; None: no loss that this test can tell from none.
@@ -105,8 +107,8 @@ def _sentence(rows: Sequence[Row], best: Row | None, folder: Path | None) -> str
     )
     if headline_ratio(best) != "speedup":
         text += f", and {times(best, 'speedup')} as fast as the baseline on {best['reference']}, on the processor"
-    change = points(best, "accuracy_delta")
-    return f"{text}. This test cannot tell its accuracy change of {change} from none."
+    change = difference(best, "quality_delta")
+    return f"{text}. This test cannot tell its change in {Written.of(best).name} of {change} from none."
 
 
 def _elsewhere(trusted: Sequence[Row], best: Row | None, folder: Path | None) -> list[str]:
@@ -137,24 +139,25 @@ def _remarks(rows: Sequence[Row], choices: Sequence[Choice]) -> list[str]:
     more = next((c for c in choices[1:] if c.row is not None and c.row is not best and _beats(c.row, best)), None)
     if more is not None and more.row is not None:
         remarks.append(
-            f"For a measured change of {points(more.row, 'accuracy_delta')}, “{called(more.row)}” on "
+            f"For a measured change of {difference(more.row, 'quality_delta')}, “{called(more.row)}” on "
             f"{describe_setting(more.row)} is {times(more.row, headline_ratio(more.row))} as fast."
         )
-    if best is not None and best["accuracy_delta_detectable"]:
+    if best is not None and best["quality_delta_detectable"]:
+        written = Written.of(best)
         remarks.append(
-            f"{best['examples']:,} examples show a change of {100 * best['accuracy_delta_detectable']:.1f} "
-            f"points or more "
-            f"four times in five; smaller ones can hide."
+            f"{best['examples']:,} examples show a change of {written.number(best['quality_delta_detectable'])}"
+            f"{written.change_unit} or more four times in five; smaller ones can hide."
         )
     hidden = [r for r in rows if _told_alone(r) and _is_faster(r) and _beats(r, best)]
     if hidden:
         row = max(hidden, key=_surely)
+        name = Written.of(row).name
         remarks.append(
-            f"“{called(row)}” on {describe_setting(row)} is faster and does not count as keeping its accuracy: "
-            f"its change of {points(row, 'accuracy_delta')} shows by itself (p = {row['accuracy_delta_p']:.3f}), "
-            f"though not among {row['accuracy_compared']} variants (p = {row['accuracy_delta_p_holm']:.3f})."
+            f"“{called(row)}” on {describe_setting(row)} is faster and does not count as keeping its {name}: its "
+            f" change of {difference(row, 'quality_delta')} shows by itself (p = {row['quality_delta_p']:.3f}), "
+            f"though not among {row['quality_compared']} variants (p = {row['quality_delta_p_holm']:.3f})."
         )
-    compared = max((row["accuracy_compared"] or 0 for row in rows), default=0)
+    compared = max((row["quality_compared"] or 0 for row in rows), default=0)
     if best is not None and len(rows) > 2:
         corrected = (
             f" Losses called sure are corrected for {compared} variants; speedups are not." if compared > 1 else ""
@@ -166,45 +169,49 @@ def _remarks(rows: Sequence[Row], choices: Sequence[Choice]) -> list[str]:
 
 
 def _without_choice(rows: Sequence[Row]) -> str:
-    """What there is to say of variants none of which is known to be faster and to keep its accuracy."""
+    """What there is to say of variants none of which is known to be faster and to keep its quality."""
     timed = [row for row in rows if row["speedup"] is not None and row["step"] > 0]
     trusted = [row for row in timed if is_trusted(row)]
     if not timed:
         return "This run holds nothing to compare: no variant was timed beside the baseline."
     if not trusted:
         return "There is no verdict on speed: no timing of a variant can be trusted."
-    if any(row["accuracy_delta_ci"] is not None for row in trusted):
+    if any(row["quality_delta_ci"] is not None for row in trusted):
         of = "of the timings that can be trusted " if len(trusted) < len(timed) else ""
-        return f"Nothing here {of}is measurably faster than the baseline without a measurable loss of accuracy."
+        name = Written.of(trusted[0]).name
+        return f"Nothing here {of}is measurably faster than the baseline without a measurable loss of {name}."
     fastest = max(trusted, key=_surely)
     return (
-        f"No change of accuracy is known: of the baseline on {fastest['reference']} there are no answers to the same "
-        f"examples. The fastest, “{called(fastest)}” on {describe_setting(fastest)}, is "
+        f"No change in {Written.of(fastest).name} is known. Of the baseline on {fastest['reference']} there are no "
+        f"answers to the same examples. The fastest, “{called(fastest)}” on {describe_setting(fastest)}, is "
         f"{times(fastest, headline_ratio(fastest))} as fast as {against(fastest)}."
     )
 
 
-def keeps_accuracy(row: Row, tolerance: float | None = None) -> bool:
-    """Whether the interval of the change of accuracy reaches up to none, or stays within a tolerated loss.
+def keeps_quality(row: Row, tolerance: float | None = None) -> bool:
+    """Whether the interval of the change of the metric reaches none, or stays within a tolerated loss.
 
     The loss of a variant after the baseline must stay within it by the corrected test, too.
     """
-    ci = row["accuracy_delta_ci"]
+    ci = row["quality_delta_ci"]
     if ci is None:
         return False
+    low, high = Written.of(row).gains(ci)
     if tolerance is None:
-        return ci[1] >= 0
-    return ci[0] >= -tolerance and (row["step"] == 0 or row["accuracy_loss_within_p_holm"][str(tolerance)] <= LEVEL)
+        return high >= 0
+    return low >= -tolerance * row["tolerance_unit"] and (
+        row["step"] == 0 or row["quality_loss_within_p_holm"][str(tolerance)] <= LEVEL
+    )
 
 
 def _told_alone(row: Row) -> bool:
     """Whether a loss shows in its own test, and not in the one that is corrected for the others."""
-    alone, corrected = row["accuracy_delta_p"], row["accuracy_delta_p_holm"]
-    return alone is not None and not keeps_accuracy(row) and alone <= 2 * LEVEL < corrected
+    alone, corrected = row["quality_delta_p"], row["quality_delta_p_holm"]
+    return alone is not None and not keeps_quality(row) and alone <= 2 * LEVEL < corrected
 
 
 def _choose(trusted: Sequence[Row], tolerance: float | None) -> Choice:
-    fit = [row for row in trusted if keeps_accuracy(row, tolerance) and _is_faster(row)]
+    fit = [row for row in trusted if keeps_quality(row, tolerance) and _is_faster(row)]
     return Choice(tolerance, max(fit, key=_surely, default=None))
 
 

@@ -310,18 +310,18 @@ def test_the_fewest_layers_stay_in_float_that_bring_the_accuracy_back():
     with torch.no_grad():
         labels = model(x).argmax(1)
     judges = {
-        "accuracy": lambda m: float((m(x).argmax(1) == labels).float().mean()),
+        "evaluate": lambda m: float((m(x).argmax(1) == labels).float().mean()),
         "loss": lambda m: float(F.cross_entropy(5 * m(x), labels)),
     }
     plain = quantize_static(model, (x[:2],), [(x,)], target="openvino")
-    assert judges["accuracy"](plain.module) < 0.9
+    assert judges["evaluate"](plain.module) < 0.9
     found = quantize_within(model, (x[:2],), [(x,)], target="openvino", max_drop=0.1, **judges)
     assert found.protect == ("layers.3",)
-    assert judges["accuracy"](found.module) >= 0.9
+    assert judges["evaluate"](found.module) >= 0.9
     easy = quantize_within(model, (x[:2],), [(x,)], target="openvino", max_drop=0.9, **judges)
     assert easy.protect == ()
-    impossible = {"max_drop": 1e-9, "accuracy": iter([1.0] + [0.0] * 99).__next__, "loss": judges["loss"]}
-    impossible["accuracy"] = lambda _, scores=impossible["accuracy"]: scores()
+    impossible = {"max_drop": 1e-9, "evaluate": iter([1.0] + [0.0] * 99).__next__, "loss": judges["loss"]}
+    impossible["evaluate"] = lambda _, scores=impossible["evaluate"]: scores()
     with pytest.raises(StageError, match="no int8 model is within 1e-09"):
         quantize_within(model, (x[:2],), [(x,)], target="openvino", **impossible)
 
@@ -346,13 +346,13 @@ def test_a_layer_in_float_has_its_own_weights_and_bias_while_layers_are_chosen(o
         model.layers[4].bias -= model(x).mean(0)  # or all examples have one label
         labels = model(x).argmax(1)
     judges = {
-        "accuracy": lambda m: float((m(x).argmax(1) == labels).float().mean()),
+        "evaluate": lambda m: float((m(x).argmax(1) == labels).float().mean()),
         "loss": lambda m: float(F.cross_entropy(5 * m(x), labels)),
     }
-    assert judges["accuracy"](quantize_static(model, (x[:2],), [(x,)], target="openvino", **options).module) < 0.9
+    assert judges["evaluate"](quantize_static(model, (x[:2],), [(x,)], target="openvino", **options).module) < 0.9
     found = quantize_within(model, (x[:2],), [(x,)], target="openvino", max_drop=0.1, **judges, **options)
     assert found.protect == ("layers.3",)
-    assert judges["accuracy"](found.module) >= 0.9
+    assert judges["evaluate"](found.module) >= 0.9
     assert {"gptq": "rounding" in options, "bias_correction": "correct_bias" in options} == {
         name: name in found.tools for name in ("gptq", "bias_correction")
     }
@@ -360,7 +360,7 @@ def test_a_layer_in_float_has_its_own_weights_and_bias_while_layers_are_chosen(o
 
 def test_choosing_layers_checks_its_arguments_first():
     model, x = MLP([1, 4, 4], 5, [8]).eval(), torch.randn(4, 1, 4, 4)
-    judges = {"max_drop": 0.1, "accuracy": lambda _: 1.0, "loss": lambda _: 0.0}
+    judges = {"max_drop": 0.1, "evaluate": lambda _: 1.0, "loss": lambda _: 0.0}
     with pytest.raises(UserError, match="several times"):
         quantize_within(model, (x,), iter([(x,)]), **judges)
     with pytest.raises(UserError, match="no rounding 'gtpq'"):
