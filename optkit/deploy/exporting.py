@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.core.engine import MADE_FOR
 from optkit.core.errors import UserError
+from optkit.core.task import CLASSES
 from optkit.deploy.formats import FORMATS, HUGGINGFACE, find_format
 from optkit.deploy.script import IMAGES, INFER, TEXTS, scripts
 from optkit.deploy.source import Source, of_folder, of_model
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from optkit.core.engine import Engine
-    from optkit.core.records import Measurement
     from optkit.deploy.formats import Format
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _write(
 
     names = _input_names(source)
     metadata = {"optkit_variant": source.variant.id, "preprocess": json.dumps(rules, ensure_ascii=False)}
-    if "classes" in rules:
+    if rules.get("classes"):
         metadata["classes"] = json.dumps(rules["classes"], ensure_ascii=False)
     puts = form.write(source, folder, names, metadata)
     rules |= {"inputs": [asdict(put) for put in puts.inputs], "outputs": [asdict(put) for put in puts.outputs]}
@@ -182,10 +182,9 @@ def _input_names(source: Source) -> list[str]:
 def _classifies(source: Source, rules: Mapping[str, Any]) -> bool:
     """Whether the only output is logits of the classes, one of which is the answer."""
     outputs = rules["outputs"]
-    fits = (
-        len(outputs) == 1 and len(outputs[0]["shape"]) == 2 and outputs[0]["shape"][1] == len(rules.get("classes", ()))
-    )
-    return fits and getattr(source.task, "output_kind", "classes") == "classes"
+    if len(outputs) != 1 or outputs[0]["shape"][1:] != [len(rules.get("classes") or ())]:
+        return False
+    return source.task is None or source.task.output_kind == CLASSES
 
 
 def _recorded(source: Source, form: Format) -> dict[str, Any] | None:
@@ -194,16 +193,14 @@ def _recorded(source: Source, form: Format) -> dict[str, Any] | None:
         return None
     names = [name for name, engine in source.engines.items() if engine is form.engine]
     names += [source.record.reference] if form.engine.name == "eager" else []
-    found = [m for m in _qualities(source.record) if m.conditions["engine"] in names]
+    own = source.task.conditions().items() if source.task is not None else set()
+    on_engine = (m for m in source.record.primary if m.conditions["engine"] in names)
+    found = [m for m in on_engine if own <= m.conditions.items()]
     if not found:
         return None
     first = max(found, key=lambda m: m.conditions["batch_size"])
     where = {"split": first.conditions["split"], "batch_size": first.conditions["batch_size"]}
     return {"metric": first.name, "value": first.value, "unit": first.unit, "examples": first.n} | where
-
-
-def _qualities(record: Any) -> list[Measurement]:
-    return [m for m in record.measurements if m.name == "accuracy"]
 
 
 def _options(source: Source, name: str, form: Format, folder: Path, rules: Mapping[str, Any]) -> dict[str, str]:

@@ -131,6 +131,10 @@ def examples(arguments):
 FIT = """\
     picture = fitted(picture, height)
 """
+STRETCH = """\
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.$filter)
+"""
 SAME_SIZE = """\
     if picture.size != (width, height):
         sys.exit(f"{path}: {picture.size[0]}x{picture.size[1]} pixels; the model was measured on {width}x{height}")
@@ -250,17 +254,14 @@ def scripts(
 def _of_images(rules: Mapping[str, Any]) -> str:
     from optkit.tasks.image_listing import SUFFIXES
 
-    resized = bool(rules.get("resize"))
-    local = "from rgb import fitted, to_rgb" if resized else "from rgb import to_rgb"
-    standard = ["csv", "json"] if resized else ["csv", "json", "sys"]
-    body = f"SUFFIXES = {SUFFIXES}\n" + Template(OF_IMAGES).substitute(fit=FIT if resized else SAME_SIZE)
-    return _joined(
-        "From image files to the model's inputs.",
-        standard,
-        ["import numpy as np", "from PIL import Image"],
-        [local],
-        body,
-    )
+    resize = rules.get("resize") or {}
+    fit = FIT if "shorter_side" in resize else STRETCH if "stretch" in resize else SAME_SIZE
+    fit = Template(fit).substitute(filter=str(resize.get("filter")).upper())
+    body = f"SUFFIXES = {SUFFIXES}\n" + Template(OF_IMAGES).substitute(fit=fit)
+    standard = ["csv", "json", *(["sys"] if fit == SAME_SIZE else [])]
+    third = ["import numpy as np", "from PIL import Image"]
+    local = "from rgb import fitted, to_rgb" if fit == FIT else "from rgb import to_rgb"
+    return _joined("From image files to the model's inputs.", standard, third, [local], body)
 
 
 def _of_texts(rules: Mapping[str, Any]) -> str:
