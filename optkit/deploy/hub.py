@@ -76,7 +76,7 @@ def push(folder: str | Path, repo: str, *, create: bool = False, dry_run: bool =
             to it, or the repository has files of the same names and another content.
         StageError: the hub cannot be reached, or answers with an error.
     """
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -110,9 +110,9 @@ def push(folder: str | Path, repo: str, *, create: bool = False, dry_run: bool =
         new = {name: size for name, size in sizes.items() if name not in same}
         if new:
             message = f"{about['name']} for {about['engine']}, exported by optkit"
-            api.upload_folder(
-                repo_id=repo, folder_path=folder, allow_patterns=[_literal(n) for n in new], commit_message=message
-            )
+            added = [CommitOperationAdd(name, folder / name) for name in new]
+            # upload_folder may make several commits
+            api.create_commit(repo, added, commit_message=message)
     return Sent(repo, address, new, left, same, replaced)
 
 
@@ -132,6 +132,7 @@ def _files_of(api: HfApi, repo: str, create: bool) -> dict[str, str]:
     from huggingface_hub.hf_api import RepoFile
 
     try:
+        api.repo_info(repo)  # unlike listing it, this is not tried again and again where no hub answers
         found = [x for x in api.list_repo_tree(repo, recursive=True) if isinstance(x, RepoFile)]
     except RepositoryNotFoundError as error:
         if error.response.status_code == 401:
@@ -150,11 +151,6 @@ def _digests(path: Path) -> tuple[str, str]:
     git = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
     git.update(content)
     return hashlib.sha256(content).hexdigest(), git.hexdigest()
-
-
-def _literal(name: str) -> str:
-    """A pattern that this name alone matches."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
 @contextmanager

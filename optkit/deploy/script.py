@@ -16,6 +16,16 @@ INFER, PREPARE = "infer.py", "prepare.py"
 PIXELS = "rgb.py"  # the copy of optkit/tasks/rgb.py that prepare.py reads images with
 IMAGES, TEXTS = "image", "text"
 
+TENSORS = '''
+
+def tensors(found):
+    """The tensors of what the model returns, in order."""
+    if isinstance(found, torch.Tensor):
+        return [found]
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+'''
+
 SESSIONS = {
     "onnxruntime": """\
 session = onnxruntime.InferenceSession(HERE / "model.onnx"$options)
@@ -33,21 +43,25 @@ def run(inputs):
 """,
     "torch": """\
 model = torch.export.load(HERE / "model.pt2").module()  # may run code of the file: open your own alone
-
+"""
+    + TENSORS
+    + """
 
 def run(inputs):
     with torch.no_grad():
         found = model(*(torch.from_numpy(x) for x in inputs.values()))
-    return dict(zip(OUTPUTS, (x.numpy() for x in (found if isinstance(found, (list, tuple)) else [found]))))
+    return dict(zip(OUTPUTS, (x.numpy() for x in tensors(found))))
 """,
     "inductor": """\
 model = torch.compile(torch.export.load(HERE / "model.pt2").module())  # may run code of the file: open your own alone
-
+"""
+    + TENSORS
+    + """
 
 def run(inputs):
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):  # int8 kernels need frozen weights
         found = model(*(torch.from_numpy(x) for x in inputs.values()))
-    return dict(zip(OUTPUTS, (x.numpy() for x in (found if isinstance(found, (list, tuple)) else [found]))))
+    return dict(zip(OUTPUTS, (x.numpy() for x in tensors(found))))
 """,
     "huggingface": """\
 model = $auto.from_pretrained(HERE).eval()
