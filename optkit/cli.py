@@ -16,7 +16,7 @@ from optkit.core.errors import OptkitError
 from optkit.core.logs import RUN_LOG, TEXT, Messages, complain, log_file
 
 EXPORTS = ("onnxruntime", "openvino", "inductor", "torch", "huggingface")
-FORMATS = ("table", "md", "csv", "json", "html")
+FORMATS = ("table", "md", "csv", "json", "latex", "html")
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
 ANYWHERE = PASS_THROUGH | {"allow_interspersed_args": True, "help_option_names": ["-h", "--help"]}
 
@@ -252,12 +252,23 @@ def _measure_layers(cfg: Any, technique: str, metric: str) -> None:
     metavar="MS",
     help="Name the largest batch size within this p99 latency, instead of measure.p99_limit_ms.",
 )
+@click.option("--over", metavar="KEY", help="Show means over the runs that differ in this key only, such as seed.")
 @click.option("--wide", is_flag=True, help="Show every column of the table, however narrow the terminal is.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def report(
-    runs: tuple[str, ...], format_: str, output: Path | None, p99_limit: float | None, wide: bool, debug: bool
+    runs: tuple[str, ...],
+    format_: str,
+    output: Path | None,
+    p99_limit: float | None,
+    over: str | None,
+    wide: bool,
+    debug: bool,
 ) -> None:
-    """Show the results in RUN folders: as a table, Markdown, CSV or JSON rows, or a page for a browser.
+    """Show the results in RUN folders: as a table, Markdown, CSV, LaTeX or JSON rows, or a page for a browser.
+
+    \b
+    A RUN may be a folder of runs, such as that of a sweep: there is a
+    column for each key in which their recipes differ.
 
     \b
     The page (html) is one file that opens offline; without --output
@@ -266,11 +277,11 @@ def report(
     _show_tracebacks(debug)
     folders = [Path(r) for r in runs]
     if output is None and format_ != "html":
-        _print_report(folders, format_, p99_limit, wide)
+        _print_report(folders, format_, p99_limit, wide, over)
         return
     from optkit.report import save_report
 
-    click.echo(save_report(folders, format_, output, p99_limit, wide))
+    click.echo(save_report(folders, format_, output, p99_limit, wide, over))
 
 
 @cli.command()
@@ -292,10 +303,10 @@ def diff(first: Path, second: Path, format_: str, debug: bool) -> None:
         print_diff(found)
 
 
-def _print_report(runs: list[Path], format_: str, p99_limit: float | None, wide: bool) -> None:
+def _print_report(runs: list[Path], format_: str, p99_limit: float | None, wide: bool, over: str | None) -> None:
     from optkit.report import render
 
-    click.echo(render(runs, format_, p99_limit, wide), nl=False)
+    click.echo(render(runs, format_, p99_limit, wide, over), nl=False)
 
 
 @cli.command(context_settings=ANYWHERE)

@@ -12,7 +12,8 @@ Kinds of experiment, drawn anew each time:
 - the same where rounds are added until the interval is narrow enough (``until_precise``), over noises of 0.3 to 10%;
 - every metric besides accuracy, alone and as a paired difference (`scripts/metric_experiments.py`);
 - Shapley values of accuracy, with random seeds and examples; effects on accuracy of one seed, Shapley values or of the
-  whole chain, of variants of which some answer almost alike; Shapley values of a latency.
+  whole chain, of variants of which some answer almost alike; Shapley values of a latency;
+- the same effects on a mean error, of one seed and of several, and its difference between two arms of seeds.
 
 Where an interval cannot be given, it is left out of the coverage; how often that is stands beside it. The last line is
 JSON.
@@ -29,7 +30,7 @@ from itertools import chain, combinations
 import numpy as np
 from scipy.stats import norm
 
-from optkit.core.statistics import Estimate, paired_difference, ratio_of_medians
+from optkit.core.statistics import Estimate, difference_over_seeds, paired_difference, ratio_of_medians
 from optkit.measure.latency import MAX_ROUNDS
 from optkit.measure.precision import CHECKED_AT, precise_enough
 from optkit.study.effects import LogCosts, cost_effect, quality_effect
@@ -136,6 +137,38 @@ def one_seed_accuracy(random: np.random.Generator) -> tuple[Estimate, float]:
     return quality_effect(weights, correct), float(sum(w * norm.cdf(strength[s] / spread) for s, w in weights.items()))
 
 
+def shapley_error(random: np.random.Generator, seeds: int | None = None) -> tuple[Estimate, float]:
+    """A mean error: 3 to 6 seeds, or one whose luck is part of the truth; 300 to 1,500 examples of other difficulty."""
+    n, apart, luck = int(random.integers(300, 1500)), np.exp(random.uniform(-4, 0)), random.uniform(0.02, 0.2)
+    several = seeds or int(random.integers(3, 7))
+    hardness = random.gamma(2.0, 0.5, n)
+    means = {s: 1 + apart * random.uniform(-0.2, 0.5) * len(s) for s in SUBSETS}
+    if seeds == 1:
+        luck = 0.0
+    values = {
+        s: mean
+        * hardness
+        * np.exp(apart * random.standard_normal((several, n)) - apart**2 / 2)
+        * (1 + luck * random.standard_normal((several, 1)))
+        for s, mean in means.items()
+    }
+    whole: dict[Subset, float] = {frozenset(PLAYERS): 1.0, frozenset(): -1.0}
+    weights = _weights() if random.random() < 0.5 else whole
+    return quality_effect(weights, values), float(sum(w * means[s] for s, w in weights.items()))
+
+
+def arms_of_seeds(random: np.random.Generator) -> tuple[Estimate, float]:
+    """A mean error of two arms of 2 to 5 seeds each, on the same 300 to 1,500 examples."""
+    n, luck = int(random.integers(300, 1500)), random.uniform(0.02, 0.1)
+    hardness, means = random.gamma(2.0, 0.5, n), random.uniform(0.8, 1.2, 2)
+    arms = []
+    for mean in means:
+        seeds = int(random.integers(2, 6))
+        noise = np.exp(0.3 * random.standard_normal((seeds, n)) - 0.3**2 / 2)
+        arms.append(mean * hardness * noise * (1 + luck * random.standard_normal((seeds, 1))))
+    return difference_over_seeds(*arms), float(means[0] - means[1])
+
+
 def shapley_latency(random: np.random.Generator) -> tuple[Estimate, float]:
     """1 to 5 seeds: measured with an error of 1 to 4%, and as much again from seed to seed."""
     seeds, luck = int(random.integers(1, 6)), random.uniform(0, 0.04)
@@ -163,6 +196,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "shapley_accuracy": shapley_accuracy,
     "one_seed_accuracy": one_seed_accuracy,
     "shapley_latency": shapley_latency,
+    "shapley_error": shapley_error,
+    "one_seed_error": partial(shapley_error, seeds=1),
+    "arms_of_seeds": arms_of_seeds,
     **{name: partial(metric_value, name=name) for name in METRICS},
     **{f"{name}_delta": partial(metric_delta, name=name) for name in METRICS},
 }

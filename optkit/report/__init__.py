@@ -8,44 +8,89 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optkit.core import ledger
 from optkit.core.cache import write_text
 from optkit.core.errors import UserError
 from optkit.core.extras import missing, need
+from optkit.report.batch_sizes import add_limits
 from optkit.report.comparable import cautions
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row, rows
-from optkit.report.sweep import add_limits
+from optkit.report.sweep import SweptRun, open_sweep
+from optkit.report.sweep import over as means_over
+
+if TYPE_CHECKING:
+    import pandas
 
 log = logging.getLogger(__name__)
-__all__ = ["Row", "read_rows", "remedies", "render", "rows", "save_report", "summarize", "write_report"]
+__all__ = ["Row", "frame", "read_rows", "remedies", "render", "rows", "save_report", "summarize", "write_report"]
 
 
 def read_rows(runs: Sequence[str | Path]) -> list[Row]:
-    """The rows of one or more run folders; what does not compare among them is warned of."""
-    records = ledger.unique(ledger.read(*runs))
+    """The rows of one or more run folders, or folders of these; what does not compare among them is warned of.
+
+    ``settings`` of a row holds the keys in which the recipes of these runs differ, with the values of its run.
+    """
+    return _rows_of(open_sweep(runs))
+
+
+def _rows_of(sweep: Sequence[SweptRun]) -> list[Row]:
+    records = ledger.unique(record for run in sweep for record in run.records)
     for caution in cautions(records):
         log.warning("%s", caution)
-    return rows(records)
+    settings = {record.run: dict(run.settings) for run in sweep for record in run.records}
+    return [row | {"settings": settings[row["run"]]} for row in rows(records)]
 
 
-def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None, wide: bool = False) -> str:
-    """A report of run folders as ``table``, ``md``, ``csv``, ``json`` or ``html``.
+def frame(runs: Sequence[str | Path], over: str | None = None) -> pandas.DataFrame:
+    """The rows of runs as a data frame, a column for each key, and for each key in which the recipes differ.
 
     Args:
-        runs: run folders, or ledger files.
-        format_: one of the five.
+        runs: run folders, folders of these, or ledger files.
+        over: a key in which the runs differ, such as ``seed``; means over it are given then, see `optkit.report.sweep`.
+
+    Raises:
+        UserError: a path holds no ledger, or the runs do not differ in ``over``.
+    """
+    import pandas
+
+    from optkit.report.csv_table import flat_rows
+
+    return pandas.DataFrame(flat_rows(_read(runs, over)))
+
+
+def _read(runs: Sequence[str | Path], over: str | None) -> list[Row]:
+    sweep = open_sweep(runs)
+    found = _rows_of(sweep)
+    return found if over is None else means_over(sweep, over)
+
+
+def render(
+    runs: Sequence[Path], format_: str, p99_limit: float | None = None, wide: bool = False, over: str | None = None
+) -> str:
+    """A report of run folders as ``table``, ``md``, ``csv``, ``json``, ``latex`` or ``html``.
+
+    Args:
+        runs: run folders, folders of these, or ledger files.
+        format_: one of the six.
         p99_limit: of the 99th percentile of latency, ms; None takes the one that each run was made with.
         wide: show every column of the table, however narrow the terminal is.
+        over: a key in which the runs differ, over which means are taken.
+
+    Raises:
+        UserError: a path holds no ledger, or the runs do not differ in ``over``; a page of means.
     """
+    if format_ == "html" and over is not None:
+        raise UserError("the page shows runs, not means over them", key="--over", fix="use another --format")
     if format_ == "html":
         need("report", "page", key="--format")
         from optkit.report.page import render_page
 
         return render_page(runs, p99_limit)
-    found = read_rows(runs)
-    if p99_limit is not None:
+    found = _read(runs, over)
+    if p99_limit is not None and over is None:
         add_limits(found, p99_limit)
     if format_ == "json":
         return json.dumps(found, indent=1) + "\n"
@@ -53,6 +98,10 @@ def render(runs: Sequence[Path], format_: str, p99_limit: float | None = None, w
         from optkit.report.csv_table import csv_table
 
         return csv_table(found)
+    if format_ == "latex":
+        from optkit.report.latex_table import latex_table
+
+        return latex_table(found)
     from optkit.report.tables import WIDE, markdown, terminal_width
 
     return markdown(found) if format_ == "md" else _terminal(found, WIDE if wide else terminal_width())
@@ -93,6 +142,8 @@ def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
     console.print(table(found, width, brief))
+    if any("over" in row for row in found):
+        return text.getvalue()
     if (limits := limit_table(found, width)) is not None:
         console.print()
         console.print(limits)
@@ -104,14 +155,19 @@ def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
 
 
 def save_report(
-    runs: Sequence[Path], format_: str, output: Path | None = None, p99_limit: float | None = None, wide: bool = False
+    runs: Sequence[Path],
+    format_: str,
+    output: Path | None = None,
+    p99_limit: float | None = None,
+    wide: bool = False,
+    over: str | None = None,
 ) -> Path:
     """Writes a report to a file, by default ``report.FORMAT`` in the first run's folder; returns the file.
 
     Raises:
         UserError: a run without a ledger, or a file that cannot be written.
     """
-    text = render(runs, format_, p99_limit, wide)
+    text = render(runs, format_, p99_limit, wide, over)
     first = runs[0] if runs[0].is_dir() else runs[0].parent
     file = output or first / f"report.{format_}"
     if not file.parent.is_dir():

@@ -14,9 +14,9 @@ from optkit.core.ledger import unique
 from optkit.core.records import Measurement, Record
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate, median, quotient, ratio_of_medians
+from optkit.report.batch_sizes import MIN_CALLS, add_limits
 from optkit.report.multiple_testing import correct_for_many
 from optkit.report.paired import counts, difference, losses_within, same_metric, tolerance_unit
-from optkit.report.sweep import MIN_CALLS, add_limits
 
 Row = dict[str, Any]
 TIMED = ("latency_p50_ms", "speedup", "speedup_same_engine")

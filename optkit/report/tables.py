@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from optkit.core.setting import Setting
+from optkit.report.batch_sizes import HEADERS, WORDS, limit_cells, limit_title
 from optkit.report.caveats import MARK, footnote, mark, variant_name
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row
-from optkit.report.sweep import HEADERS, WORDS, limit_cells, limit_title
+from optkit.report.sweep import short_names, shown
 from optkit.report.written import Written, common
 
 # header, cell of a row (or whatever else the table has a line for), narrowest console that shows it
@@ -42,6 +43,10 @@ def _delta(row: Row) -> str:
         return "-"
     written = Written.of(row)
     return f"{written.signed(row['quality_delta'])} {written.signed_bounds(row['quality_delta_ci'])}".rstrip()
+
+
+def _deviation(row: Row, name: str) -> str:
+    return "-" if row[f"{name}_sd"] is None else Written.of(row).number(row[f"{name}_sd"])
 
 
 def _times(name: str) -> Callable[[Row], str]:
@@ -93,6 +98,23 @@ BRIEF: tuple[Column, ...] = (
     ("size MB", _number("size_mb", 2), 70),
 )
 BRIEF_WIDTH = 100
+# means over several runs
+MEANS: tuple[Column, ...] = (
+    ("stage", variant_name, 0),
+    ("engine", lambda r: str(r["engine"]), 0),
+    ("batch", lambda r: str(r["batch_size"]), 0),
+    ("tokens", lambda r: str(r.get("sequence_length") or "-"), 100),
+    ("runs", lambda r: str(r["runs"]), 0),
+    (QUALITY, _quality, 0),
+    ("sd", lambda r: _deviation(r, "quality"), 0),
+    (CHANGE, _delta, 100),
+    ("sd of change", lambda r: _deviation(r, "quality_delta"), 118),
+    ("p50 ms", _p50, 60),
+    ("speedup", _times("speedup"), 0),
+    ("sd of speedup", lambda r: "-" if r["speedup_sd"] is None else f"{r['speedup_sd']:.2f}", 118),
+    ("same engine", _times("speedup_same_engine"), 148),
+    ("size MB", _number("size_mb", 2), 118),
+)
 NOTE = (
     "Speedup and change are against the baseline (step 0) on PyTorch eager in fp32 at the same batch size, timed in "
     "the same rounds; brackets are 95% intervals."
@@ -108,7 +130,20 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     of_texts = any(row.get("sequence_length") for row in rows)
     on_gpu = any(row.get("sparse_share") is not None for row in rows)
     left_out = {*(() if of_texts else ("tokens", "tokenize ms")), *(() if on_gpu else ("2:4 %",))}
-    return _named([c for c in COLUMNS if c[0] not in left_out], rows)
+    every = MEANS if any("over" in row for row in rows) else COLUMNS
+    return _with_settings(_named([c for c in every if c[0] not in left_out], rows), rows)
+
+
+def _with_settings(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
+    """The columns, and behind the first one for each key in which the runs differ; or the runs' names."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.get("settings", {})))
+    if not keys and len({row.get("run") for row in rows}) > 1:
+        return [columns[0], ("run", lambda row: str(row["run"]), 0), *columns[1:]]
+    return [columns[0], *((name, _setting(key), 0) for key, name in short_names(keys).items()), *columns[1:]]
+
+
+def _setting(key: str) -> Callable[[Row], str]:
+    return lambda row: shown(row["settings"].get(key))
 
 
 def _named(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
@@ -129,6 +164,17 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((WIDE, 24)).columns
 
 
+def _note(rows: Sequence[Row]) -> str:
+    over = next((row["over"] for row in rows if "over" in row), None)
+    if over is None:
+        return NOTE
+    return (
+        f"{NOTE[: NOTE.index(';')]}. These are means over the runs that differ in {over} only; brackets are 95% "
+        "intervals over runs and test examples, sd is the standard deviation over runs. Timings that cannot be trusted "
+        "are left out."
+    )
+
+
 def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
     """A rich table of rows; ``brief`` shows only the columns for choosing a variant."""
     settings = list(map(Setting.of, rows))
@@ -137,7 +183,7 @@ def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
     if brief:
         marked = f"\n{MARK} This timing cannot be trusted." if footnote(rows) else ""
         return fitted(columns, rows, width, NOTE + marked, ends)
-    return fitted(_columns(rows), rows, width, "\n".join(filter(None, (NOTE, footnote(rows)))), ends)
+    return fitted(_columns(rows), rows, width, "\n".join(filter(None, (_note(rows), footnote(rows)))), ends)
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Any], width: int, note: str, ends: Sequence[int] = ()) -> Table:
@@ -182,10 +228,12 @@ def markdown(rows: Sequence[Row]) -> str:
         "|" + "|".join("---" if header in ("stage", "engine") else "---:" for header, _, _ in columns) + "|",
     ]
     lines += [_line([cell(row) for _, cell, _ in columns]) for row in rows]
+    if any("over" in row for row in rows):
+        return "\n".join(lines) + f"\n\n{_note(rows)}\n"
     compared = "".join(f"\n- {line}" for line in against_controls(rows))
     controls = f"\nAgainst the controls:\n{compared}\n" if compared else ""
     marked = f"\n{found}\n" if (found := footnote(rows)) else ""
-    return "\n".join(lines) + f"\n\n{NOTE}\n" + marked + _limit_markdown(rows) + controls
+    return "\n".join(lines) + f"\n\n{_note(rows)}\n" + marked + _limit_markdown(rows) + controls
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from optkit.core.ledger import Ledger
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate
 from optkit.report import render, rows, summarize, write_report
+from optkit.report.batch_sizes import limit_cells
 from optkit.report.caveats import MARK
 from optkit.report.diff import diff_runs
 from optkit.report.page.costs import break_evens
@@ -23,7 +24,6 @@ from optkit.report.page.steps import changes
 from optkit.report.page.summary import shown
 from optkit.report.page.verdict import verdict
 from optkit.report.plot import on_front, steady_latency, tradeoff
-from optkit.report.sweep import limit_cells
 from optkit.report.trackers import _metrics
 from tests.report.runs import busy, chain, sweep, write_run
 

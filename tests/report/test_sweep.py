@@ -1,3 +1,7 @@
+"""Reports of several runs of one recipe: the keys in which they differ, and means over one of them."""
+
+import csv
+import io
 import json
 from dataclasses import replace
 
@@ -5,130 +9,120 @@ import numpy as np
 import pytest
 
 from optkit.core.errors import UserError
-from optkit.core.records import Measurement
-from optkit.engines import Eager
-from optkit.measure import Bench, Measure
-from optkit.report import read_rows, render, rows
-from optkit.report.page.latency_figures import latency_figures
+from optkit.core.statistics import mean_over_seeds, weighted_metric
+from optkit.report import frame, read_rows, render
 from optkit.report.page.runs import open_runs
-from optkit.report.sweep import limit_cells, sweeps
+from optkit.report.page.sweep_figures import sweep_figures
+from optkit.report.sweep import differing_keys, open_sweep, over, short_names
 from tests.conftest import make_record
-from tests.report.runs import write_run
-
-SIZES = {1: (1.0, 2.0), 8: (4.0, 4.5), 32: (15.0, 18.0)}  # p50 and p99, ms
+from tests.report.runs import answers, busy, series, write_run
 
 
-def _times(p50, p99, rounds=80):
-    """Calls of which 96 in 100 take p50, the rest p99."""
-    calls = np.full(rounds * 5, p50)
-    calls[: rounds // 5] = p99
-    return calls.reshape(rounds, 5)
+def _run(seed, amount, busy_prune=False):
+    """A baseline and a pruned variant, which are right on other examples under another seed."""
+    found = []
+    for step, (stage, right, ms) in enumerate((("train", 900 + seed, 4.0), ("prune", 880 + 2 * seed, 4.0 - amount))):
+        record = make_record(
+            variant=f"v{step}-{seed}-{amount}", parent=f"v0-{seed}-{amount}" if step else None, step=step, stage=stage,
+            batch_size=8, correct=np.roll(answers(right), 7 * seed), baseline=f"v0-{seed}-{amount}",
+            series=series({"eager": ms}, 4.0 if step else None, step),
+        )  # fmt: skip
+        found.append(replace(record, run=f"run-{seed}-{amount}"))
+    return busy(found) if busy_prune else found
 
 
-def _record(limit=None, sizes=SIZES, rounds=80, **options):
-    merged = []
-    for size, (p50, p99) in sizes.items():
-        series = {("variant", "eager"): _times(p50, p99, rounds.get(size, 80) if isinstance(rounds, dict) else rounds)}
-        merged += make_record(batch_size=size, series=series, **options).measurements
-    if limit is not None:
-        for m in merged:
-            if m.name == "latency":
-                m.conditions["p99_limit_ms"] = limit
-    return replace(make_record(**options), measurements=merged)
+@pytest.fixture
+def sweep(tmp_path):
+    for seed in (0, 1, 2):
+        for amount in (0.5, 1.0):
+            recipe = f"seed: {seed}\nout: /elsewhere/{seed}\nstages:\n  prune:\n    amount: {amount}\n    steps: 1\n"
+            write_run(tmp_path / f"r-{seed}-{amount}", _run(seed, amount, (seed, amount) == (2, 1.0)), recipe)
+    return tmp_path
 
 
-def test_the_largest_measured_batch_within_the_limit_is_named():
-    found = rows([_record(limit=5.0)])
-    assert [r["within_p99_limit"] for r in found] == [True, True, False]
-    assert {r["largest_batch_within_p99_limit"] for r in found} == {8}
-    assert [r["throughput_within_p99_limit"] for r in found] == [pytest.approx(8 / 4e-3)] * 3
-    assert [r["latency_p99_ms"] for r in found] == [2.0, 4.5, 18.0]
-    assert limit_cells(found) == [["0 train", "eager", "8", "4.50", "2,000", ""]]
+def test_keys_that_differ_and_as_much_of_their_names_as_tells_them_apart():
+    recipes = [{"a.lr": 1, "b.lr": 1, "c": 5}, {"a.lr": 2, "b.lr": 3, "c": 5}, {}]
+    assert differing_keys(recipes) == ["a.lr", "b.lr"]
+    assert short_names(["a.lr", "b.lr", "x.y.seed"]) == {"a.lr": "a.lr", "b.lr": "b.lr", "x.y.seed": "seed"}
+    assert differing_keys([{"a": 1}, {"a": 1, "new": None}]) == []
 
 
-def test_the_answer_says_what_it_leaves_open():
-    (all_fit,), (none_fits,) = (sweeps(rows([_record(limit=limit)])) for limit in (20.0, 1.5))
-    assert all_fit.largest["batch_size"] == 32
-    assert "a larger one may fit" in all_fit.remark
-    assert none_fits.largest is None
-    assert none_fits.remark == "no batch size measured fits"
-    assert limit_cells(none_fits.rows) == [["0 train", "eager", "-", "-", "-", "no batch size measured fits"]]
+def test_rows_and_every_format_say_the_keys_that_differ(sweep):
+    found = read_rows([sweep])
+    assert len(found) == 12
+    assert {tuple(row["settings"]) for row in found} == {("seed", "stages.prune.amount")}
+    lines = render([sweep], "md").splitlines()
+    assert lines[0].startswith("| stage | seed | amount | engine |")
+    table = list(csv.DictReader(io.StringIO(render([sweep], "csv"))))
+    assert {(row["seed"], row["stages.prune.amount"]) for row in table} == {
+        (str(s), str(a)) for s in (0, 1, 2) for a in (0.5, 1.0)
+    }
+    assert json.loads(render([sweep], "json"))[0]["settings"] == {"seed": 0, "stages.prune.amount": 0.5}
+    latex = render([sweep], "latex")
+    assert latex.startswith("\\begin{tabular}{lrrlr")
+    assert "accuracy, \\%" in latex
+    data = frame([sweep])
+    assert sorted(data["stages.prune.amount"].unique()) == [0.5, 1.0]
+    assert len(data) == 12
 
 
-def test_a_p99_of_too_few_calls_is_null_and_says_so():
-    found = rows([_record(limit=20.0, rounds={32: 59})])
-    assert [r["latency_calls"] for r in found] == [400, 400, 295]
-    assert found[-1]["latency_p99_ms"] is None
-    assert found[-1]["within_p99_limit"] is None
-    (sweep,) = sweeps(found)
-    assert sweep.largest["batch_size"] == 8
-    assert sweep.remark == "p99 not known at batch 32 (295 calls)"
-    (nothing,) = sweeps(rows([_record(limit=20.0, rounds=20)]))
-    assert nothing.remark.startswith("nothing can be said; p99 not known at batch 1 (100 calls)")
+def test_one_run_has_no_such_keys(sweep):
+    assert read_rows([sweep / "r-0-0.5"])[0]["settings"] == {}
+    assert "seed" not in render([sweep / "r-0-0.5"], "md")
 
 
-def test_without_a_limit_nothing_is_said(tmp_path):
-    folder = write_run(tmp_path / "run", [_record()])
-    for row in read_rows([folder]):
-        assert (row["p99_limit_ms"], row["within_p99_limit"], row["largest_batch_within_p99_limit"]) == (None,) * 3
-    for format_ in ("md", "table"):
-        assert "p99" not in render([folder], format_)
+def test_means_over_seeds(sweep):
+    found = {(r["step"], r["settings"]["stages.prune.amount"]): r for r in over(open_sweep([sweep]), "seed")}
+    assert set(found) == {(0, 0.5), (0, 1.0), (1, 0.5), (1, 1.0)}
+    row = found[1, 0.5]
+    assert (row["runs"], row["values"], row["over"]) == (3, [0, 1, 2], "seed")
+    pruned = np.stack([np.roll(answers(880 + 2 * seed), 7 * seed) for seed in (0, 1, 2)])
+    whole = np.stack([np.roll(answers(900 + seed), 7 * seed) for seed in (0, 1, 2)])
+    assert row["quality_ci"] == pytest.approx(mean_over_seeds(pruned.astype(float)).ci)
+    assert row["quality_sd"] == pytest.approx(0.002)
+    assert row["quality_delta"] == pytest.approx(-0.019)
+    assert row["quality_delta_ci"] == pytest.approx(weighted_metric([1.0, -1.0], [pruned, whole]).ci)
+    assert row["speedup"] == pytest.approx(4 / 3.5, rel=0.01)
+    low, high = row["speedup_ci"]
+    assert low <= row["speedup"] <= high
 
 
-def test_a_variant_that_was_not_timed_is_named(tmp_path):
-    record = _record(limit=5.0)
-    kept = [m for m in record.measurements if m.name != "latency" or m.conditions["batch_size"] != 32]
-    folder = write_run(tmp_path / "run", [replace(record, measurements=kept)])
-    assert "p99 not known at batch 32 (not timed)" in render([folder], "md")
-    assert render([folder], "html").startswith("<!doctype html>")
+def test_a_timing_that_cannot_be_trusted_is_left_out_of_means(sweep):
+    found = {(r["step"], r["settings"]["stages.prune.amount"]): r for r in over(open_sweep([sweep]), "seed")}
+    assert (found[1, 1.0]["runs"], found[1, 1.0]["timed_runs"]) == (3, 2)
+    assert found[1, 0.5]["timed_runs"] == 3
 
 
-def test_every_format_names_it_and_a_report_may_state_another_limit(tmp_path, optkit_command):
-    folder = write_run(tmp_path / "run", [_record(limit=5.0)])
-    assert "| 0 train | eager | 8 | 4.50 | 2,000 |  |" in render([folder], "md").splitlines()
-    assert "at most 5 ms" in " ".join(render([folder], "table").split())
-    other = json.loads(render([folder], "json", p99_limit=2.5))
-    assert {(r["p99_limit_ms"], r["largest_batch_within_p99_limit"]) for r in other} == {(2.5, 1)}
-    assert "at most 2.5 ms" in render([folder], "html", p99_limit=2.5)
-    refused = optkit_command("report", folder, "--p99-limit", "0")
-    assert (refused.returncode, "--p99-limit" in refused.stderr) == (2, True)
+def test_every_format_shows_means(sweep):
+    text = render([sweep], "md", over="seed")
+    assert text.startswith("| stage | amount | engine | batch | runs |")
+    assert "means over the runs that differ in seed only" in text
+    assert len(list(csv.DictReader(io.StringIO(render([sweep], "csv", over="seed"))))) == 4
+    assert len(json.loads(render([sweep], "json", over="seed"))) == 4
+    assert "runs" in render([sweep], "latex", over="seed")
+    assert "means over" in " ".join(render([sweep], "table", over="seed").split())
+    assert len(frame([sweep], over="stages.prune.amount")) == 6
 
 
-def test_the_curve_goes_through_every_batch_size(tmp_path):
-    folder = write_run(tmp_path / "run", [_record(limit=5.0)])
-    curve, limits = latency_figures(open_runs([folder])[0])
-    assert curve.title == "Throughput against p99 latency"
-    assert [row[2:5] for row in curve.table.rows] == [
-        ["1", "1.000", "2.000"],
-        ["8", "4.000", "4.500"],
-        ["32", "15.000", "18.000"],
-    ]
-    layers = curve.chart["layer"]
-    assert layers[0]["encoding"]["order"]["field"] == "batch"
-    assert layers[-1]["mark"]["type"] == "rule"
-    assert limits.chart is None
-    few = write_run(tmp_path / "few", [_record(rounds={1: 20})])
-    (curve,) = latency_figures(open_runs([few])[0])
-    assert curve.title == "Throughput against p50 latency"
-    assert curve.table.rows[0][4] == "\N{EN DASH}"
-    one = write_run(tmp_path / "one", [_record(sizes={8: (4.0, 4.5)})])
-    assert latency_figures(open_runs([one])[0]) == []
+@pytest.mark.parametrize(
+    ("key", "format_", "message"),
+    [
+        ("sed", "md", "do not differ in 'sed'.*did you mean 'seed'"),
+        ("stages.prune.steps", "md", "do not differ in"),
+        ("seed", "html", "the page shows runs"),
+    ],
+)
+def test_what_means_cannot_be_taken_over(sweep, key, format_, message):
+    with pytest.raises(UserError, match=message):
+        render([sweep], format_, over=key)
 
 
-def test_the_bench_writes_the_limit_beside_the_latency(digits, mlp, tmp_path):
-    from optkit.core.artifact import save_artifact
-    from optkit.core.variant import Variant
-
-    artifact = save_artifact(tmp_path, Variant("v0", None, frozenset({"float"}), {}), mlp, digits.example(2))
-    for limit in (None, 3.5):
-        config = Measure(batch_sizes=[2], seconds=0.01, memory=False, p99_limit_ms=limit)
-        bench = Bench(digits, {"eager": Eager()}, config, Eager(), 1, ("optkit",), 0)
-        found = bench._latency({"eager": lambda *x: x[0]}, artifact, True, digits, 2)
-        assert [m.conditions.get("p99_limit_ms") for m in found] == [limit]
-    assert isinstance(found[0], Measurement)
-
-
-@pytest.mark.parametrize("limit", [0, -1, True, "5", float("nan"), float("inf")])
-def test_a_limit_that_is_no_time_is_refused(limit):
-    with pytest.raises(UserError, match="p99_limit_ms"):
-        Measure(p99_limit_ms=limit)
+def test_the_page_shows_quality_and_latency_against_each_key(sweep):
+    figures = sweep_figures(open_runs([sweep]))
+    assert [figure.title.partition(",")[0] for figure in figures] == [
+        "Accuracy against seed", "Latency against seed", "Accuracy against amount", "Latency against amount",
+    ]  # fmt: skip
+    assert figures[2].table.headers[:3] == ["amount", "seed", "variant"]
+    assert figures[2].table.rows[0][:4] == ["0.5", "0", "0 train", "eager"]
+    assert "Against the keys in which the runs differ" in render([sweep], "html")
+    assert sweep_figures(open_runs([sweep / "r-0-0.5"])) == []

@@ -39,8 +39,11 @@ def test_the_fingerprint_changes_with_what_the_model_sees():
     assert Digits(limit=64).fingerprint == Digits(limit=64).fingerprint
 
 
-def test_the_metric_is_the_share_of_right_answers():
-    assert Digits().metric(np.array([True, False, True, True])) == 0.75
+def test_the_metrics_are_chosen_by_name():
+    assert [metric.name for metric in Digits().metrics] == ["accuracy"]
+    assert [metric.name for metric in Digits(metrics=["macro_f1", "accuracy"]).metrics] == ["macro_f1", "accuracy"]
+    with pytest.raises(UserError, match="no metric 'acuracy'"):
+        Digits(metrics=["acuracy"])
 
 
 def test_folders_of_class_folders(image_folder):

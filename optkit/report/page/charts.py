@@ -271,6 +271,42 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> Layers:
     return alt.layer(*layers).properties(width="container")
 
 
+def swept(values: Values, y: str, y_title: str, x_title: str, *, numeric: bool, log: bool = False) -> Layers:
+    """A figure against the value of a recipe's key: a line for each variant on each engine.
+
+    Args:
+        values: ``swept`` (the key's value), ``line`` (which they belong to), ``name, technique, engine, rest`` (the
+            other keys), the figure ``y`` and, where it has an interval, ``y_low`` and ``y_high``. A point with a
+            ``caveat`` is hollow.
+        y: the key of the figure.
+        y_title, x_title: of the axes.
+        numeric: whether the values are numbers, else they stand side by side.
+        log: whether the figure's axis is logarithmic.
+    """
+    import altair as alt
+
+    techniques = list(dict.fromkeys(v["technique"] for v in values))
+    engines = list(dict.fromkeys(v["engine"] for v in values))
+    base = alt.Chart(alt.Data(values=values), height=300)
+    of_numbers = alt.X("swept:Q", title=x_title, scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
+    x = of_numbers if numeric else alt.X("swept:N", title=x_title, sort=None, axis=alt.Axis(labelAngle=0))
+    scale = alt.Scale(type="log", nice=False, padding=18) if log else alt.Scale(zero=False, padding=14)
+    up = alt.Y(f"{y}:Q", title=y_title, scale=scale, **({"axis": _log_axis(alt, values, y)} if log else {}))
+    colors = _colors(alt, "technique", techniques)
+    color = alt.Color("technique:N", title=None, sort=None, scale=colors, legend=_legend(alt, techniques))
+    shape = alt.Shape(
+        "engine:N", title=None, scale=alt.Scale(domain=engines, range=_cycle(SHAPES, len(engines))),
+        legend=_legend(alt, engines, outline=True),
+    )  # fmt: skip
+    tips = {"swept": x_title, "name": "variant", "engine": "engine", "rest": "other keys", f"tip_{y}": y_title}
+    tooltip = [alt.Tooltip(f"{key}:N", title=title) for key, title in tips.items()]
+    layers = [base.mark_line(strokeWidth=1.5, opacity=0.8).encode(x=x, y=up, color=color, detail="line:N")]
+    if f"{y}_low" in values[0]:
+        layers.append(base.mark_rule(opacity=0.5).encode(x=x, y=f"{y}_low:Q", y2=f"{y}_high:Q", color=color))
+    layers += _points(base, values, {"x": x, "y": up, "color": color, "shape": shape, "tooltip": tooltip})
+    return alt.layer(*layers).properties(width="container")
+
+
 def _points(base: Any, values: Values, at: dict[str, Any]) -> list[Any]:
     """Filled points, and hollow ones where the timing cannot be trusted."""
     filled = base.mark_point(filled=True, size=95, opacity=1, stroke="var(--surface)", strokeWidth=1)

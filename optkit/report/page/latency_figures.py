@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from optkit.report.batch_sizes import HEADERS, WORDS, Sweep, limit_cells, limit_title, sweeps
 from optkit.report.caveats import MARK, mark
 from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.formatting import DASH, name
 from optkit.report.page.runs import ShownRun
 from optkit.report.rows import Row
-from optkit.report.sweep import HEADERS, WORDS, Sweep, limit_cells, limit_title, sweeps
 
 TABLE = ["variant", "engine", "batch", "p50 ms", "p99 ms", "of calls", "examples/s", "within the limit"]
 

@@ -13,9 +13,9 @@ from optkit.core import ledger
 from optkit.core.errors import UserError
 from optkit.core.records import Record
 from optkit.core.setting import Setting
+from optkit.report.batch_sizes import add_limits
 from optkit.report.page.verdict import Verdict, verdict
 from optkit.report.rows import Row, is_trusted, rows
-from optkit.report.sweep import add_limits
 
 ABLATION = "ablation.json"
 

@@ -13,6 +13,7 @@ from optkit.report.page.latency_figures import latency_figures
 from optkit.report.page.layer_figures import layer_figures
 from optkit.report.page.runs import ShownRun
 from optkit.report.page.step_figures import step_figures
+from optkit.report.page.sweep_figures import sweep_figures
 from optkit.report.page.tradeoff_figures import tradeoff_figures
 from optkit.report.tables import cells
 
@@ -24,6 +25,7 @@ LEADS = {
     "trade-off": "Up and to the left is better. The dashed line is the front: nothing else is at least as good "
     "in both. Bars "
     "are 95% intervals. Latency is the baseline's over the speedup, so that a machine that drifted does not mislead.",
+    "sweep": "Each run of the sweep at the value of the key; the figures are of the largest setting.",
     "attribution": "Each technique's share of what the whole chain changed, over chains with and without it; "
     "the shares add "
     "up (quality) or multiply (costs) to the whole where they are Shapley values. Whiskers are 95% intervals.",
@@ -47,10 +49,11 @@ LEADS = {
 
 def sections(runs: Sequence[ShownRun]) -> list[Section]:
     """All sections that these runs have figures for."""
-    together = tradeoff_figures(runs)
+    together, swept = tradeoff_figures(runs), sweep_figures(runs)
     made = [
         _section("techniques", "What each technique bought", _per_run(runs, step_figures)),
         _section("trade-off", "Quality against latency and size", [Group("", together)] if together else []),
+        _section("sweep", "Against the keys in which the runs differ", [Group("", swept)] if swept else []),
         _section("attribution", "What each technique is worth by ablation", _once(runs)),
         _section("engines", "Engines and batch sizes", _per_run(runs, engine_figures)),
         _section("latency", "Latency and throughput", _per_run(runs, latency_figures)),
