@@ -12,6 +12,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+INCLUDED = re.compile(r'^--8<-- "(?P<path>[^"]+)"$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The fenced blocks of a page, in order."""
+    """The fenced blocks of a page, in order, with the files that they include."""
     text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start("text")) + 1
-        yield Block(str(page.relative_to(ROOT)), line, match["language"], match["text"], match["reason"])
+        content = INCLUDED.sub(lambda found: (ROOT / found["path"]).read_text(encoding="utf-8"), match["text"])
+        yield Block(str(page.relative_to(ROOT)), line, match["language"], content, match["reason"])
 
 
 def all_blocks() -> list[Block]:
