@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RULES = "preprocess.json"
 TESTS = "test"
-OPERATORS = "torchao.quantization.pt2e"  # registers those of int8 graphs
+# registers the operators of int8 graphs, and inductor's int8 kernels for them: without it they run in float, in silence
+OPERATORS = "torchao.quantization.pt2e.quantizer.x86_inductor_quantizer"
 
 
 @dataclass(frozen=True)

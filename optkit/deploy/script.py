@@ -218,7 +218,7 @@ def scripts(
     imported = [f"import {own}"]
     if "operators" in options:
         needs.append("torchao")
-        imported.append(f"import {options['operators']}  # the operators of its graph")
+        imported.append(f"import {options['operators']}  # its operators, and their int8 kernels")
     if "auto" in options:
         needs.append("transformers")
         imported.append(f"from transformers import {options['auto']}")

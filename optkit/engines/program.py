@@ -31,8 +31,8 @@ def save_program(
     """Writes a float or int8 model as a package of torch.export, which opens where there is no optkit.
 
     ``torch.export.load(path).module()`` is the model; ``torch.compile`` makes it as fast as on this engine. An int8
-    graph needs its operators first (``import torchao.quantization.pt2e``), and is int8 in inductor's kernels alone,
-    with ``torch._inductor.config.freezing``.
+    graph needs its operators first (``import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer``, which also
+    gives inductor their kernels), and is int8 in inductor's kernels alone, with ``torch._inductor.config.freezing``.
 
     Where the model returns dataclasses or other classes with named members, the package returns dicts: it must open
     where there are no such classes.

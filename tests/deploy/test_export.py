@@ -186,6 +186,24 @@ def test_a_quantized_model_keeps_its_answers(tmp_path):
         assert np.abs(found - int8.module(images).numpy()).max() < 0.05
 
 
+@pytest.mark.slow
+def test_an_int8_package_runs_int8_kernels(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)).eval()
+    int8 = quantize_static(model, (images,), [(images,)], target="inductor")
+    done = export(int8, tmp_path / "out", engine="inductor", example_inputs=(images[:2],))
+    np.savez(tmp_path / "in.npz", input=images.numpy())
+    for name, value in {"TORCH_LOGS": "output_code", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}.items():
+        monkeypatch.setenv(name, value)
+    said = run_alone(done.folder, "infer.py", tmp_path / "in.npz", tmp_path / "out.npz", refused=("optkit",))
+    assert said.returncode == 0, said.stderr
+    assert "qconv" in said.stderr
+    assert "qlinear" in said.stderr
+    with torch.no_grad(), np.load(tmp_path / "out.npz") as found:
+        assert np.abs(found["logits"] - int8.module(images).numpy()).max() < 0.05
+
+
 def test_pictures_without_classes_give_arrays(tmp_path):
     from PIL import Image
 
