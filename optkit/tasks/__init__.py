@@ -5,21 +5,26 @@ from typing import TYPE_CHECKING
 from optkit.core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from optkit.tasks.columns import ColumnsTask, hf_dataset
     from optkit.tasks.digits import Digits
     from optkit.tasks.docstrings import Docstrings
     from optkit.tasks.image_classification import ImageClassification
     from optkit.tasks.image_files import HubImages, ImageFolder
+    from optkit.tasks.loader import LoaderTask
     from optkit.tasks.text_classification import TextClassification
     from optkit.tasks.text_files import TextFiles
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "ColumnsTask",
     "Digits",
     "Docstrings",
     "HubImages",
     "ImageClassification",
     "ImageFolder",
+    "LoaderTask",
     "TextClassification",
     "TextFiles",
+    "hf_dataset",
 ]

@@ -13,8 +13,11 @@ import numpy as np
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
+from optkit.core.paths import PathOrId
 from optkit.core.task import Batch
-from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, in_batches, order_seed, spread, write_labels
+from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, write_labels
+from optkit.tasks.given import spread
+from optkit.tasks.reading import in_batches, order_seed
 from optkit.tasks.texts import Padding, TextBatches, Texts, TextSplit
 from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize_once, trained_tokenizer
 
@@ -35,7 +38,7 @@ class TextClassification(Classification[TextSplit]):
         max_length: tokens an example; longer texts are cut, and the record says how many were.
     """
 
-    tokenizer: str | None = None
+    tokenizer: PathOrId | None = None
     vocab_size: int = 8192
     max_length: int = 128
 
