@@ -121,7 +121,7 @@ class DistillationObjective:
         projections = {
             f"{ours} to {theirs}": list(bridge.project.weight.shape[:2])
             for name, bridges in self.own.items()
-            for bridge, (ours, theirs) in zip(bridges, self.pairs[name], strict=True)  # type: ignore[call-overload]
+            for bridge, (ours, theirs) in zip(bridges, self.pairs[name.replace("/", ".")], strict=True)  # type: ignore[call-overload]
             if not isinstance(bridge.project, nn.Identity)
         }
         pairs = {name: [list(pair) for pair in pairs] for name, pairs in self.pairs.items()}
@@ -147,7 +147,7 @@ class DistillationObjective:
                 student_out, teacher_out = ({path: t.output for path, t in tapped.items()} for tapped in seen)
                 of_term = derive_seed(seed, "bridges", term.name)
                 pairs = self.pairs[term.name]
-                bridges[term.name] = bridges_for(student_out, teacher_out, pairs, term.kind.widths, of_term)
+                bridges[_member(term.name)] = bridges_for(student_out, teacher_out, pairs, term.kind.widths, of_term)
             elif term.kind.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
@@ -164,7 +164,7 @@ class DistillationObjective:
                 targets = torch.arange(2, device=logits[0].device) % logits[0].shape[-1]
                 found = [_of_logits(term, logits[0].float(), logits[1].float(), targets)]
             else:
-                pairs = zip(bridges[term.name], self.pairs[term.name], strict=True)  # type: ignore[call-overload]
+                pairs = zip(bridges[_member(term.name)], self.pairs[term.name], strict=True)  # type: ignore[call-overload]
                 outputs = [bridge(seen[0][s].output.float(), seen[1][t].output.float()) for bridge, (s, t) in pairs]
                 found = [_of_features(term, ours, theirs, None) for ours, theirs in outputs]
         except Exception as error:
@@ -180,7 +180,7 @@ class DistillationObjective:
         values = []
         for number, (s, t) in enumerate(self.pairs[term.name]):
             if term.kind.of == FEATURES:
-                bridge = self.own[term.name][number]  # type: ignore[index]
+                bridge = self.own[_member(term.name)][number]  # type: ignore[index]
                 student, teacher = bridge(ours[s].output.float(), theirs[t].output.float())
                 values.append(_of_features(term, student, teacher, mask))
             else:
@@ -188,6 +188,11 @@ class DistillationObjective:
                 both = zip(ours[s].attention, theirs[t].attention, strict=True)
                 values += [of_one(term, a, b, mask) for a, b in both]
         return torch.stack(values).mean()
+
+
+def _member(name: str) -> str:
+    """The name of a loss among modules, which may hold no dots."""
+    return name.replace(".", "/")
 
 
 def _of_features(term: Term, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
