@@ -179,6 +179,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class OwnParts(Protocol):
+    """A task with parts of the user's own, which are no data: a loss, functions of batches."""
+
+    def depends_on(self) -> list[Any]:
+        """What stands for their code and settings in keys; JSON."""
+        ...
+
+
+@runtime_checkable
 class OfAnyLength(Protocol):
     """A task of texts, which are padded and cut to a length."""
 
@@ -214,6 +223,8 @@ class SealedTask:
         self.loss = lambda output, batch, label_smoothing=0.0: task.loss(output, batch, label_smoothing)
         self.mismatch = lambda output, count: task.mismatch(output, count)
         self.example = lambda batch_size: task.example(batch_size)
+        if hasattr(task, "depends_on"):
+            self.depends_on = lambda: task.depends_on()
         self.metrics = task.metrics
         self.output_kind = task.output_kind
         self.kind = type(task)

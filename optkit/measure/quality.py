@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ def measure_quality(
     """
     tables: list[list[Any]] = [[] for _ in task.metrics]
     for batch in track(task.batches(split, batch_size), f"answers on {split}", -(-task.size(split) // batch_size)):
-        output = as_float(session(*(_filled(x, batch_size) for x in batch.inputs)))
+        filled = replace(batch, inputs=tuple(_filled(x, batch_size) for x in batch.inputs))
+        output = as_float(task.forward(session, filled))  # type: ignore[arg-type]
         if len(batch) < batch_size:
             output = _first(output, len(batch), batch_size)
         for metric, table in zip(task.metrics, tables, strict=True):

@@ -11,7 +11,7 @@ from optkit.core.instantiate import TARGET, named_paths
 from optkit.core.metric import Metric
 from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
-from optkit.core.task import POOL, Task
+from optkit.core.task import POOL, OwnParts, Task
 
 
 def target_of(thing: object) -> str:
@@ -58,6 +58,12 @@ def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
     inner = parts(thing) if is_dataclass(thing) else [thing]
     named = [path for part in inner for path in named_paths(part)]
     return code_of_classes(kind for part in inner for kind in type(part).__mro__) | code_of_paths(named)
+
+
+def of_task(task: Task) -> list[Any]:
+    """What of a task besides its data decides what is trained on it: code, and the metric by which epochs are kept."""
+    own = task.depends_on() if isinstance(task, OwnParts) else []
+    return [sources(task), identity_of(task.metrics[0]), *own]
 
 
 def identity_of(metric: Metric) -> list[Any]:

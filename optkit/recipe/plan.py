@@ -23,7 +23,7 @@ from optkit.measure import tasks_to_measure
 from optkit.models import ModelSpec
 from optkit.recipe.chain import check_names, traits_after
 from optkit.recipe.controls import SMALLER_DENSE, Numbered, control_chain
-from optkit.recipe.keys import dependencies, identity_of, params_of, pool_of, sources, target_of, within
+from optkit.recipe.keys import dependencies, of_task, params_of, pool_of, sources, target_of, within
 from optkit.recipe.recipe import AUTO, MODEL, Recipe
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
     model = spec.build(recipe.seed).eval()
     first = baseline_place(recipe)
     # training keeps the epoch that is best by the first metric
-    code = [torch.__version__, sources(recipe.task), identity_of(recipe.task.metrics[0])]
+    code = [torch.__version__, *of_task(recipe.task)]
     start = variant_id(MODEL, spec.identity(model), recipe.seed, recipe.task.fingerprint, code)
     for task in tasks_to_measure(recipe.task, recipe.measure):
         _check_fit(model, task)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -16,6 +18,7 @@ from optkit.core.checks import check_count
 from optkit.core.errors import UserError, first_line
 from optkit.core.task import CLASSES, NO_LABEL, POOL, Batch
 from optkit.metrics.registry import resolve_metrics
+from optkit.tasks.given import spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -180,41 +183,14 @@ class Classification(ABC, Generic[S]):
         return total / (batch.targets != NO_LABEL).sum().clamp(min=1)
 
 
-class Examples(Protocol):
-    """What `in_batches` reads: a batch at once, which is far cheaper than example by example."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, index: list[int]) -> Batch: ...
-
-
-def order_seed(training: bool, seed: int | None) -> int | None:
-    """The seed that batches are shuffled under; None: they come in order."""
-    return 0 if training and seed is None else seed
-
-
-def in_batches(examples: Examples, batch_size: int, seed: int | None) -> Iterator[Batch]:
-    """Batches in order, or shuffled under a seed."""
-    import torch
-
-    # torch reads batches through __getitems__, which its types do not know
-    loader: Iterable[Batch] = torch.utils.data.DataLoader(
-        examples,  # type: ignore[arg-type]
-        batch_size,
-        shuffle=seed is not None,
-        generator=torch.Generator().manual_seed(seed or 0),
-        collate_fn=_already_a_batch,  # type: ignore[arg-type]
-    )
-    return iter(loader)
-
-
-def _already_a_batch(batch: Batch) -> Batch:
-    return batch
-
-
-def spread(total: int, limit: int) -> NDArray[np.int64]:
-    """Up to ``limit`` places spread evenly over ``total``."""
-    return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))
+def write_labels(folder: Path, columns: Mapping[str, Sequence[str]], labels: Sequence[str]) -> Path:
+    """Writes ``test.csv``: columns, and the class names of the examples as ``label``."""
+    path = folder / "test.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*columns, "label"])
+        table.writerows(zip(*columns.values(), labels, strict=True))
+    return path
 
 
 def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,17 @@ from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.instantiate import NAMED, own_part
 from optkit.core.task import Batch
-from optkit.tasks.classification import Classification, order_seed, spread
+from optkit.tasks.classification import Classification, write_labels
+from optkit.tasks.given import spread
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
+from optkit.tasks.reading import order_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+COLORS = {1: "L", 3: "RGB"}  # Pillow's names, by the number of channels
 EXAMPLES = 10_000  # of train, from which mean and deviation of pixels are
+EXAMPLES_OF_MANY = 500  # where the images are too many to be hashed
 
 
 @dataclass(kw_only=True)
@@ -73,7 +78,8 @@ class ImageClassification(Classification[ImageSplit]):
             return Normalization(tuple(self.mean), tuple(self.std))
         train = self._split("train")
         # spread, as files may be listed class by class
-        images = train.images[spread(len(train), EXAMPLES)] / np.float32(255)
+        examples = EXAMPLES if train.sources is None else EXAMPLES_OF_MANY
+        images = train.images[spread(len(train), examples)] / np.float32(255)
         return Normalization(tuple(images.mean((0, 2, 3)).tolist()), tuple((images.std((0, 2, 3)) + 1e-6).tolist()))
 
     def seen(self) -> Any:
@@ -88,6 +94,39 @@ class ImageClassification(Classification[ImageSplit]):
     def model_defaults(self) -> dict[str, Any]:
         classes, shape = self.declared() or (len(self.classes), list(self._split("train").images.shape[1:]))
         return {"num_classes": classes, "inputs": ["pixel_values"], "in_channels": shape[0], "input_shape": shape}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """From an image file to the model's input, and the class names; see `optkit.core.task.Task`.
+
+        A subclass whose images are resized says how.
+        """
+        channels, height, width = self.model_defaults()["input_shape"]
+        return {
+            "kind": "image" if channels in COLORS else None,
+            "color": COLORS.get(channels),
+            "resize": None,
+            "size": [height, width],
+            "mean": list(self._normalization.mean),
+            "std": list(self._normalization.std),
+            "formula": "(pixel - 255 mean) / (255 std) in float32, of pixels 0 to 255",
+            "layout": "NCHW",
+            "classes": self.classes,
+        }
+
+    def write_test(self, folder: Path) -> Path:
+        """Writes the test images as PNG files in the order in which they are measured; gives the table of their labels.
+
+        They are decoded, resized and cropped already, so no rule of resizing changes them.
+        """
+        from PIL import Image
+
+        split = self._split("test")
+        digits = len(str(len(split) - 1))
+        names = [f"{place:0{digits}}.png" for place in range(len(split))]
+        for place, name in enumerate(names):
+            pixels = split.images[place : place + 1][0].transpose(1, 2, 0)
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(folder / name)
+        return write_labels(folder, {"file": names}, [self.classes[label] for label in split.labels])
 
     def batches(
         self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.checks import check_count, check_share
 from optkit.core.errors import UserError
+from optkit.core.memory import available_memory
 from optkit.core.task import NO_LABEL
 from optkit.tasks.classification import UNLABELLED, with_validation
-from optkit.tasks.decode import decode_once
+from optkit.tasks.decode import LazyImages, decode_once
+from optkit.tasks.given import default_workers
 from optkit.tasks.image_classification import ImageClassification
-from optkit.tasks.image_listing import SUFFIXES, class_folders, list_classes, list_images, log_left_out
-from optkit.tasks.images import ImageSplit
+from optkit.tasks.image_listing import (
+    SUFFIXES,
+    ClassListing,
+    Files,
+    Listing,
+    list_classes,
+    list_images,
+    log_left_out,
+)
+from optkit.tasks.images import ImageSplit, Sources
 from optkit.tasks.labels import numbered, read_labels
 from optkit.tasks.split_files import (
     SplitFiles,
     Table,
+    check_source,
     files_in,
     files_key,
     hub_tables,
@@ -35,15 +51,77 @@ log = logging.getLogger(__name__)
 TABLES = (".parquet",)
 
 
+HASHED_BYTES = 1 << 30  # of pixels: of more, the fingerprint is of files' names, sizes and times
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """A split before its images are decoded.
+
+    Attributes:
+        encoded: files, or images as bytes.
+        labels: class numbers ``(N,)``.
+        sources: what stands for the images where there are too many to hash.
+        key: under which the decoded images are kept.
+    """
+
+    encoded: Sequence[bytes | Path]
+    labels: NDArray[np.int64]
+    sources: Sources
+    key: str
+
+
 @dataclass(kw_only=True)
 class _ImageFiles(SplitFiles, ImageClassification):
     """Images in files.
 
     Attributes:
         image_size: resize and center-crop to this; None keeps images as they are, all of one size.
+        memory_share: images that take no more than this share of the free memory are decoded once, and kept in the
+            cache; of more, every batch is decoded when it is asked for. Neither changes a result.
+        workers: processes that decode then; None takes the number of usable cores.
     """
 
     image_size: int | None = None
+    memory_share: float = 0.25
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("memory_share", self.memory_share)
+        if self.workers is not None:
+            check_count("workers", self.workers, least=0)
+
+    def decode(self, found: Mapping[str, Undecoded]) -> dict[str, ImageSplit]:
+        """The splits, decoded now if they fit, else whenever they are asked for."""
+        lazy = {
+            name: LazyImages(split.encoded, self.image_size, name, np.arange(len(split.labels)))
+            for name, split in found.items()
+        }
+        total = sum(math.prod(images.shape) for images in lazy.values() if len(images))
+        self._of_sources = total > HASHED_BYTES
+        self._lazy = total > self.memory_share * available_memory()
+        if self._lazy:
+            log.info("images are decoded as they are read: all of them take %.1f GB", total / 1e9)
+        workers = default_workers() if self.workers is None else self.workers
+        splits = {}
+        for name, split in found.items():
+            images: Any = lazy[name] if self._lazy else decode_once(split.key, split.encoded, self.image_size, name)
+            sources = split.sources if self._of_sources else None
+            splits[name] = ImageSplit(images, split.labels, sources, workers if self._lazy else 0)
+        return splits
+
+    def facts(self) -> dict[str, Any]:
+        found = super().facts()
+        of = "names, sizes and times of the files" if self._of_sources else "pixels"
+        return found | {"fingerprint_of": of, "decoded": "at every reading" if self._lazy else "once"}
+
+    def preprocessing(self) -> dict[str, Any]:
+        found = super().preprocessing()
+        if self.image_size is None:
+            return found
+        rule = {"shorter_side": self.image_size, "filter": "bicubic", "then_crop": "center"}
+        return found | {"resize": rule}
 
 
 @dataclass(kw_only=True)
@@ -57,10 +135,14 @@ class HubImages(_ImageFiles):
             those of the train split in alphabetical order.
     """
 
-    dataset: str
+    dataset: str | None = None
     image_column: str = "image"
     label_column: str = "label"
     classes_from: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_source(self.path, self.dataset)
+        super().__post_init__()
 
     def declared(self) -> tuple[int, list[int]] | None:
         if self.classes_from is None or self.image_size is None:
@@ -80,24 +162,64 @@ class HubImages(_ImageFiles):
         if self.path is not None:
             tables = read_folder(Path(self.path), TABLES)
         else:
-            tables = splits_of(hub_tables(self.dataset), self.dataset, ("train",), ("test",))
+            assert self.dataset is not None
+            tables = splits_of(hub_tables(self.dataset, self.subset), self.dataset, ("train",), ("test",))
         labels = read_labels(tables, self.label_column)
         numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
-        splits = {name: self._decode(name, tables[name], found) for name, found in numbers.items()}
+        found = {name: self._undecoded(name, tables[name], of) for name, of in numbers.items()}
         if self.unlabelled is not None:
             (table,) = read_tables({UNLABELLED: self.find_unlabelled(Path(self.unlabelled))}, UNLABELLED).values()
-            splits[UNLABELLED] = self._decode(UNLABELLED, table, np.full(len(table.rows), NO_LABEL))
-        return with_validation(splits, self.validation_share, classes), classes
+            found[UNLABELLED] = self._undecoded(UNLABELLED, table, np.full(len(table.rows), NO_LABEL))
+        return with_validation(self.decode(found), self.validation_share, classes), classes
 
-    def _decode(self, name: str, table: Table, labels: NDArray[np.int64]) -> ImageSplit:
-        def encoded() -> tuple[Sequence[bytes | Path], NDArray[np.int64]]:
-            images = table.column(self.image_column, "image_column", name)
-            return [_encoded(image, place, self.image_column, name) for place, image in enumerate(images)], labels
-
+    def _undecoded(self, name: str, table: Table, labels: NDArray[np.int64]) -> Undecoded:
         label_column = None if name == UNLABELLED else self.label_column
         key = files_key([], table.key, self.image_size, self.image_column, label_column)
-        # the kept labels may be numbers under other class names
-        return replace(decode_once(key, encoded, self.image_size, name), labels=labels)
+        cells = Cells(table.cells(self.image_column, "image_column", name), self.image_column, name)
+        return Undecoded(cells, labels, Places(table.key, np.arange(len(labels))), key)
+
+
+@dataclass(frozen=True)
+class Cells(Sequence[Any]):
+    """The images in a column of a table: each as bytes, or as the file that the cell names.
+
+    Attributes:
+        values: the column, a ``pyarrow.ChunkedArray``.
+        column: its name.
+        split: for errors.
+    """
+
+    values: Any
+    column: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, place: Any) -> Any:
+        return _encoded(self.values[place].as_py(), place, self.column, self.split)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Rows of a table.
+
+    Attributes:
+        key: of the table; changes when one of its files does.
+        index: the places ``(N,)``.
+    """
+
+    key: str
+    index: NDArray[np.int64]
+
+    def subset(self, index: NDArray[np.int64]) -> Places:
+        return Places(self.key, self.index[index])
+
+    def digest(self) -> str:
+        return f"{self.key} {hashlib.sha256(self.index.tobytes()).hexdigest()}"
+
+    def hashes(self) -> list[bytes]:
+        return [f"{self.key} {place}".encode() for place in self.index]
 
 
 def _encoded(image: Any, place: int, column: str, split: str) -> bytes | Path:
@@ -126,17 +248,18 @@ class ImageFolder(_ImageFiles):
         assert self.path is not None
         if self.image_size is None:
             return None
-        return len(self._class_names(Path(self.path))), [3, self.image_size, self.image_size]
+        return len(self._train.classes), [3, self.image_size, self.image_size]
 
-    @staticmethod
-    def _class_names(folder: Path) -> list[str]:
-        full, empty = class_folders(folder / "train")
-        if len(full) < 2:
-            message = f"{folder / 'train'} has {len(full)} class folders with images"
-            if empty:
-                message += f", and {len(empty)} without, such as '{empty[0].name}'"
+    @cached_property
+    def _train(self) -> ClassListing:
+        folder = Path(str(self.path)) / "train"
+        found = list_classes(folder)
+        if len(found.classes) < 2:
+            message = f"{folder} has {len(found.classes)} class folders with images"
+            if found.empty:
+                message += f", and {len(found.empty)} without, such as '{found.empty[0]}'"
             raise UserError(message, key="task.path", fix=f"at least 2, each with images ({' '.join(SUFFIXES)})")
-        return [path.name for path in full]
+        return found
 
     def find(self, folder: Path) -> Mapping[str, Path]:
         found = {name: folder / name for name in ("train", "test")}
@@ -153,32 +276,28 @@ class ImageFolder(_ImageFiles):
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         assert self.path is not None
         folders = self.find(Path(self.path))
-        classes = self._class_names(Path(self.path))
-        splits = {name: self._decode(name, folder, classes) for name, folder in folders.items()}
+        classes = self._train.classes
+        found = {name: self._undecoded(name, folder, classes) for name, folder in folders.items()}
         if self.unlabelled is not None:
-            paths = self.find_unlabelled(Path(self.unlabelled))
-            if (folder := Path(self.unlabelled)).is_dir():
-                log_left_out(folder, list_images(folder).left_out)
-            splits[UNLABELLED] = self._decode_files(UNLABELLED, paths, [NO_LABEL] * len(paths))
-        return with_validation(splits, self.validation_share, classes), classes
+            folder = Path(self.unlabelled)
+            listing = list_images(folder) if folder.is_dir() else Listing(Files.one(folder))
+            log_left_out(folder, listing.left_out)
+            found[UNLABELLED] = self._of_files(listing.images, np.full(len(listing.images), NO_LABEL))
+        return with_validation(self.decode(found), self.validation_share, classes), classes
 
-    def _decode(self, name: str, folder: Path, classes: list[str]) -> ImageSplit:
-        full, empty = class_folders(folder)
-        if extra := [path.name for path in full if path.name not in classes]:
+    def _undecoded(self, name: str, folder: Path, classes: list[str]) -> Undecoded:
+        found = self._train if name == "train" else list_classes(folder)
+        if extra := [label for label in found.classes if label not in classes]:
             raise UserError(f"{name} has a class that train has not: '{extra[0]}'", key="task.path")
-        if empty and name == "train":
-            names = ", ".join(f"'{path.name}'" for path in empty)
-            log.warning("%s: %d folders hold no images and are no classes: %s", folder, len(empty), names)
-        found = list_classes(folder, classes)
+        if found.empty and name == "train":
+            names = ", ".join(f"'{label}'" for label in found.empty)
+            log.warning("%s: %d folders hold no images and are no classes: %s", folder, len(found.empty), names)
         log_left_out(folder, found.left_out)
         if not found.images:
             raise UserError(f"{folder} holds no images", key="task.path", fix=f"known: {', '.join(SUFFIXES)}")
-        number = {label: n for n, label in enumerate(classes)}
-        labels = [number[path.relative_to(folder).parts[0]] for path in found.images]
-        return self._decode_files(name, found.images, labels)
+        numbers = [classes.index(label) for label in found.classes]
+        return self._of_files(found.images, np.repeat(np.asarray(numbers, dtype=np.int64), found.counts))
 
-    def _decode_files(self, name: str, paths: Sequence[Path], labels: Sequence[int]) -> ImageSplit:
-        def encoded() -> tuple[Sequence[bytes | Path], NDArray[np.int64]]:
-            return paths, np.asarray(labels, dtype=np.int64)
-
-        return decode_once(files_key(paths, self.image_size), encoded, self.image_size, name)
+    def _of_files(self, files: Files, labels: NDArray[np.int64]) -> Undecoded:
+        key = files_key([], os.path.realpath(files.folder), files.digest(), self.image_size)
+        return Undecoded(files, labels, files, key)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,12 @@ from optkit.core.errors import UserError, first_line
 from optkit.core.instantiate import locate, parameters
 from optkit.core.seeds import seed_sequence
 from optkit.core.task import Batch
-from optkit.tasks.classification import in_batches
+from optkit.tasks.reading import in_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+DIGESTED = 64  # images at once
 
 
 class Joined:
@@ -39,38 +41,99 @@ class Joined:
         return found
 
 
-Images = NDArray[np.uint8] | Joined
+class Decoding(Protocol):
+    """Images that are decoded whenever they are asked for."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]: ...
+
+    def subset(self, index: NDArray[np.int64]) -> Self:
+        """Some of them, not decoded."""
+        ...
+
+
+class Sources(Protocol):
+    """Files, or cells of a table, of which a hash of their content would take long."""
+
+    def subset(self, index: NDArray[np.int64]) -> Self: ...
+
+    def digest(self) -> str:
+        """A hash of their names, sizes and times."""
+        ...
+
+    def hashes(self) -> list[bytes]:
+        """What tells one from another."""
+        ...
+
+
+Images = NDArray[np.uint8] | Joined | Decoding
 
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Decoded images ``(N, C, H, W)`` uint8, possibly a memory map, and labels ``(N,)`` int64."""
+    """Images and their labels.
+
+    Attributes:
+        images: ``(N, C, H, W)`` uint8, decoded, possibly a memory map, or decoded whenever they are asked for.
+        labels: ``(N,)`` int64.
+        sources: what the images are read from, if that stands for them in the fingerprint; else their pixels do.
+        workers: processes that read batches.
+    """
 
     images: Images
     labels: NDArray[np.int64]
+    sources: Sources | None = None
+    workers: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: NDArray[np.int64]) -> ImageSplit:
-        return ImageSplit(self.images[index], self.labels[index])
+        lazy = not isinstance(self.images, (np.ndarray, Joined))
+        images = self.images.subset(index) if lazy else self.images[index]  # type: ignore[union-attr]
+        sources = None if self.sources is None else self.sources.subset(index)
+        return replace(self, images=images, labels=self.labels[index], sources=sources)
 
     def digest(self) -> str:
-        """Hash of shape, pixels and labels."""
+        """Hash of shape, pixels and labels, or of shape, sources and labels."""
         digest = hashlib.blake2b(str(self.images.shape).encode(), digest_size=16)
-        for start in range(0, len(self), 4096):
-            digest.update(np.ascontiguousarray(self.images[start : start + 4096]).data)
+        if self.sources is not None:
+            digest.update(self.sources.digest().encode())
+        else:
+            for batch in in_batches(_Pixels(self), DIGESTED, None, self.workers):
+                digest.update(batch.inputs[0].numpy().data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
     def hashes(self) -> list[bytes]:
-        """A hash of each image."""
+        """A hash of each image, or of what it is read from."""
+        if self.sources is not None:
+            return self.sources.hashes()
         images = (self.images[n : n + 1].tobytes() for n in range(len(self)))
         return [hashlib.blake2b(image, digest_size=16).digest() for image in images]
 
     def joined(self, other: ImageSplit) -> ImageSplit:
         """This split, and the other behind it."""
-        return ImageSplit(Joined(self.images, other.images), np.concatenate([self.labels, other.labels]))
+        labels = np.concatenate([self.labels, other.labels])
+        return ImageSplit(Joined(self.images, other.images), labels, workers=max(self.workers, other.workers))
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Images of a split as they are, a batch at a time."""
+
+    split: ImageSplit
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        import torch
+
+        return Batch((torch.from_numpy(self.split.images[index]),), None, torch.tensor(index))
 
 
 @dataclass(frozen=True)
@@ -143,11 +206,10 @@ class Normalization:
 
 
 class ImageBatches:
-    """Images of a split, normalized and perhaps augmented, a batch at a time."""
+    """Images of a split, perhaps augmented, a batch at a time."""
 
-    def __init__(self, split: ImageSplit, normalization: Normalization, augmentation: Augmentation | None, seed: int):
-        self.split, self.normalization, self.augmentation = split, normalization, augmentation
-        self.seed = seed
+    def __init__(self, split: ImageSplit, augmentation: Augmentation | None, seed: int):
+        self.split, self.augmentation, self.seed = split, augmentation, seed
 
     def __len__(self) -> int:
         return len(self.split)
@@ -161,7 +223,7 @@ class ImageBatches:
             generator = np.random.default_rng(seed_sequence(self.seed, "augmentation", index[0]))
             images = self.augmentation(images, generator)
         targets = torch.from_numpy(self.split.labels[index])
-        return Batch((self.normalization(images),), targets, torch.tensor(index))
+        return Batch((images,), targets, torch.tensor(index))
 
 
 def image_batches(
@@ -172,4 +234,6 @@ def image_batches(
     seed: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of a split, in order without a seed; the order and the augmentation depend on it alone."""
-    return in_batches(ImageBatches(split, normalization, augmentation, seed or 0), batch_size, seed)
+    found = in_batches(ImageBatches(split, augmentation, seed or 0), batch_size, seed, split.workers)
+    # normalized here: bytes travel from a worker in a quarter of the memory
+    return (replace(batch, inputs=(normalization(batch.inputs[0]),)) for batch in found)

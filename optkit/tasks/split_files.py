@@ -13,10 +13,13 @@ from typing import Any
 from optkit.core.checks import check_share
 from optkit.core.compat.datasets import fingerprint
 from optkit.core.errors import UserError, did_you_mean, first_line
+from optkit.core.memory import available_memory
 from optkit.core.paths import FilePath
 from optkit.tasks.csv_files import read_csv
-from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, one_name
+from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, needed_for, one_name
 
+KEPT_SHARE = 0.25  # of the free memory, that a table may take
+SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 SEPARATORS = (";", "\t", "|")
 
 
@@ -32,12 +35,14 @@ class SplitFiles:
 
     Attributes:
         path: the local folder.
+        subset: of the hub's data set, where it has several.
         validation_share: share of train held out, by class, where there is no validation split.
         unlabelled: a folder or a file of examples without labels, on which stages that distill train as well; those
             that are in validation or test, too, are left out.
     """
 
     path: FilePath | None = None
+    subset: str | None = None
     validation_share: float = 0.1
     unlabelled: FilePath | None = None
 
@@ -51,7 +56,7 @@ class SplitFiles:
             return
         if not Path(self.path).is_dir():
             raise UserError(f"no folder {self.path}", key="path", value=self.path, fix="check the path")
-        found = self.find(Path(self.path))
+        found = saved_splits(Path(self.path)) or self.find(Path(self.path))
         for name in ("train", "test"):
             if name not in found:
                 raise UserError(f"{self.path} has no {name} split", key="path", value=self.path, fix=self.layout(name))
@@ -83,15 +88,19 @@ class Table:
     key: str
     is_text: bool = False
 
-    def column(self, name: str, option: str, split: str) -> list[Any]:
-        """A column's values; ``option`` is the config key that named it."""
+    def cells(self, name: str, option: str, split: str) -> Any:
+        """A column as it is stored, a ``pyarrow.ChunkedArray``; ``option`` is the config key that named it."""
         names = self.rows.column_names
         if name not in names:
             fix = did_you_mean(name, names)
             if len(names) == 1 and (mark := next((m for m in SEPARATORS if m in names[0]), None)):
                 fix = f"its only column is {names[0]!r}: write the file with commas in place of {mark!r}"
             raise UserError(f"{split} has no column '{name}'", key=f"task.{option}", value=name, fix=fix)
-        values = self.rows.data.column(name).to_pylist()
+        return self.rows.data.column(name)
+
+    def column(self, name: str, option: str, split: str) -> list[Any]:
+        """A column's values; ``option`` is the config key that named it."""
+        values = self.cells(name, option, split).to_pylist()
         # how values of several types come out of a JSON file
         is_json = type(self.rows.features[name]).__name__ == "Json"
         return [value if value is None else json.loads(value) for value in values] if is_json else values
@@ -102,7 +111,14 @@ class Table:
 
 
 def read_folder(folder: Path, suffixes: Sequence[str]) -> dict[str, Table]:
-    """The splits of a folder as tables; the log names files that only begin like a split, and are not read."""
+    """The splits of a folder as tables; the log names files that only begin like a split, and are not read.
+
+    The folder may also be one that ``datasets.DatasetDict.save_to_disk`` wrote.
+    """
+    if saved_splits(folder):
+        from datasets import load_from_disk
+
+        return _by_name(load_from_disk(str(folder)))
     found = find_tables(folder, suffixes)
     log_not_read(folder, suffixes, found)
     return read_tables(found)
@@ -138,7 +154,9 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
                 if kind == ".csv":
                     rows = Dataset(read_csv(paths))
                 elif kind == ".parquet":
-                    rows = Dataset.from_parquet(names, keep_in_memory=True)
+                    size = sum(path.stat().st_size for path in paths)
+                    # else `datasets` keeps a copy on disk, of which memory holds what is read
+                    rows = Dataset.from_parquet(names, keep_in_memory=size <= KEPT_SHARE * available_memory())
                 else:
                     rows = Dataset.from_json(names, keep_in_memory=True)
         except (DatasetGenerationError, ValueError, OSError) as error:
@@ -152,8 +170,39 @@ def read_tables(files: Mapping[str, Sequence[Path]], option: str = "path") -> di
     return found
 
 
-def hub_tables(dataset: str) -> dict[str, Table]:
-    """The splits of a data set of the hub.
+def saved_splits(folder: Path) -> list[str]:
+    """The splits of a folder that ``datasets.DatasetDict.save_to_disk`` wrote; none of another."""
+    index = folder / "dataset_dict.json"
+    return list(json.loads(index.read_text())["splits"]) if index.is_file() else []
+
+
+def check_source(path: str | None, dataset: str | None) -> None:
+    """Raises UserError unless there is a local folder, or the id of a data set of the hub."""
+    if path is None and dataset is None:
+        raise UserError("missing", key="path", fix="set task.path=DIR, or task.dataset=ID for one of the hub")
+    if path is not None and not Path(path).is_dir():
+        raise UserError(f"no folder {path}", key="path", value=path, fix="check the path")
+
+
+def tables_of(path: str | None, dataset: str | None, subset: str | None = None) -> dict[str, Table]:
+    """The train, validation and test splits of a local folder, or of a data set of the hub.
+
+    Raises:
+        UserError: it cannot be read, or has no train or no test split.
+    """
+    if path is None:
+        assert dataset is not None
+        return splits_of(hub_tables(dataset, subset), dataset, ("train",), ("test",))
+    found = read_folder(Path(path), SUFFIXES)
+    for name in ("train", "test"):
+        if name not in found:
+            fix = needed_for(name, Path(path), SUFFIXES)
+            raise UserError(f"{path} has no {name} split", key="task.path", value=path, fix=fix)
+    return found
+
+
+def hub_tables(dataset: str, subset: str | None = None) -> dict[str, Table]:
+    """The splits of a data set of the hub, or of one subset of it.
 
     Raises:
         UserError: it cannot be had.
@@ -162,11 +211,16 @@ def hub_tables(dataset: str) -> dict[str, Table]:
 
     try:
         with _no_bars():
-            data = load_dataset(dataset)
+            data = load_dataset(dataset, subset)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         fix = "check the network, or give task.path=DIR with train and test files"
         raise UserError(f"cannot load '{dataset}': {reason}", key="task.dataset", fix=fix) from error
+    return _by_name(data)
+
+
+def _by_name(data: Mapping[str, Any]) -> dict[str, Table]:
+    """The splits of a ``datasets.DatasetDict``."""
     one_name(name for name in VALIDATION_NAMES if name in data)
     named = {"validation" if name in VALIDATION_NAMES else name: rows for name, rows in data.items()}
     return {name: Table(rows, files_key([], fingerprint(rows))) for name, rows in named.items()}

@@ -15,14 +15,22 @@ from optkit.core.errors import UserError
 from optkit.core.task import NO_LABEL
 from optkit.tasks.classification import UNLABELLED, with_validation
 from optkit.tasks.labels import numbered, read_labels
-from optkit.tasks.split_files import SplitFiles, Table, files_in, hub_tables, read_folder, read_tables, splits_of
+from optkit.tasks.split_files import (
+    SUFFIXES,
+    SplitFiles,
+    Table,
+    files_in,
+    hub_tables,
+    read_folder,
+    read_tables,
+    splits_of,
+)
 from optkit.tasks.split_names import find_tables, needed_for
 from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")  # what a split holds: a table, or its labels
-SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 
 
 @dataclass(kw_only=True)
@@ -50,6 +58,10 @@ class TextFiles(SplitFiles, TextClassification):
             raise UserError(message, key="text_columns", value=self.text_columns, fix="for example [sentence]")
         super().__post_init__()
 
+    @property
+    def columns(self) -> list[str]:
+        return list(self.text_columns)
+
     def find(self, folder: Path) -> Mapping[str, Sequence[Path]]:
         return find_tables(folder, SUFFIXES)
 
@@ -64,7 +76,7 @@ class TextFiles(SplitFiles, TextClassification):
             tables = read_folder(Path(self.path), SUFFIXES)
         else:
             assert self.dataset is not None
-            tables = splits_of(hub_tables(self.dataset), self.dataset, ("train",), ("test", "validation"))
+            tables = splits_of(hub_tables(self.dataset, self.subset), self.dataset, ("train",), ("test", "validation"))
         labels = read_labels(tables, self.label_column)
         if "test" not in tables or ("validation" in tables and _unlabelled(labels["test"])):
             # as in GLUE, whose test labels are not public
@@ -72,23 +84,11 @@ class TextFiles(SplitFiles, TextClassification):
             _make_test_of_validation(tables)
             _make_test_of_validation(labels)
         numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
-        splits = {name: self._texts(name, tables[name], found) for name, found in numbers.items()}
+        splits = {name: texts_of(tables[name], self.text_columns, name, found) for name, found in numbers.items()}
         if self.unlabelled is not None:
             (table,) = read_tables({UNLABELLED: self.find_unlabelled(Path(self.unlabelled))}, UNLABELLED).values()
-            splits[UNLABELLED] = self._texts(UNLABELLED, table, np.full(len(table.rows), NO_LABEL))
+            splits[UNLABELLED] = texts_of(table, self.text_columns, UNLABELLED, np.full(len(table.rows), NO_LABEL))
         return with_validation(splits, self.validation_share, classes), classes
-
-    def _texts(self, split: str, table: Table, labels: NDArray[np.int64]) -> Texts:
-        columns = [table.column(name, "text_columns", split) for name in self.text_columns]
-        found = []
-        for name, column in zip(self.text_columns, columns, strict=True):
-            texts = ["" if text is None else text for text in column]  # an empty cell of a CSV file is read as None
-            wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-            if wrong is not None:
-                message = f"{split}: row {wrong} of '{name}' is no text: {texts[wrong]!r}"
-                raise UserError(message, key="task.text_columns", value=name, fix="name another column")
-            found.append(texts)
-        return Texts(tuple(found), labels)
 
     def facts(self) -> dict[str, Any]:
         empty = {
@@ -96,6 +96,24 @@ class TextFiles(SplitFiles, TextClassification):
             for name, t in self._read[0].items()
         }
         return super().facts() | {"empty_texts": empty}
+
+
+def texts_of(table: Table, names: Sequence[str], split: str, labels: NDArray[np.int64]) -> Texts:
+    """One or two columns of texts.
+
+    Raises:
+        UserError: a cell is no text; the message names its row.
+    """
+    found = []
+    for name in names:
+        # an empty cell of a CSV file is read as None
+        texts = ["" if text is None else text for text in table.column(name, "text_columns", split)]
+        wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+        if wrong is not None:
+            message = f"{split}: row {wrong} of '{name}' is no text: {texts[wrong]!r}"
+            raise UserError(message, key="task.text_columns", value=name, fix="name another column")
+        found.append(texts)
+    return Texts(tuple(found), labels)
 
 
 def _make_test_of_validation(splits: dict[str, Found]) -> None:

@@ -12,7 +12,7 @@ from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.instantiate import NAMED
 from optkit.core.stage import KeyContext
-from optkit.core.task import Task
+from optkit.core.task import EMBEDDINGS, LABELS, VALUES, Task
 from optkit.training.callbacks import Callback
 from optkit.training.objectives import Objective
 from optkit.training.optimizers import check_optimizer
@@ -45,7 +45,7 @@ class Trainer:
         warmup: share of the steps during which the rate rises.
         precision: bf16 (autocast), fp32, or auto: bf16 where the device has instructions for it.
         grad_clip: largest norm of the gradient; None for no clipping.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: share of the target spread over all classes; 0 for tasks whose targets are no classes.
         ema_decay: decay a step of the weights' moving average, used by ``select: ema``.
         select: which weights to keep: of the last step, the best on validation, or the moving average.
         patience: stop after so many epochs without a better validation; None never stops early.
@@ -100,6 +100,19 @@ class Trainer:
         from optkit.training.trainer import choose_precision
 
         return {"precision": choose_precision(self.precision, context.device), **context.on_device}
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        """Raises UserError for label smoothing where the task's targets are no classes."""
+        if not self.label_smoothing:
+            return
+        import torch
+
+        if task.output_kind in (LABELS, VALUES, EMBEDDINGS):
+            message = f"only the targets of classes are smoothed, and this task's outputs are {task.output_kind}"
+            raise UserError(message, key="label_smoothing", value=self.label_smoothing, fix="set it to 0")
+        batch = next(task.batches("train", 2))
+        with torch.no_grad():
+            task.loss(task.forward(module, batch), batch, self.label_smoothing)
 
     def fit(
         self,

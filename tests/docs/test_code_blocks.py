@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -68,11 +69,18 @@ def test_blocks_that_do_not_run_are_these():
 def test_python_runs(page, tmp_path, image_folder):
     parts = [(block.line, block.text) for block in of_language("python")[page]]
     shutil.copytree(image_folder, tmp_path / "CIFAR-10-images")
+    copy_examples(tmp_path)
     command = [sys.executable, "-c", RUNNER]
     done = subprocess.run(
         command, input=json.dumps([page, parts]), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def copy_examples(folder):
+    """Puts the scripts of docs/examples into a folder."""
+    for script in (ROOT / "docs/examples").glob("*.py"):
+        shutil.copy(script, folder)
 
 
 def _save_variants(run):
@@ -86,10 +94,22 @@ def _save_variants(run):
         save_artifact(folder, Variant(name, None, frozenset({"float"}), spec), model, example)
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """The files that docs/examples/scenes.py makes."""
+    folder = tmp_path_factory.mktemp("generated")
+    for options in (["scenes"], ["shapes", "--retrieval"]):
+        subprocess.run([sys.executable, ROOT / "docs/examples/scenes.py", *options], cwd=folder, check=True)
+    return folder
+
+
 @pytest.fixture
-def workspace(image_folder, tmp_path, monkeypatch):
-    """A folder that has what the placeholders of commands stand for."""
+def workspace(image_folder, generated, tmp_path, monkeypatch):
+    """A folder that has what the placeholders of commands stand for, and the files of the examples."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    copy_examples(tmp_path)
+    importlib.import_module("own_data").make_files()
     shutil.copytree(ROOT / "docs/examples/own_model", tmp_path, dirs_exist_ok=True)
     shutil.copytree(image_folder, tmp_path / "data")
     (tmp_path / "net.pt").touch()
@@ -99,6 +119,8 @@ def workspace(image_folder, tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    for name in ("scenes", "shapes"):
+        (tmp_path / name).symlink_to(generated / name)
     return tmp_path
 
 
@@ -115,7 +137,9 @@ def test_recipes_compose(page, workspace):
         recipe = yaml.safe_load(block.text)
         path = workspace / f"{recipe['name']}.yaml"
         path.write_text(block.text)
-        folder = [f"task.path={workspace / 'images'}"] if "path" in recipe.get("task", {}) else []
+        task = recipe.get("task", {})
+        given = task.get("path") if isinstance(task, dict) else None
+        folder = [f"task.path={workspace / 'images'}"] if given and not (workspace / given).exists() else []
         (built,) = compose(str(path), folder)
         assert built.name == recipe["name"]
         assert built.chain == recipe["chain"]

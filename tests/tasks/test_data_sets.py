@@ -203,7 +203,7 @@ def test_a_hub_data_set_without_the_splits_is_one_line(monkeypatch):
     def hub(*splits):
         table = Table(Dataset.from_dict({"image": [], "text": [], "label": []}), "key")
         for files in (image_files, text_files):
-            monkeypatch.setattr(files, "hub_tables", lambda _: dict.fromkeys(splits, table))
+            monkeypatch.setattr(files, "hub_tables", lambda *_: dict.fromkeys(splits, table))
 
     for task, splits, missing in (
         (HubImages, ["test"], "train"), (HubImages, ["train", "validation"], "test"),

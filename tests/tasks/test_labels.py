@@ -201,6 +201,6 @@ def test_files_of_one_split_under_another_order_of_names_are_refused(tmp_path):
 
 def test_two_validation_splits_of_the_hub_are_refused(monkeypatch):
     table = Dataset.from_dict({"text": ["a"], "label": [0]})
-    monkeypatch.setattr("datasets.load_dataset", lambda _: {"train": table, "validation": table, "dev": table})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: {"train": table, "validation": table, "dev": table})
     with pytest.raises(UserError, match="the validation split is there as validation and as dev"):
         _ = TextFiles(dataset="some/id").fingerprint
