@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from optkit.core.errors import SealedSplitError
+from optkit.core.instantiate import named_paths
 
 if TYPE_CHECKING:
     import torch
@@ -227,5 +228,6 @@ class SealedTask:
         self.metrics = task.metrics
         self.output_kind = task.output_kind
         self.kind = type(task)
+        self.named = named_paths(task)
         self.fingerprint = task.fingerprint
         self.pool_fingerprint = task.pool_fingerprint

@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
+from optkit.core.instantiate import is_dotted
 from optkit.core.seeds import derive_seed
 from optkit.core.structure import as_float
 from optkit.core.task import CLASSES, LABELS, POOL, Batch, Task
@@ -17,7 +18,7 @@ from optkit.distill.bridges import bridges_for
 from optkit.distill.pairs import OUTPUT, Pairs, layer_pairs
 from optkit.distill.recorded import RecordedOutputs, run_teacher
 from optkit.distill.taps import Attention, Tapped, Taps, tapping
-from optkit.distill.terms import ATTENTION, FEATURES, RELATIONS, WORDS, Term
+from optkit.distill.terms import ATTENTION, FEATURES, OUTPUTS, RELATIONS, WORDS, Term
 from optkit.models.compatibility import answer_to
 
 CLOSED = -1e4  # scores below are masks
@@ -158,7 +159,32 @@ class DistillationObjective:
             elif term.name in self.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
+        for term in self.terms:
+            if is_dotted(term.name):
+                self._try_own(term, outputs, batch.targets, bridges, seen)
         return bridges
+
+    def _try_own(
+        self, term: Term, outputs: list[Any], targets: Any, bridges: nn.ModuleDict, seen: list[dict[str, Tapped]]
+    ) -> None:
+        """Raises UserError if a loss of one's own fails on two examples, or gives no finite scalar."""
+        key = f"losses.{term.name}"
+        try:
+            if term.kind.of == OUTPUTS:
+                ours, theirs = outputs
+                found = [term.of_outputs(self.task.output_kind, ours, theirs, targets)]
+            else:
+                own: Any = bridges[term.name]
+                pairs = self.pairs.get(term.name)
+                both = [(seen[0][s].output, seen[1][t].output) for s, t in pairs] if pairs else [tuple(outputs)]
+                found = [_compared(term, bridge, a, b, None) for bridge, (a, b) in zip(own, both, strict=True)]
+        except Exception as error:
+            message = f"fails: {type(error).__name__}: {first_line(error)}"
+            raise UserError(message, key=key, fix="it is called as loss(student, teacher, ...)") from error
+        for value in found:
+            if not isinstance(value, Tensor) or value.dim() or not torch.isfinite(value):
+                shown = list(value.shape) if isinstance(value, Tensor) and value.dim() else value
+                raise UserError(f"gives {shown!r}", key=key, fix="it must give a finite scalar tensor")
 
     def _of_layers(self, term: Term, ours: dict[str, Tapped], theirs: dict[str, Tapped], mask: Tensor | None) -> Tensor:
         """The mean of a loss over its pairs of layers."""
@@ -173,12 +199,21 @@ class DistillationObjective:
         return torch.stack(values).mean()
 
     def _of_features(self, term: Term, pair: int, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
-        student, teacher = self.own[term.name][pair](ours.float(), theirs.float())  # type: ignore[index]
-        return term.kind.function(student, teacher, mask, **term.options)
+        bridge: nn.Module = self.own[term.name][pair]  # type: ignore[index]
+        return _compared(term, bridge, ours, theirs, mask)
+
+
+def _compared(term: Term, bridge: nn.Module, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
+    """A loss of features, behind the projection that makes their widths equal."""
+    student, teacher = bridge(ours.float(), theirs.float())
+    given = {"mask": mask} if term.kind.takes_mask else {}
+    return term.kind.function(student, teacher, **given, **term.options)
 
 
 def _check_outputs(term: Term, kind: str, ours: Any, theirs: Any) -> None:
-    """Raises UserError unless a loss can compare two models' outputs."""
+    """Raises UserError unless a loss can compare two models' outputs; one's own is tried instead."""
+    if is_dotted(term.name) and term.kind.of == OUTPUTS:
+        return
     for output, key in ((ours, "model"), (theirs, "teacher")):
         if not isinstance(output, Tensor):
             message = f"{term.name} compares outputs of one tensor, and the {key} gives a {type(output).__name__}"

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from optkit.core.cache import kept
 from optkit.core.errors import UserError
+from optkit.core.instantiate import named_paths
 from optkit.core.progress import track
 from optkit.core.seeds import derive_seed
-from optkit.core.source_digest import code_of_classes, code_of_module
+from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
 from optkit.core.structure import as_float, mapped
 from optkit.core.task import POOL, Batch, SealedTask, Task
 from optkit.core.variant import variant_id
@@ -65,8 +66,9 @@ class RecordedOutputs:
         self.top, self.computed = top, 0
         data = (task.fingerprint, task.pool_fingerprint, task.size(POOL))
         parts = (weights_digest(teacher), str(teacher), *data, batch_size, precision)
-        kind = task.kind if isinstance(task, SealedTask) else type(task)
-        code = (torch.__version__, code_of_module(__name__), module_code(teacher), code_of_classes(kind.__mro__))
+        kind, named = (task.kind, task.named) if isinstance(task, SealedTask) else (type(task), named_paths(task))
+        of_task = code_of_classes(kind.__mro__) | code_of_paths(named)
+        code = (torch.__version__, code_of_module(__name__), module_code(teacher), of_task)
         own = task.depends_on() if hasattr(task, "depends_on") else []  # a forward pass of the user's own
         self._key = variant_id(*parts, *code, *own, *(top or ()))
         self._kept: dict[str, Tensor] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice, check_count, is_number
 from optkit.core.errors import UserError
+from optkit.core.instantiate import NAMED
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import CLASSES, POOL, Batch, Task
 from optkit.core.trust import check_trust
@@ -28,8 +29,10 @@ class Distillation:
     """Train the model to match a teacher: its outputs, its features, its attention.
 
     Attributes:
-        losses: names (``optkit.distill.KINDS``) with their weights, or with ``weight``, ``pairs`` and the loss's own
-            options; their sum is what the teacher asks for.
+        losses: names (``optkit.distill.KINDS``), or dotted paths of your own, with their weights, or with ``weight``,
+            ``pairs`` and the loss's own options; or a list of names. Their weighted sum is what the teacher asks for.
+            Your own is ``f(student, teacher)`` of outputs, or of features if it has ``pairs``
+            (`optkit.distill.terms.own_kind`).
         temperature: softens the logits of both, for losses of outputs; values and embeddings stay as they are.
         alpha: weight of the teacher against the labels; 1 uses the teacher alone.
         pairs: layers to compare, for losses that do not say: blocks, stages, last, output (what the models return), or
@@ -47,7 +50,7 @@ class Distillation:
         trainer: how to train.
     """
 
-    losses: dict[str, Any] = field(default_factory=lambda: {"kd": 1.0})
+    losses: dict[str, Any] | list[str] = field(default_factory=lambda: {"kd": 1.0}, metadata=NAMED)
     temperature: float = 4.0
     alpha: float = 0.9
     pairs: Any = None

@@ -10,20 +10,24 @@ from optkit.models.torchvision import torchvision
 
 if TYPE_CHECKING:
     from optkit.models.classifiers import ImageClassifier, TextClassifier
+    from optkit.models.dense_detector import DenseDetector
     from optkit.models.resnet_cifar import ResNetCIFAR
     from optkit.models.small import MLP, SmallCNN
     from optkit.models.spec import ModelSpec
+    from optkit.models.unet import UNet
     from optkit.models.weights import load_weights
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "MLP",
+    "DenseDetector",
     "ImageClassifier",
     "ModelSpec",
     "ResNetCIFAR",
     "SmallCNN",
     "TextClassifier",
+    "UNet",
     "huggingface",
     "load_weights",
     "torchvision",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -179,6 +181,16 @@ class Classification(ABC, Generic[S]):
             logits, batch.targets, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
         )
         return total / (batch.targets != NO_LABEL).sum().clamp(min=1)
+
+
+def write_labels(folder: Path, columns: Mapping[str, Sequence[str]], labels: Sequence[str]) -> Path:
+    """Writes ``test.csv``: columns, and the class names of the examples as ``label``."""
+    path = folder / "test.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*columns, "label"])
+        table.writerows(zip(*columns.values(), labels, strict=True))
+    return path
 
 
 def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

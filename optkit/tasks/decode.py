@@ -18,7 +18,7 @@ from optkit.core.cache import kept
 from optkit.core.errors import UserError, first_line
 from optkit.core.progress import track
 from optkit.tasks.classification import UNLABELLED
-from optkit.tasks.rgb import to_rgb
+from optkit.tasks.rgb import fitted, to_rgb
 
 FORMAT = 3  # of what is kept: raise it when the same file gives other pixels
 # what Pillow's readers raise on files that do not go on as they begin
@@ -114,18 +114,14 @@ def _decode(image: bytes | Path, size: int | None, split: str, place: int) -> ND
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         name = f" ({image})" if isinstance(image, Path) else f" of {len(image)} bytes"
         setting = "task.unlabelled" if split == UNLABELLED else "task.path"
-        message = f"{split} image {place}{name} cannot be read: {_reason(image, error)}"
+        message = f"{split} image {place}{name} cannot be read: {reason_unreadable(image, error)}"
         raise UserError(message, key=setting, fix="repair the file, or take it out") from error
-    if size is not None and picture.size != (size, size):
-        scale = size / min(picture.size)
-        width, height = (max(size, round(side * scale)) for side in picture.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        picture = picture.crop((left, top, left + size, top + size))
+    picture = picture if size is None else fitted(picture, size)
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-def _reason(image: bytes | Path, error: Exception) -> str:
+def reason_unreadable(image: bytes | Path, error: Exception) -> str:
+    """Why Pillow could not read a file, or encoded bytes, in words."""
     from PIL import UnidentifiedImageError
 
     if isinstance(error, FileNotFoundError):

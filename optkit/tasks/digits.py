@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from optkit.core.errors import UserError
 from optkit.tasks.classification import SPLIT_SEED, stratified_split
 from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(kw_only=True)
@@ -36,6 +33,10 @@ class Digits(ImageClassification):
 
     def declared(self) -> tuple[int, list[int]]:
         return 10, [1, self.image_size, self.image_size]
+
+    def preprocessing(self) -> dict[str, Any]:
+        source = "scikit-learn's 8x8 grey levels times 255/16, enlarged (bilinear) and rounded to 8 bits"
+        return super().preprocessing() | {"source": source}
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         import torch

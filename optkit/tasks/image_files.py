@@ -116,6 +116,13 @@ class _ImageFiles(SplitFiles, ImageClassification):
         of = "names, sizes and times of the files" if self._of_sources else "pixels"
         return found | {"fingerprint_of": of, "decoded": "at every reading" if self._lazy else "once"}
 
+    def preprocessing(self) -> dict[str, Any]:
+        found = super().preprocessing()
+        if self.image_size is None:
+            return found
+        rule = {"shorter_side": self.image_size, "filter": "bicubic", "then_crop": "center"}
+        return found | {"resize": rule}
+
 
 @dataclass(kw_only=True)
 class HubImages(_ImageFiles):

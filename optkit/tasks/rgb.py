@@ -1,4 +1,7 @@
-"""Any picture to 8-bit RGB, as a viewer would show it."""
+"""Any picture to 8-bit RGB, as a viewer would show it, and to a square.
+
+`optkit.export` puts a copy of this file beside an exported model: it imports numpy and Pillow alone.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,21 @@ def to_rgb(picture: Any) -> Any:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, WHITE), picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def fitted(picture: Any, size: int) -> Any:
+    """The middle of a picture as a square of ``size`` pixels, its shorter side resized to that (bicubic).
+
+    One of that size already stays as it is.
+    """
+    from PIL import Image
+
+    if picture.size == (size, size):
+        return picture
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
 
 
 def _bytes_of(picture: Any) -> NDArray[np.uint8]:

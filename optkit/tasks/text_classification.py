@@ -6,14 +6,17 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
+from optkit.core.paths import PathOrId
 from optkit.core.task import Batch
-from optkit.tasks.classification import SPLITS, UNLABELLED, Classification
+from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, write_labels
+from optkit.tasks.given import spread
 from optkit.tasks.reading import in_batches, order_seed
 from optkit.tasks.texts import Padding, TextBatches, Texts, TextSplit
 from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize_once, trained_tokenizer
@@ -35,7 +38,7 @@ class TextClassification(Classification[TextSplit]):
         max_length: tokens an example; longer texts are cut, and the record says how many were.
     """
 
-    tokenizer: str | None = None
+    tokenizer: PathOrId | None = None
     vocab_size: int = 8192
     max_length: int = 128
 
@@ -84,6 +87,45 @@ class TextClassification(Classification[TextSplit]):
             "pad_token_id": self._tokenizer.padding,
             "max_length": self.max_length,
         }
+
+    @property
+    def columns(self) -> list[str]:
+        """What the texts of an example are called."""
+        return ["text", "second_text"][: len(self._read[0]["train"].columns)]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """From texts to the model's inputs, and the class names; see `optkit.core.task.Task`."""
+        hf = self._tokenizer.hf
+        return {
+            "kind": "text",
+            "tokenizer": "tokenizer.json",
+            "columns": self.columns,
+            "max_length": self.max_length,
+            "truncation": {"strategy": "longest_first", "side": hf.truncation_side},
+            "padding": {"to": "max_length", "side": "right", "token": hf.pad_token, "id": self._tokenizer.padding},
+            "inputs": self.model_defaults()["inputs"],
+            "classes": self.classes,
+        }
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Writes the tokenizer's files; ``tokenizer.json`` cuts and pads as the task does."""
+        from tokenizers import Tokenizer as Backend
+
+        hf = self._tokenizer.hf
+        hf.save_pretrained(str(folder))
+        backend = Backend.from_str(hf.backend_tokenizer.to_str())
+        backend.enable_truncation(self.max_length, strategy="longest_first", direction=hf.truncation_side)
+        padding = {"pad_id": self._tokenizer.padding, "pad_token": hf.pad_token, "length": self.max_length}
+        backend.enable_padding(direction="right", **padding)
+        backend.save(str(folder / "tokenizer.json"))
+
+    def write_test(self, folder: Path) -> Path:
+        """Writes the table of the test texts and their labels, in the order in which they are measured."""
+        texts = self._read[0]["test"]
+        if self.limit is not None:
+            texts = texts.subset(spread(len(texts), self.limit))
+        columns = dict(zip(self.columns, texts.columns, strict=True))
+        return write_labels(folder, columns, [self.classes[label] for label in texts.labels])
 
     def conditions(self) -> dict[str, Any]:
         return {"sequence_length": self.max_length}

@@ -58,6 +58,10 @@ class TextFiles(SplitFiles, TextClassification):
             raise UserError(message, key="text_columns", value=self.text_columns, fix="for example [sentence]")
         super().__post_init__()
 
+    @property
+    def columns(self) -> list[str]:
+        return list(self.text_columns)
+
     def find(self, folder: Path) -> Mapping[str, Sequence[Path]]:
         return find_tables(folder, SUFFIXES)
 

@@ -12,9 +12,13 @@ import sys
 from collections import defaultdict
 
 import pytest
+import torch
 import yaml
 
 from optkit.cli import cli
+from optkit.core.artifact import save_artifact
+from optkit.core.variant import Variant
+from optkit.models import MLP
 from optkit.recipe.compose import launch, to_recipe
 from tests.docs.blocks import PAGES, ROOT, Block, all_blocks
 
@@ -79,17 +83,44 @@ def copy_examples(folder):
         shutil.copy(script, folder)
 
 
+def _save_variants(run):
+    """What the variants of a run are to a recipe: a small float model in each folder."""
+    model, example = MLP(input_shape=[1, 8, 8], widths=[4], num_classes=2), (torch.zeros(2, 1, 8, 8),)
+    params = {"input_shape": [1, 8, 8], "widths": [4], "num_classes": 2}
+    for name in ("0-model", "1-prune", "2-recover"):
+        folder = run / "variants" / name
+        folder.mkdir(parents=True)
+        spec = {"target": "optkit.models.MLP", "params": params}
+        save_artifact(folder, Variant(name, None, frozenset({"float"}), spec), model, example)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """The files that docs/examples/scenes.py makes."""
+    folder = tmp_path_factory.mktemp("generated")
+    for options in (["scenes"], ["shapes", "--retrieval"]):
+        subprocess.run([sys.executable, ROOT / "docs/examples/scenes.py", *options], cwd=folder, check=True)
+    return folder
+
+
 @pytest.fixture
-def workspace(image_folder, tmp_path, monkeypatch):
+def workspace(image_folder, generated, tmp_path, monkeypatch):
     """A folder that has what the placeholders of commands stand for, and the files of the examples."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     copy_examples(tmp_path)
     importlib.import_module("own_data").make_files()
+    shutil.copytree(ROOT / "docs/examples/own_model", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "net.pt").touch()
+    _save_variants(tmp_path / "RUN")
+    monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("DIR/train.parquet", "DIR/test.parquet", "MODEL_DIR/config.json", "FILE"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    for name in ("scenes", "shapes"):
+        (tmp_path / name).symlink_to(generated / name)
     return tmp_path
 
 
@@ -107,7 +138,8 @@ def test_recipes_compose(page, workspace):
         path = workspace / f"{recipe['name']}.yaml"
         path.write_text(block.text)
         task = recipe.get("task", {})
-        folder = [f"task.path={workspace / 'images'}"] if isinstance(task, dict) and "path" in task else []
+        given = task.get("path") if isinstance(task, dict) else None
+        folder = [f"task.path={workspace / 'images'}"] if given and not (workspace / given).exists() else []
         (built,) = compose(str(path), folder)
         assert built.name == recipe["name"]
         assert built.chain == recipe["chain"]

@@ -262,7 +262,7 @@ def test_zeros_stay_zero(digits, mlp, tmp_path, select):
         ({"lr": None}, "lr: None is out of range"),
         ({"weight_decay": math.nan}, "weight_decay: nan is out of range"),
         ({"lr": "fast"}, "lr: 'fast' is out of range"),
-        ({"optimizer": "sdg"}, "optimizer: torch.optim has no 'sdg'.*did you mean 'sgd'"),
+        ({"optimizer": "sdg"}, "optimizer: no optimizer 'sdg'.*did you mean 'sgd'"),
         ({"optimizer_options": {"momentun": 0.9}}, "momentun.*did you mean 'momentum'"),
         ({"optimizer_options": {"lr": 0.3}}, "optimizer_options.lr: is a field .*set lr beside"),
         ({"optimizer_options": {"weight_decay": 0.3}}, "options.weight_decay: is a field .*set weight_decay beside"),
