@@ -6,6 +6,8 @@ from optkit.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from optkit.comparison.compare import compare
+    from optkit.deploy.exporting import export
+    from optkit.deploy.hub import push
     from optkit.distill.from_loader import distill_from
     from optkit.engines.compiling import compile  # noqa: A004
     from optkit.engines.loading import load
@@ -26,10 +28,12 @@ __all__ = [
     "compile",
     "convert_qat",
     "distill_from",
+    "export",
     "load",
     "prepare_qat",
     "prune_depth",
     "prune_structured",
+    "push",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight_only",

@@ -153,7 +153,7 @@ def test_a_package_brings_torch_and_little_else(package):
     assert not [name for name in alone if ".stages." in name]
 
 
-@pytest.mark.parametrize("package", [*BROUGHT, "models", "tasks", "training"])
+@pytest.mark.parametrize("package", [*BROUGHT, "deploy", "models", "tasks", "training"])
 def test_every_public_name_is_there_and_listed(package):
     module = import_module(f"optkit.{package}")
     assert set(module.__all__) <= set(dir(module))

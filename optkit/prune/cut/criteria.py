@@ -32,7 +32,7 @@ def data_for(
     """The batches that the criterion reads, again and again, and what it runs on them; no batches if it needs none.
 
     Args:
-        criterion: one of ``CRITERIA``, or an own one, which gets the batches as they are.
+        criterion: one of ``CRITERIA``, or your own as in `CutOptions`.
         batches: any iterable.
         loss_fn: ``loss_fn(model, batch)`` to a scalar; ``activation`` can do without, and then only runs the model.
         inputs: picks the model's inputs of a batch, where there is no ``loss_fn``.
@@ -44,11 +44,14 @@ def data_for(
         raise UserError("loss_fn gets each batch whole", key="inputs", fix="leave inputs out, or loss_fn")
     if not reads_data(criterion):
         return [], loss_fn
-    if criterion in NEED_DATA and (batches is None or (loss_fn is None and criterion != ACTIVATION)):
-        fix = "give batches" if criterion == ACTIVATION else "give batches and loss_fn"
+    if criterion not in NEED_DATA:  # one's own takes what there is
+        return list(() if batches is None else batches), loss_fn
+    needs_loss = criterion != ACTIVATION
+    if batches is None or (loss_fn is None and needs_loss):
+        fix = "give batches and loss_fn" if needs_loss else "give batches"
         raise UserError(f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix=fix)
-    found = list(() if batches is None else batches)
-    if criterion != ACTIVATION or loss_fn is not None:
+    found = list(batches)
+    if loss_fn is not None:
         return found, loss_fn
     found = [model_inputs(batch, inputs, number) for number, batch in enumerate(found, 1)]
     return found, lambda model, batch: model(*batch)
