@@ -12,6 +12,7 @@ import numpy as np
 
 from optkit.core import ledger
 from optkit.core.errors import UserError, did_you_mean
+from optkit.core.metric import SHARE
 from optkit.core.records import Measurement, Record, unpack_values
 from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate, Values, log_error, mean_over_seeds, mean_with_errors, weighted_metric
@@ -49,10 +50,11 @@ def open_sweep(paths: Sequence[str | Path]) -> list[SweptRun]:
     folders = [run for path in paths for run in ledger.runs_of(Path(path))]
     recipes = [flat_recipe(folder) for folder in folders]
     differing = differing_keys(recipes)
-    return [
+    found = [
         SweptRun(folder, ledger.unique(ledger.read(folder)), {key: recipe.get(key) for key in differing})
         for folder, recipe in zip(folders, recipes, strict=True)
     ]
+    return sorted(found, key=lambda run: [in_order(value) for value in run.settings.values()])
 
 
 def differing_keys(recipes: Sequence[Settings]) -> list[str]:
@@ -70,6 +72,11 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
         found[key] = next(end for end in ends if sum(("." + k).endswith("." + end) for k in keys) == 1)
     return found
+
+
+def in_order(value: Any) -> tuple[bool, Any]:
+    """Sorts a key's values: numbers by size, before everything else by its text."""
+    return (False, value) if isinstance(value, (int, float)) else (True, str(value))
 
 
 def shown(value: Any) -> str:
@@ -97,7 +104,12 @@ def over(runs: Sequence[SweptRun], key: str) -> list[Row]:
         rest = {name: value for name, value in run.settings.items() if name != key}
         groups.setdefault(str(rest), []).append(run)
     found = [row for group in groups.values() for row in _over_group(group, key)]
-    return sorted(found, key=lambda r: (Setting.of(r), r["control"] or "", r["step"], r["engine"]))
+
+    def place(row: Row) -> tuple[Any, ...]:
+        values = [in_order(value) for value in row["settings"].values()]
+        return Setting.of(row), row["control"] or "", values, row["step"], row["engine"]
+
+    return sorted(found, key=place)
 
 
 def _over_group(group: Sequence[SweptRun], key: str) -> list[Row]:
@@ -156,8 +168,12 @@ def _quality(own: Sequence[Row], measured: Sequence[Measurement]) -> Estimate:
         value = own[0]["quality"]
         return Estimate(value, *(own[0]["quality_ci"] or (-math.inf, math.inf)))
     if len({m.n for m in measured}) > 1:
-        return _of_runs([row["quality"] for row in own])
-    return mean_over_seeds(_stacked(measured).astype(np.float64))
+        found = _of_runs([row["quality"] for row in own])
+    else:
+        found = mean_over_seeds(_stacked(measured).astype(np.float64))
+    if own[0]["metric_kind"] != SHARE:
+        return found
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
 
 
 def _delta(found: Sequence[tuple[SweptRun, Row]], measured: Sequence[Measurement]) -> Estimate | None:

@@ -12,9 +12,13 @@ import sys
 from collections import defaultdict
 
 import pytest
+import torch
 import yaml
 
 from optkit.cli import cli
+from optkit.core.artifact import save_artifact
+from optkit.core.variant import Variant
+from optkit.models import MLP
 from optkit.recipe.compose import launch, to_recipe
 from tests.docs.blocks import PAGES, ROOT, Block, all_blocks
 
@@ -79,6 +83,17 @@ def copy_examples(folder):
         shutil.copy(script, folder)
 
 
+def _save_variants(run):
+    """What the variants of a run are to a recipe: a small float model in each folder."""
+    model, example = MLP(input_shape=[1, 8, 8], widths=[4], num_classes=2), (torch.zeros(2, 1, 8, 8),)
+    params = {"input_shape": [1, 8, 8], "widths": [4], "num_classes": 2}
+    for name in ("0-model", "1-prune", "2-recover"):
+        folder = run / "variants" / name
+        folder.mkdir(parents=True)
+        spec = {"target": "optkit.models.MLP", "params": params}
+        save_artifact(folder, Variant(name, None, frozenset({"float"}), spec), model, example)
+
+
 @pytest.fixture
 def workspace(image_folder, tmp_path, monkeypatch):
     """A folder that has what the placeholders of commands stand for, and the files of the examples."""
@@ -86,6 +101,11 @@ def workspace(image_folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     copy_examples(tmp_path)
     importlib.import_module("own_data").make_files()
+    shutil.copytree(ROOT / "docs/examples/own_model", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "net.pt").touch()
+    _save_variants(tmp_path / "RUN")
+    monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("DIR/train.parquet", "DIR/test.parquet", "MODEL_DIR/config.json", "FILE"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

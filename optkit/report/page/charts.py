@@ -271,7 +271,9 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> Layers:
     return alt.layer(*layers).properties(width="container")
 
 
-def swept(values: Values, y: str, y_title: str, x_title: str, *, numeric: bool, log: bool = False) -> Layers:
+def swept(
+    values: Values, y: str, y_title: str, x_title: str, *, numeric: bool, log: bool = False, percent: bool = False
+) -> Layers:
     """A figure against the value of a recipe's key: a line for each variant on each engine.
 
     Args:
@@ -282,16 +284,21 @@ def swept(values: Values, y: str, y_title: str, x_title: str, *, numeric: bool, 
         y_title, x_title: of the axes.
         numeric: whether the values are numbers, else they stand side by side.
         log: whether the figure's axis is logarithmic.
+        percent: the figure's axis has no labels beyond 100.
     """
     import altair as alt
 
     techniques = list(dict.fromkeys(v["technique"] for v in values))
     engines = list(dict.fromkeys(v["engine"] for v in values))
     base = alt.Chart(alt.Data(values=values), height=300)
-    of_numbers = alt.X("swept:Q", title=x_title, scale=alt.Scale(zero=False, padding=20), axis=alt.Axis(tickCount=6))
+    few = sorted({v["swept"] for v in values}) if numeric else []
+    ticks = alt.Axis(values=few) if len(few) <= 8 else alt.Axis(tickCount=6)
+    of_numbers = alt.X("swept:Q", title=x_title, scale=alt.Scale(zero=False, padding=20), axis=ticks)
     x = of_numbers if numeric else alt.X("swept:N", title=x_title, sort=None, axis=alt.Axis(labelAngle=0))
     scale = alt.Scale(type="log", nice=False, padding=18) if log else alt.Scale(zero=False, padding=14)
-    up = alt.Y(f"{y}:Q", title=y_title, scale=scale, **({"axis": _log_axis(alt, values, y)} if log else {}))
+    labels = UP_TO_100 if percent else "datum.label"
+    axis = _log_axis(alt, values, y) if log else alt.Axis(labelExpr=labels, tickCount=6)
+    up = alt.Y(f"{y}:Q", title=y_title, scale=scale, axis=axis)
     colors = _colors(alt, "technique", techniques)
     color = alt.Color("technique:N", title=None, sort=None, scale=colors, legend=_legend(alt, techniques))
     shape = alt.Shape(

@@ -11,12 +11,14 @@ from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.formatting import DASH, quality, ratio
 from optkit.report.page.runs import ShownRun
+from optkit.report.plot import steady_latency
 from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row
-from optkit.report.sweep import differing_keys, short_names, shown
+from optkit.report.sweep import differing_keys, in_order, short_names, shown
 from optkit.report.written import Written, common
 
 MOST_KEYS = 4
+STEADY = "Latency is the baseline's over the speedup, so that drift within a run does not mislead."
 
 
 def sweep_figures(runs: Sequence[ShownRun]) -> list[Figure]:
@@ -39,12 +41,14 @@ def sweep_figures(runs: Sequence[ShownRun]) -> list[Figure]:
 def _of_largest_setting(rows: Sequence[Row]) -> list[Row]:
     own = [row for row in rows if row.get("control") is None]
     largest = max(map(Setting.of, own), default=None)
-    return [row for row in own if Setting.of(row) == largest]
+    here = [row for row in own if Setting.of(row) == largest]
+    steady = {(row["variant"], row["engine"]): row for row in steady_latency(here)}
+    return [steady.get((row["variant"], row["engine"]), row) for row in here]
 
 
 def _of_key(rows: Sequence[Row], key: str, names: dict[str, str], written: Written) -> list[Figure]:
     others = [other for other in names if other != key]
-    ordered = sorted(rows, key=lambda row: _order(row["settings"][key]))
+    ordered = sorted(rows, key=lambda row: in_order(row["settings"][key]))
     values = [_point(row, key, others, names, written) for row in ordered]
     numeric = all(isinstance(row["settings"][key], (int, float)) for row in rows)
     timed = [value for value in values if value["latency"] is not None]
@@ -55,11 +59,12 @@ def _of_key(rows: Sequence[Row], key: str, names: dict[str, str], written: Writt
     )
     where = str(Setting.of(rows[0]))
     title = f"{written.name[0].upper()}{written.name[1:]}"
+    chart = charts.swept(values, "quality", written.title, names[key], numeric=numeric, percent=written.is_share)
     found = [
         Figure(
             f"{title} against {names[key]}, {where}",
             table,
-            charts.swept(values, "quality", written.title, names[key], numeric=numeric).to_dict(),
+            chart.to_dict(),
             f"{title} of {len(values)} variants against {key}, at {where}.",
             "A line is a variant on an engine; bars are 95% intervals.",
         )
@@ -67,12 +72,8 @@ def _of_key(rows: Sequence[Row], key: str, names: dict[str, str], written: Writt
     if timed:
         chart = charts.swept(timed, "latency", "latency, ms (log)", names[key], numeric=numeric, log=True)
         summary = f"Latency of {len(timed)} variants against {key}, at {where}."
-        found.append(Figure(f"Latency against {names[key]}, {where}", table, chart.to_dict(), summary, "As measured."))
+        found.append(Figure(f"Latency against {names[key]}, {where}", table, chart.to_dict(), summary, STEADY))
     return found
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    return (False, value) if isinstance(value, (int, float)) else (True, str(value))
 
 
 def _point(row: Row, key: str, others: Sequence[str], names: dict[str, str], written: Written) -> dict[str, Any]:
