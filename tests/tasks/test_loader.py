@@ -331,6 +331,11 @@ def linear(task, outputs=1):
         ),
         ({"metrics": lambda o, t: o.x}, "task.metrics: the metric '<lambda>' fails on the first batch: AttributeError"),
         (
+            {"metrics": "accuracy"},
+            r"task.metrics: the metric 'accuracy' is for class numbers .N,., and the targets are \[2\] of torch.float32",
+        ),
+        ({"metrics": "macro_f1"}, r"task.metrics: the metric 'macro_f1' is for class numbers"),
+        (
             {"loss": lambda o, t: (o[:, 0] - t) ** 2},
             r"task.loss: the loss '<lambda>' gives \[2\], not one number.*mean",
         ),
@@ -376,7 +381,7 @@ def sampled(data):
         (lambda: task(train=[]).fingerprint, "task.train: there are no batches"),
         (lambda: task(train=Noisy(0)).fingerprint, "task.train: there are no examples"),
         (lambda: task(train=Noisy(2)).fingerprint, "task.validation_share: train has 2 examples"),
-        (lambda: task(train="no.such.data").fingerprint, "task.train: cannot import 'no.such.data'"),
+        (lambda: task(train="no.such.data").fingerprint, "task.train: no module 'no'"),
         (lambda: task(train=sampled(Noisy())).fingerprint, "task.train: the loader's WeightedRandomSampler would not be used"),
         (lambda: task(train=Failing()).fingerprint, "task.train: train example 17 cannot be read: OSError: images/17.png"),
         (lambda: task(train=Failing(), workers=2).fingerprint, "task.train: train example 17 cannot be read: OSError"),
