@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -366,6 +367,8 @@ def main() -> NoReturn:
     """The ``optkit`` command."""
     from optkit.core.interruption import Ending, Interruption
 
+    if not sys.flags.safe_path and not {"", os.getcwd()}.intersection(sys.path):
+        sys.path.insert(0, os.getcwd())  # as under python -m: recipes name code that lies here
     ending = Ending()
     try:
         code = cli(prog_name="optkit", standalone_mode=False)

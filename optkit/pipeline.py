@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from optkit.core.threads import use_threads
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
 from optkit.measure.peaks import peaks
+from optkit.models import ModelSpec
 from optkit.recipe.chain import START
 from optkit.recipe.keys import params_of, target_of
 from optkit.recipe.plan import OWN, Plan, PlannedStep, build_other, not_run_on, work_device
@@ -202,7 +203,7 @@ class _Fold:
         """Applies a stage to its parent and puts the result into the store."""
         if step.stage is None or step.parent is None:
             module = self.plan.spec.build(step.seed).eval()
-            variant = Variant(step.id, None, START, self.plan.spec.skeleton(module))
+            variant = _start(self.plan.spec, step.id, module)
             return self.store.put(variant, module, self.recipe.task.example(2))
         parent = self.made[step.parent]
         log.info("stage %s: %s", step.name, target_of(step.stage))
@@ -248,7 +249,7 @@ class _Fold:
             step=step.number,
             stage=step.name,
             technique=step.stage.technique if step.stage else MODEL,
-            params=variant.steps[-1].params if variant.steps else {},
+            params=variant.steps[-1].params if step.stage else {},
             facts=variant.facts | facts | ({"not_run_on": skipped} if skipped else {}),
             measurements=measurements,
             cost=self._preparation() if is_baseline else variant.cost,
@@ -265,6 +266,14 @@ class _Fold:
         steps = (step for step in self.plan.steps if step.number <= 0 and step.of == OWN)
         costs = [self.made[step.id].variant.cost for step in steps]
         return Cost(sum(c.wall_s for c in costs), sum(c.device_s for c in costs))
+
+
+def _start(spec: ModelSpec, made: str, module: nn.Module) -> Variant:
+    """The model before any stage: fresh, or as the variant that it starts from was saved."""
+    if (origin := spec.start()) is None:
+        return Variant(made, None, START, spec.skeleton(module))
+    facts = {"variant": {"id": origin.variant.id, "weights": origin.weights_digest(), "folder": str(origin.folder)}}
+    return replace(origin.variant, id=made, parent=None, facts=facts, cost=Cost(0.0, 0.0))
 
 
 def _child(step: PlannedStep, parent: Variant, outcome: Outcome, cost: Cost) -> Variant:

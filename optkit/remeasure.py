@@ -75,7 +75,7 @@ def _measure_again(
     needed = [r for r in records if r is baseline or (r.step, r.variant) in todo]
     artifacts = {(record.step, record.variant): _artifact(folder, record) for record in needed}
     here |= {"peaks": peaks(threads)}
-    trusted = trusted_names(recipe, str(recipe.model[TARGET]))
+    trusted = trusted_names(recipe, str(recipe.model.get(TARGET)))
     config = _covering(recipe, [setting for settings in todo.values() for setting in settings])
     bench = Bench(recipe.task, recipe.engines, config, recipe.reference, threads, trusted, recipe.seed)
     book = Ledger(folder / LEDGER_NAME)

@@ -30,7 +30,7 @@ from optkit.core.allocator import keep_freed_memory
 from optkit.core.statistics import ratio_of_medians
 from optkit.distill import DistillationObjective
 from optkit.distill.objective import run_teacher
-from optkit.distill.recorded import RecordedLogits
+from optkit.distill.recorded import RecordedOutputs
 from optkit.distill.teachers import compiled
 from optkit.distill.terms import read_terms
 from optkit.models import ResNetCIFAR
@@ -89,7 +89,7 @@ def by_hand(task: Digits, student: nn.Module, teacher: nn.Module, steps: int, bf
 
 def by_optkit(
     task: Digits, student: nn.Module, teacher: nn.Module, steps: int, precision: str,
-    recorded: RecordedLogits | None = None, run: nn.Module | None = None,
+    recorded: RecordedOutputs | None = None, run: nn.Module | None = None,
 ) -> list[float]:  # fmt: skip
     """The same through optkit's objective and loop; returns when every step ended."""
     options = {"momentum": 0.9, "nesterov": True}
@@ -138,7 +138,7 @@ def compare(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     by_optkit(task, model(args.student, 0), teacher, 20, precision, run=faster)
     compiling = time.perf_counter() - started
-    recorded = RecordedLogits(task, teacher, 1, BATCH, 0, run, precision)
+    recorded = RecordedOutputs(task, teacher, 1, BATCH, 0, run, precision)
     started = time.perf_counter()
     recorded.begin(0)
     recording = time.perf_counter() - started

@@ -7,6 +7,7 @@ model, replays the surgeries without data, and loads the weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -108,6 +109,11 @@ class Artifact:
             fix = "install the versions that it was saved with, or make it again"
             raise UserError(message, key=str(self.folder), fix=fix) from error
 
+    def weights_digest(self) -> str:
+        """SHA-256 of the file of its weights, hex."""
+        with (self.folder / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     @property
     def size_bytes(self) -> int:
         """What it takes on disk to run this variant."""
@@ -143,8 +149,7 @@ def open_artifact(folder: Path) -> Artifact:
     """
     path = folder / VARIANT
     if not path.is_file() or not (folder / WEIGHTS).is_file():
-        fix = f"give a folder with {VARIANT} and {WEIGHTS}, such as a run's variants/NAME"
-        raise UserError(f"no variant at {folder}", fix=fix)
+        raise UserError(f"no variant at {folder}", fix=_where_variants_are(folder))
     try:
         description: dict[str, Any] = json.loads(path.read_text())
         if description["format"] not in (1, FORMAT):
@@ -157,6 +162,20 @@ def open_artifact(folder: Path) -> Artifact:
         return Artifact(variant, inputs, folder, dict(description.get("made_with", {})))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a variant: {error}", key=str(path)) from error
+
+
+def _where_variants_are(folder: Path) -> str:
+    """What to give instead of a folder that holds no variant: the variants below it, if it is a run's."""
+    for variants in (folder / "variants", folder):
+        names = sorted((path.parent.name for path in variants.glob(f"*/{VARIANT}")), key=_by_number)
+        if names:
+            return f"its variants: {', '.join(str(variants / name) for name in names)}"
+    return f"give a folder with {VARIANT} and {WEIGHTS}, such as a run's variants/NAME"
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    number = name.partition("-")[0]
+    return (int(number) if number.isdecimal() else 0, name)
 
 
 def _named(surgery: dict[str, Any]) -> dict[str, Any]:

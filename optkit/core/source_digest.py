@@ -62,7 +62,7 @@ def code_of_module(name: str) -> tuple[str | None, str] | None:
 
 
 @cache
-def _like_none_other(cls: type) -> str:
+def _like_none_other(thing: type | str) -> str:
     return uuid.uuid4().hex
 
 
@@ -70,6 +70,16 @@ def code_of_classes(kinds: Iterable[type]) -> dict[str, tuple[str | None, str]]:
     """What stands for the code of classes, by module; Python's and torch's own left out."""
     by_module = {kind.__module__: kind for kind in kinds if _top(kind) not in (*sys.stdlib_module_names, "torch")}
     return {module: code_of(kind) for module, kind in sorted(by_module.items())}
+
+
+def code_of_paths(paths: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+    """What stands for the code of functions and classes that are named by dotted paths, by path; torch's left out."""
+    found = {}
+    for path in sorted(set(paths)):
+        module = path.rpartition(".")[0]
+        if module.partition(".")[0] not in (*sys.stdlib_module_names, "torch"):
+            found[path] = code_of_module(module) or (None, _like_none_other(path))
+    return found
 
 
 def code_elsewhere(kinds: Iterable[type]) -> dict[str, tuple[str | None, str]]:

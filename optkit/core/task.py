@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from optkit.core.errors import SealedSplitError
+from optkit.core.instantiate import named_paths
 
 if TYPE_CHECKING:
     import torch
@@ -222,8 +223,11 @@ class SealedTask:
         self.loss = lambda output, batch, label_smoothing=0.0: task.loss(output, batch, label_smoothing)
         self.mismatch = lambda output, count: task.mismatch(output, count)
         self.example = lambda batch_size: task.example(batch_size)
+        if hasattr(task, "depends_on"):
+            self.depends_on = lambda: task.depends_on()
         self.metrics = task.metrics
         self.output_kind = task.output_kind
         self.kind = type(task)
+        self.named = named_paths(task)
         self.fingerprint = task.fingerprint
         self.pool_fingerprint = task.pool_fingerprint

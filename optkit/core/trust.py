@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from optkit.core.engine import Engine, no_engine
 from optkit.core.errors import UserError
-from optkit.core.instantiate import check_parameters, locate
+from optkit.core.instantiate import call, check_parameters, locate
 from optkit.core.surgeries import is_surgery_name, replayed_by
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def rebuild(model: Mapping[str, Any], trusted: tuple[str, ...] = ()) -> nn.Modul
     if check:
         check(params)
     check_parameters(builder, params, "model")
-    return builder(**params)
+    return call(builder, params)
 
 
 def stage_class(target: Any, trusted: tuple[str, ...] = ()) -> Any:

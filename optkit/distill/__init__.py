@@ -13,7 +13,16 @@ if TYPE_CHECKING:
         rkd_loss,
         similarity_loss,
     )
-    from optkit.distill.losses import dist_loss, dkd_loss, kd_loss
+    from optkit.distill.losses import (
+        dist_loss,
+        dkd_loss,
+        embedding_kd_loss,
+        kd_loss,
+        label_kd_loss,
+        map_dist_loss,
+        map_kd_loss,
+        value_kd_loss,
+    )
     from optkit.distill.objective import DistillationObjective
     from optkit.distill.stages import Distillation
     from optkit.distill.taps import Taps, tapping
@@ -30,10 +39,15 @@ __all__ = [
     "attention_transfer_loss",
     "dist_loss",
     "dkd_loss",
+    "embedding_kd_loss",
     "hint_loss",
     "kd_loss",
+    "label_kd_loss",
+    "map_dist_loss",
+    "map_kd_loss",
     "relation_loss",
     "rkd_loss",
     "similarity_loss",
     "tapping",
+    "value_kd_loss",
 ]

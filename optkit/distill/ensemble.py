@@ -9,16 +9,19 @@ from optkit.core.errors import UserError
 
 
 class Ensemble(nn.Module):
-    """Several models as one: the mean of their logits."""
+    """Several models as one: the mean of their outputs, which are one tensor each."""
 
     def __init__(self, members: list[nn.Module]):
         super().__init__()
         self.members = nn.ModuleList(members)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Logits ``(N, num_classes)``."""
-        logits = [member(*inputs) for member in self.members]
-        if len({x.shape for x in logits}) > 1:
-            classes = ", ".join(str(x.shape[-1]) for x in logits)
-            raise UserError(f"the teachers have {classes} classes", key="teacher", fix="pick teachers of one task")
-        return torch.stack(logits).mean(0)
+        """Logits ``(N, num_classes)``, or outputs of another kind ``(N, ...)``."""
+        outputs = [member(*inputs) for member in self.members]
+        if strange := [x for x in outputs if not isinstance(x, Tensor)]:
+            message = f"a teacher gives a {type(strange[0]).__name__}, and the mean of several is of tensors"
+            raise UserError(message, key="teacher", fix="one teacher")
+        if len({x.shape for x in outputs}) > 1:
+            shapes = ", ".join(str(list(x.shape)) for x in outputs)
+            raise UserError(f"the teachers give {shapes}", key="teacher", fix="pick teachers of one task")
+        return torch.stack(outputs).mean(0)

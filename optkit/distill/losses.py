@@ -1,4 +1,4 @@
-"""Distillation losses of logits: pure functions."""
+"""Distillation losses of outputs: pure functions."""
 
 from __future__ import annotations
 
@@ -71,6 +71,80 @@ def dist_loss(
     inter = 1 - _correlation(ours, theirs).mean()
     intra = 1 - _correlation(ours.T, theirs.T).mean()
     return (inter_weight * inter + intra_weight * intra) * temperature**2
+
+
+def label_kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence from the teacher's softened chance of each label to the student's, times T squared.
+
+    Each label is a Bernoulli variable, as in the logit distillation of Yang et al., "Multi-Label Knowledge
+    Distillation" (ICCV 2023).
+
+    Args:
+        student, teacher: logits ``(N, labels)``.
+        temperature: above 0.
+
+    Returns:
+        A scalar, the mean over labels and examples.
+    """
+    ours, theirs = (
+        torch.stack([F.logsigmoid(x / temperature), F.logsigmoid(-x / temperature)])
+        for x in (student, teacher.detach())
+    )
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) / student.numel() * temperature**2
+
+
+def value_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean square difference of values.
+
+    Ba and Caruana, "Do Deep Nets Really Need to be Deep?" (NeurIPS 2014), who regress the teacher's outputs.
+
+    Args:
+        student, teacher: values ``(N, ...)``.
+    """
+    return F.mse_loss(student, teacher.detach())
+
+
+def map_kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`kd_loss` of the classes at every place.
+
+    Liu et al., "Structured Knowledge Distillation for Semantic Segmentation" (CVPR 2019), its pixel-wise part.
+
+    Args:
+        student, teacher: logits ``(N, num_classes, *places)``.
+        temperature: above 0.
+
+    Returns:
+        A scalar, the mean over places and examples.
+    """
+    return kd_loss(_places(student), _places(teacher), temperature)
+
+
+def map_dist_loss(
+    student: Tensor, teacher: Tensor, temperature: float, inter_weight: float = 1.0, intra_weight: float = 1.0
+) -> Tensor:
+    """`dist_loss` with every place as an example, as its paper does for segmentation.
+
+    Args:
+        student, teacher: logits ``(N, num_classes, *places)``.
+        temperature, inter_weight, intra_weight: as for `dist_loss`.
+    """
+    return dist_loss(_places(student), _places(teacher), temperature, inter_weight, intra_weight)
+
+
+def embedding_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the cosine of the angle between embeddings, the mean over the batch.
+
+    The cosine loss of Sanh et al., "DistilBERT" (2019), which takes it of hidden states.
+
+    Args:
+        student, teacher: embeddings ``(N, dim)``.
+    """
+    return 1 - F.cosine_similarity(student, teacher.detach(), dim=-1).mean()
+
+
+def _places(logits: Tensor) -> Tensor:
+    """Every place as an example: ``(N, num_classes, *places) -> (N * places, num_classes)``."""
+    return logits.movedim(1, -1).flatten(0, -2)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:

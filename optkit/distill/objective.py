@@ -9,14 +9,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
+from optkit.core.instantiate import is_dotted
 from optkit.core.seeds import derive_seed
-from optkit.core.task import POOL, Batch, Task
+from optkit.core.structure import as_float
+from optkit.core.task import CLASSES, LABELS, POOL, Batch, Task
 from optkit.distill.bridges import bridges_for
-from optkit.distill.pairs import Pairs, layer_pairs
-from optkit.distill.recorded import RecordedLogits, run_teacher
+from optkit.distill.pairs import OUTPUT, Pairs, layer_pairs
+from optkit.distill.recorded import RecordedOutputs, run_teacher
 from optkit.distill.taps import Attention, Tapped, Taps, tapping
-from optkit.distill.terms import ATTENTION, FEATURES, LOGITS, RELATIONS, Term
+from optkit.distill.terms import ATTENTION, FEATURES, OUTPUTS, RELATIONS, WORDS, Term
 from optkit.models.compatibility import answer_to
 
 CLOSED = -1e4  # scores below are masks
@@ -35,8 +37,8 @@ class DistillationObjective:
         alpha: weight of the teacher against the labels; 1 uses the teacher alone.
         label_smoothing: of the task's own loss.
         seed: of the first weights of projections.
-        recorded: the teacher's logits as recorded; None runs the teacher on every batch.
-        run: the teacher as it is to be run, such as compiled, where only its logits count; None is the teacher itself.
+        recorded: the teacher's outputs as recorded; None runs the teacher on every batch.
+        run: the teacher as it is to be run, such as compiled, where only its outputs count; None is the teacher itself.
 
     Attributes:
         own: the projections from the student's features to the teacher's, trained with the student.
@@ -44,7 +46,8 @@ class DistillationObjective:
         split: what is trained on: train, and what the task has without labels.
 
     Raises:
-        UserError: student and teacher do not fit: classes, layers, or shapes that no projection bridges.
+        UserError: a loss that does not fit the task's outputs; student and teacher do not fit: outputs, layers, or
+            shapes that no projection bridges.
     """
 
     split = POOL
@@ -59,7 +62,7 @@ class DistillationObjective:
         alpha: float,
         label_smoothing: float = 0.0,
         seed: int = 0,
-        recorded: RecordedLogits | None = None,
+        recorded: RecordedOutputs | None = None,
         run: nn.Module | None = None,
     ):
         self.task, self.terms, self.recorded = task, terms, recorded
@@ -67,14 +70,15 @@ class DistillationObjective:
         self.alpha, self.label_smoothing = alpha, label_smoothing
         self.pairs: dict[str, Pairs] = {}
         self._mask_at = _place_of_mask(task)
-        example = tuple(x.to(_device(student)) for x in task.example(2))
+        batch = next(task.batches("train", 2)).to(_device(student))
         for term in terms:
-            if term.kind.pairs:
-                self.pairs[term.name] = _pairs(student, teacher, example, term)
+            term.check(task.output_kind)
+            if not term.compares_outputs:
+                self.pairs[term.name] = layer_pairs(student, teacher, batch.inputs, term.pairs)
         attention = any(term.kind.of in (ATTENTION, RELATIONS) for term in terms)
         ours, theirs = ([pair[side] for pairs in self.pairs.values() for pair in pairs] for side in (0, 1))
         self._ours, self._theirs = Taps(student, ours, attention), Taps(teacher, theirs, attention)
-        self.own = self._fit_together(student, teacher, example, seed)
+        self.own = self._fit_together(student, teacher, batch, seed)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -89,27 +93,29 @@ class DistillationObjective:
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         target = self._target(batch)
         with self._ours.watching():
-            logits = self.task.forward(module, batch).float()
+            output = as_float(self.task.forward(module, batch))
         ours, theirs = self._ours.pop(), self._theirs.pop()
         mask = None if self._mask_at is None else batch.inputs[self._mask_at].bool()
-        with torch.autocast(logits.device.type, enabled=False):
-            loss = logits.new_zeros(())
+        with torch.autocast(batch.index.device.type, enabled=False):
+            loss = torch.zeros((), device=batch.index.device)
             for term in self.terms:
-                if term.kind.of == LOGITS:
-                    value = _of_logits(term, logits, target, batch.targets)
-                else:
+                if not term.compares_outputs:
                     value = self._of_layers(term, ours, theirs, mask)
+                elif term.kind.of == FEATURES:
+                    value = self._of_features(term, 0, output, target, None)
+                else:
+                    value = term.of_outputs(self.task.output_kind, output, target, batch.targets)
                 loss = loss + term.weight * value
             loss = self.alpha * loss
             if self.alpha < 1:
-                loss = loss + (1 - self.alpha) * self.task.loss(logits, batch, self.label_smoothing)
+                loss = loss + (1 - self.alpha) * self.task.loss(output, batch, self.label_smoothing)
         return loss
 
     def batches_seed(self, epoch: int) -> int | None:
-        """With recorded logits, every epoch is one of the recorded passes."""
+        """With recorded outputs, every epoch is one of the recorded passes."""
         return None if self.recorded is None else self.recorded.begin(epoch)
 
-    def _target(self, batch: Batch) -> Tensor:
+    def _target(self, batch: Batch) -> Any:
         if self.recorded is not None:
             return self.recorded(batch)
         with self._theirs.watching():
@@ -117,59 +123,108 @@ class DistillationObjective:
 
     def facts(self) -> dict[str, Any]:
         """The pairs of layers that are compared, and their projections; JSON-able."""
+        pairs = {t.name: self.pairs.get(t.name, [(OUTPUT, OUTPUT)]) for t in self.terms if t.kind.pairs}
         projections = {
             f"{ours} to {theirs}": list(bridge.project.weight.shape[:2])
             for name, bridges in self.own.items()
-            for bridge, (ours, theirs) in zip(bridges, self.pairs[name], strict=True)  # type: ignore[call-overload]
+            for bridge, (ours, theirs) in zip(bridges, pairs[name], strict=True)  # type: ignore[call-overload]
             if not isinstance(bridge.project, nn.Identity)
         }
-        pairs = {name: [list(pair) for pair in pairs] for name, pairs in self.pairs.items()}
-        return {"losses": {t.name: t.weight for t in self.terms}, "pairs": pairs, "projections": projections}
+        listed = {name: [list(pair) for pair in found] for name, found in pairs.items()}
+        return {"losses": {t.name: t.weight for t in self.terms}, "pairs": listed, "projections": projections}
 
-    def _fit_together(self, student: nn.Module, teacher: nn.Module, example: tuple, seed: int) -> nn.ModuleDict:
-        """Runs both once: do their classes and layers fit? Returns the bridges between their features."""
-        seen, logits = [], []
+    def _fit_together(self, student: nn.Module, teacher: nn.Module, batch: Batch, seed: int) -> nn.ModuleDict:
+        """Runs both once: do their outputs and layers fit? Returns the bridges between their features."""
+        seen: list[dict[str, Tapped]] = []
+        outputs: list[Any] = []
         for model, taps, key in ((student, self._ours, "model"), (teacher, self._theirs, "teacher")):
             with tapping(model, taps.paths, taps.attention) as probe:
-                logits.append(answer_to(example, model, key))
+                outputs.append(as_float(answer_to(batch.inputs, model, key, lambda m: self.task.forward(m, batch))))
                 seen.append(probe.pop())
             for path in taps.paths:
                 if path not in seen[-1]:
                     raise UserError(f"{path} did not run, or gives no tensor", key="pairs", value=path)
-        ours, theirs = (x.shape[-1] for x in logits)
-        if ours != theirs:
-            message = f"the teacher has {theirs} classes, the student {ours}"
-            raise UserError(message, key="teacher", fix="pick another teacher")
         bridges = nn.ModuleDict()
         for term in self.terms:
+            if term.compares_outputs:
+                _check_outputs(term, self.task.output_kind, *outputs)
             if term.kind.of == FEATURES:
-                student_out, teacher_out = ({path: t.output for path, t in tapped.items()} for tapped in seen)
+                if term.compares_outputs:
+                    ours, theirs = ({OUTPUT: x} for x in outputs)
+                else:
+                    ours, theirs = ({path: t.output for path, t in tapped.items()} for tapped in seen)
+                pairs = self.pairs.get(term.name, [(OUTPUT, OUTPUT)])
                 of_term = derive_seed(seed, "bridges", term.name)
-                pairs = self.pairs[term.name]
-                bridges[term.name] = bridges_for(student_out, teacher_out, pairs, term.kind.widths, of_term)
-            elif term.kind.pairs:
+                bridges[term.name] = bridges_for(ours, theirs, pairs, term.kind.widths, of_term)
+            elif term.name in self.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
+        for term in self.terms:
+            if is_dotted(term.name):
+                self._try_own(term, outputs, batch.targets, bridges, seen)
         return bridges
+
+    def _try_own(
+        self, term: Term, outputs: list[Any], targets: Any, bridges: nn.ModuleDict, seen: list[dict[str, Tapped]]
+    ) -> None:
+        """Raises UserError if a loss of one's own fails on two examples, or gives no finite scalar."""
+        key = f"losses.{term.name}"
+        try:
+            if term.kind.of == OUTPUTS:
+                ours, theirs = outputs
+                found = [term.of_outputs(self.task.output_kind, ours, theirs, targets)]
+            else:
+                own: Any = bridges[term.name]
+                pairs = self.pairs.get(term.name)
+                both = [(seen[0][s].output, seen[1][t].output) for s, t in pairs] if pairs else [tuple(outputs)]
+                found = [_compared(term, bridge, a, b, None) for bridge, (a, b) in zip(own, both, strict=True)]
+        except Exception as error:
+            message = f"fails: {type(error).__name__}: {first_line(error)}"
+            raise UserError(message, key=key, fix="it is called as loss(student, teacher, ...)") from error
+        for value in found:
+            if not isinstance(value, Tensor) or value.dim() or not torch.isfinite(value):
+                shown = list(value.shape) if isinstance(value, Tensor) and value.dim() else value
+                raise UserError(f"gives {shown!r}", key=key, fix="it must give a finite scalar tensor")
 
     def _of_layers(self, term: Term, ours: dict[str, Tapped], theirs: dict[str, Tapped], mask: Tensor | None) -> Tensor:
         """The mean of a loss over its pairs of layers."""
         values = []
         for number, (s, t) in enumerate(self.pairs[term.name]):
             if term.kind.of == FEATURES:
-                bridge = self.own[term.name][number]  # type: ignore[index]
-                student, teacher = bridge(ours[s].output.float(), theirs[t].output.float())
-                values.append(term.kind.function(student, teacher, mask, **term.options))
+                values.append(self._of_features(term, number, ours[s].output, theirs[t].output, mask))
             else:
                 of_one = _of_scores if term.kind.of == ATTENTION else _of_relations
                 both = zip(ours[s].attention, theirs[t].attention, strict=True)
                 values += [of_one(term, a, b, mask) for a, b in both]
         return torch.stack(values).mean()
 
+    def _of_features(self, term: Term, pair: int, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
+        bridge: nn.Module = self.own[term.name][pair]  # type: ignore[index]
+        return _compared(term, bridge, ours, theirs, mask)
 
-def _of_logits(term: Term, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    given = {"targets": targets} if term.kind.needs_targets else {}
+
+def _compared(term: Term, bridge: nn.Module, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
+    """A loss of features, behind the projection that makes their widths equal."""
+    student, teacher = bridge(ours.float(), theirs.float())
+    given = {"mask": mask} if term.kind.takes_mask else {}
     return term.kind.function(student, teacher, **given, **term.options)
+
+
+def _check_outputs(term: Term, kind: str, ours: Any, theirs: Any) -> None:
+    """Raises UserError unless a loss can compare two models' outputs; one's own is tried instead."""
+    if is_dotted(term.name) and term.kind.of == OUTPUTS:
+        return
+    for output, key in ((ours, "model"), (theirs, "teacher")):
+        if not isinstance(output, Tensor):
+            message = f"{term.name} compares outputs of one tensor, and the {key} gives a {type(output).__name__}"
+            raise UserError(message, key=f"losses.{term.name}", fix="losses of features compare such models")
+    if term.kind.of == FEATURES or ours.shape == theirs.shape:  # bridges say what they cannot bridge
+        return
+    if kind in (CLASSES, LABELS) and ours.dim() == theirs.dim():
+        message = f"the teacher has {theirs.shape[-1]} {WORDS[kind]}, the student {ours.shape[-1]}"
+    else:
+        message = f"the teacher gives {list(theirs.shape[1:])} for an example, the student {list(ours.shape[1:])}"
+    raise UserError(message, key="teacher", fix="pick another teacher, or compare features only")
 
 
 def _of_scores(term: Term, ours: Attention, theirs: Attention, mask: Tensor | None) -> Tensor:
@@ -242,10 +297,6 @@ def _check_heads(term: Term, where: str, ours: Attention, theirs: Attention) -> 
         if any(width % heads for width in widths) or a.shape[2] != b.shape[2]:
             message = f"{where}: {name} of widths {widths} over {a.shape[2]} and {b.shape[2]} tokens, {heads} heads"
             raise UserError(message, key="losses.relations.heads", value=heads, fix="a divisor of both widths")
-
-
-def _pairs(student: nn.Module, teacher: nn.Module, example: tuple, term: Term) -> Pairs:
-    return layer_pairs(student, teacher, example, term.pairs)
 
 
 def _place_of_mask(task: Task) -> int | None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from optkit.models.stacks import Stack
 
-WHICH = ("blocks", "stages", "last")
+OUTPUT = "output"  # no layer: what the models return
+WHICH = ("blocks", "stages", "last", OUTPUT)
 Pairs = list[tuple[str, str]]
 
 
@@ -49,7 +50,7 @@ def layer_pairs(student: nn.Module, teacher: nn.Module, inputs: Inputs, which: A
 
 
 def check_pairs(which: Any) -> None:
-    """Raises UserError unless ``which`` is what `layer_pairs` takes."""
+    """Raises UserError unless ``which`` is what `layer_pairs` takes, or ``output``."""
     if isinstance(which, Mapping):
         if not which or not all(isinstance(x, str) for pair in which.items() for x in pair):
             message = f"{dict(which)!r} is no mapping of paths"

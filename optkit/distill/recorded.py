@@ -1,10 +1,11 @@
-"""Recorded teachers: logits computed once for a fixed number of augmented passes, and read again by every run."""
+"""Recorded teachers: outputs computed once for a fixed number of augmented passes, and read again by every run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,24 +13,28 @@ from torch import Tensor, nn
 
 from optkit.core.cache import kept
 from optkit.core.errors import UserError
+from optkit.core.instantiate import named_paths
 from optkit.core.progress import track
 from optkit.core.seeds import derive_seed
-from optkit.core.source_digest import code_of_classes, code_of_module
+from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
+from optkit.core.structure import as_float, mapped
 from optkit.core.task import POOL, Batch, SealedTask, Task
 from optkit.core.variant import variant_id
 from optkit.models.spec import module_code, weights_digest
 
-KIND, FILE = "teacher_logits", "logits.safetensors"
-LOGITS, CLASSES, OTHERS = "logits", "classes", "others"
+KIND, FILE = "teacher_outputs", "outputs.safetensors"
+OUTPUT = "output"
+LOGITS, CLASSES, OTHERS, COUNT = "logits", "classes", "others", "count"
 
 
-class RecordedLogits:
-    """A teacher's logits on ``views`` passes over the pool, each with an order and an augmentation of its own.
+class RecordedOutputs:
+    """A teacher's outputs on ``views`` passes over the pool, each with an order and an augmentation of its own.
 
-    Every epoch of a training is one of these passes, in turn; the seed decides with which it begins. A teacher that
-    saw another crop than the student would teach it something else (Beyer et al., "Knowledge distillation: A good
-    teacher is patient and consistent", CVPR 2022), so what is recorded is the pass, batch by batch. Files are kept in
-    the cache under a key of teacher, data, pass, batch size, precision and code: another teacher has another.
+    They are one tensor ``(N, ...)`` each. Every epoch of a training is one of these passes, in turn; the seed decides
+    with which it begins. A teacher that saw another crop than the student would teach it something else (Beyer et al.,
+    "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022), so what is recorded is the pass,
+    batch by batch. Files are kept in the cache under a key of teacher, data, pass, batch size, precision and code:
+    another teacher has another.
 
     Args:
         task: the data, and the forward pass.
@@ -37,8 +42,8 @@ class RecordedLogits:
         views: how many passes.
         batch_size: of the training, which decides what is augmented together.
         seed: of the training.
-        run: runs the teacher on a batch ``-> (N, num_classes)``, in the precision of the training.
-        precision: its name, with what else decides the last bits of the logits.
+        run: runs the teacher on a batch ``-> (N, ...)``, in the precision of the training.
+        precision: its name, with what else decides the last bits of the outputs.
         top: keep so many of the largest logits of each example only; in the place of each other one stands what gives
             all of them together the chance that they had at the temperature that is the second number. None keeps all.
 
@@ -61,9 +66,11 @@ class RecordedLogits:
         self.top, self.computed = top, 0
         data = (task.fingerprint, task.pool_fingerprint, task.size(POOL))
         parts = (weights_digest(teacher), str(teacher), *data, batch_size, precision)
-        kind = task.kind if isinstance(task, SealedTask) else type(task)
-        code = (torch.__version__, code_of_module(__name__), module_code(teacher), code_of_classes(kind.__mro__))
-        self._key = variant_id(*parts, *code, *(top or ()))
+        kind, named = (task.kind, task.named) if isinstance(task, SealedTask) else (type(task), named_paths(task))
+        of_task = code_of_classes(kind.__mro__) | code_of_paths(named)
+        code = (torch.__version__, code_of_module(__name__), module_code(teacher), of_task)
+        own = task.depends_on() if hasattr(task, "depends_on") else []  # a forward pass of the user's own
+        self._key = variant_id(*parts, *code, *own, *(top or ()))
         self._kept: dict[str, Tensor] = {}
 
     def begin(self, epoch: int) -> int:
@@ -74,9 +81,10 @@ class RecordedLogits:
         return _seed_of(view)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The teacher's logits on a batch of the open pass ``(N, num_classes)``, float32."""
-        kept = {name: part[batch.index.cpu()].to(batch.targets.device) for name, part in self._kept.items()}
-        return _whole(kept, self.task.model_defaults()["num_classes"])
+        """The teacher's output on a batch of the open pass ``(N, ...)``, float32."""
+        index, device = batch.index.cpu(), batch.index.device
+        kept = {n: (part if n == COUNT else part[index]).to(device) for n, part in self._kept.items()}
+        return _whole(kept)
 
     def _record(self, view: int, folder: Path) -> None:
         from safetensors.torch import save_file
@@ -86,9 +94,16 @@ class RecordedLogits:
         seen = torch.zeros(size, dtype=torch.bool)
         batches = self.task.batches(POOL, self.batch_size, training=True, seed=_seed_of(view))
         for batch in track(batches, f"teacher, pass {view + 1} of {self.views}", -(-size // self.batch_size)):
-            for name, part in _parts(self.run(batch).float().cpu(), self.top).items():
+            for name, part in _parts(self.run(batch).cpu(), self.top).items():
+                if name == COUNT:
+                    kept[name] = part
+                    continue
                 if name not in kept:
                     kept[name] = part.new_empty(size, *part.shape[1:])
+                if part.shape != (len(batch), *kept[name].shape[1:]):
+                    here, before = list(part.shape), list(kept[name].shape[1:])
+                    message = f"the teacher gives {here} for {len(batch)} examples, and gave {before} for one"
+                    raise UserError(message, key="cached_views", fix="cached_views=null")
                 kept[name][batch.index] = part
             seen[batch.index] = True
         if not seen.all():
@@ -103,20 +118,21 @@ class RecordedLogits:
         try:
             kept = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"not a teacher's logits: {error}", key=str(path), fix="delete the folder") from error
-        names = {LOGITS} if self.top is None else {LOGITS, CLASSES, OTHERS}
+            raise UserError(f"not a teacher's outputs: {error}", key=str(path), fix="delete the folder") from error
+        names = {OUTPUT} if self.top is None else {LOGITS, CLASSES, OTHERS, COUNT}
         size = self.task.size(POOL)
-        if set(kept) != names or any(part.dim() != 2 or len(part) != size for part in kept.values()):
+        sizes = [len(part) if part.dim() else 0 for name, part in kept.items() if name != COUNT]
+        if set(kept) != names or set(sizes) != {size}:
             found = ", ".join(f"{name} {list(part.shape)}" for name, part in kept.items())
             raise UserError(f"{found} for {size} examples", key=str(path), fix="delete the folder")
         return kept
 
 
-def run_teacher(task: Task, teacher: nn.Module, batch: Batch) -> Tensor:
-    """A teacher's logits on a batch ``(N, num_classes)``, in inference mode."""
+def run_teacher(task: Task, teacher: nn.Module, batch: Batch) -> Any:
+    """A teacher's output on a batch, in inference mode, its floating-point tensors in fp32."""
     with torch.inference_mode():
-        logits = task.forward(teacher, batch).float()
-    return logits.clone()  # what was made in inference mode cannot be kept for a backward pass
+        output = as_float(task.forward(teacher, batch))
+    return mapped(output, torch.clone)  # what was made in inference mode cannot be kept for a backward pass
 
 
 def _seed_of(view: int) -> int:
@@ -130,19 +146,21 @@ def bytes_of_top(top: int) -> int:
 
 
 def _parts(logits: Tensor, top: tuple[int, float] | None) -> dict[str, Tensor]:
-    """What is kept of logits ``(N, C)``: all, or the largest with their classes, and what stands for each other."""
+    """What is kept of outputs ``(N, ...)``: all; or of logits ``(N, C)`` the largest with their classes, what stands
+    for each other, and how many classes there are."""
     if top is None:
-        return {LOGITS: logits}
+        return {OUTPUT: logits}
     count, temperature = top
     largest, classes = logits.topk(count)
     others = logits.scatter(-1, classes, -torch.inf).div(temperature).logsumexp(-1, keepdim=True)
     others = temperature * (others - math.log(logits.shape[-1] - count))
     small = torch.int16 if logits.shape[-1] <= torch.iinfo(torch.int16).max else torch.int32
-    return {LOGITS: largest, CLASSES: classes.to(small), OTHERS: others}
+    count_of = torch.tensor([logits.shape[-1]])
+    return {LOGITS: largest, CLASSES: classes.to(small), OTHERS: others, COUNT: count_of}
 
 
-def _whole(kept: dict[str, Tensor], num_classes: int) -> Tensor:
-    """Logits ``(N, num_classes)`` from what was kept of them."""
-    if OTHERS not in kept:
-        return kept[LOGITS]
-    return kept[OTHERS].repeat(1, num_classes).scatter(-1, kept[CLASSES].long(), kept[LOGITS])
+def _whole(kept: dict[str, Tensor]) -> Tensor:
+    """Outputs ``(N, ...)`` from what was kept of them."""
+    if OUTPUT in kept:
+        return kept[OUTPUT]
+    return kept[OTHERS].repeat(1, int(kept[COUNT])).scatter(-1, kept[CLASSES].long(), kept[LOGITS])

@@ -9,45 +9,48 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice, check_count, is_number
 from optkit.core.errors import UserError
+from optkit.core.instantiate import NAMED
 from optkit.core.stage import Context, KeyContext, Outcome
-from optkit.core.task import POOL, Batch, Task
+from optkit.core.task import CLASSES, POOL, Batch, Task
 from optkit.core.trust import check_trust
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_identity, teacher_name
-from optkit.distill.terms import LOGITS, read_terms
+from optkit.distill.terms import WORDS, read_terms
 from optkit.models import ModelSpec
 from optkit.training import Callback, Trainer, fit_stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from optkit.distill.recorded import RecordedLogits
+    from optkit.distill.recorded import RecordedOutputs
 
 
 @dataclass
 class Distillation:
-    """Train the model to match a teacher: its logits, its features, its attention.
+    """Train the model to match a teacher: its outputs, its features, its attention.
 
     Attributes:
-        losses: names (``optkit.distill.KINDS``) with their weights, or with ``weight``, ``pairs`` and the loss's own
-            options; their sum is what the teacher asks for.
-        temperature: softens the classes of both, for losses of logits.
+        losses: names (``optkit.distill.KINDS``), or dotted paths of your own, with their weights, or with ``weight``,
+            ``pairs`` and the loss's own options; or a list of names. Their weighted sum is what the teacher asks for.
+            Your own is ``f(student, teacher)`` of outputs, or of features if it has ``pairs``
+            (`optkit.distill.terms.own_kind`).
+        temperature: softens the logits of both, for losses of outputs; values and embeddings stay as they are.
         alpha: weight of the teacher against the labels; 1 uses the teacher alone.
-        pairs: layers to compare, for losses that do not say: blocks, stages, last, or paths of the student's modules
-            to the teacher's, patterns as well; None is each loss's own choice.
+        pairs: layers to compare, for losses that do not say: blocks, stages, last, output (what the models return), or
+            paths of the student's modules to the teacher's, patterns as well; None is each loss's own choice.
         teacher: None is the recipe's baseline; or the folder of a variant of another run, a model spec (``_target_``,
-            its arguments, ``checkpoint``), or a list of these, whose logits are averaged.
+            its arguments, ``checkpoint``), or a list of these, whose outputs are averaged.
         trust: what a variant's folder may name besides optkit's models and stages, as for `optkit.load`: packages or
             modules with classes of models and stages, or the full name of one class or function.
-        cached_views: record the teacher's logits on so many augmented passes over the train split, once for all runs;
-            the epochs take them in turn. None runs the teacher on every batch. For losses of logits only.
+        cached_views: record the teacher's outputs on so many augmented passes over the train split, once for all runs;
+            the epochs take them in turn. None runs the teacher on every batch. For losses of outputs only.
         cached_top: record the so many largest logits of an example only, for many classes; each of the others gets an
             equal part of the chance that they had together at this ``temperature``. None records all.
-        compile_teacher: run the teacher compiled by inductor, which takes half a minute first. For losses of logits
+        compile_teacher: run the teacher compiled by inductor, which takes half a minute first. For losses of outputs
             only.
         trainer: how to train.
     """
 
-    losses: dict[str, Any] = field(default_factory=lambda: {"kd": 1.0})
+    losses: dict[str, Any] | list[str] = field(default_factory=lambda: {"kd": 1.0}, metadata=NAMED)
     temperature: float = 4.0
     alpha: float = 0.9
     pairs: Any = None
@@ -86,13 +89,13 @@ class Distillation:
             ("compile_teacher", "compiled", self.compile_teacher),
         ):
             if others and chosen:
-                message = f"only logits are {what}, and {others[0]} compares more"
+                message = f"only outputs are {what}, and {others[0]} compares layers"
                 raise UserError(message, key=key, value=getattr(self, key), fix=f"~losses.{others[0]}, or ~{key}")
 
     @property
     def inside(self) -> list[str]:
         """The losses that compare layers inside the models."""
-        return [term.name for term in self._terms if term.kind.of != LOGITS]
+        return [term.name for term in self._terms if not term.compares_outputs]
 
     def depends_on(self, context: KeyContext) -> Any:
         """The teacher's structure and weights, because its folder may hold another model later."""
@@ -101,29 +104,48 @@ class Distillation:
     def check(self, module: nn.Module, task: Task) -> None:
         """Raises UserError if this model cannot be trained by its teacher with these losses."""
         from optkit.distill.objective import DistillationObjective
-        from optkit.distill.recorded import bytes_of_top
         from optkit.models.compatibility import answer_to
 
         def build_model(node: dict[str, Any]) -> nn.Module:
             return ModelSpec.from_config(node, task.model_defaults(), "teacher").build(0, "teacher")
 
-        classes = task.model_defaults()["num_classes"]
-        if self.cached_top is not None and self.cached_top >= classes:
-            fix = f"fewer than {classes}, or null, which keeps all"
-            raise UserError(f"of {classes} classes", key="cached_top", value=self.cached_top, fix=fix)
-        if self.cached_top is not None and bytes_of_top(self.cached_top) >= 4 * classes:
-            message = f"{bytes_of_top(self.cached_top)} bytes an example, and all {classes} logits take {4 * classes}"
-            raise UserError(message, key="cached_top", value=self.cached_top, fix="null, which keeps all")
+        for term in self._terms:
+            term.check(task.output_kind)
         unlabelled = task.size(POOL) - task.size("train")
         for term in self._terms:
             if unlabelled and term.kind.needs_targets:
                 message = f"{term.name} needs the right classes, which the {unlabelled} unlabelled examples have not"
                 raise UserError(message, key=f"losses.{term.name}", fix="kd or dist, or task.unlabelled=null")
         teacher = load_teacher(self.teacher, lambda: copy.deepcopy(module), build_model, self.trust)
-        answer_to(task.example(2), teacher, "teacher")
+        batch = next(task.batches("train", 2))
+        output = answer_to(batch.inputs, teacher, "teacher", lambda model: task.forward(model, batch))
+        if self.cached_views is not None:
+            self._check_recorded(output, task.output_kind)
         if self.compile_teacher:
             compiled(teacher)
         DistillationObjective(task, module, teacher, self._terms, alpha=self.alpha)
+
+    def _check_recorded(self, output: Any, kind: str) -> None:
+        """Raises UserError for a teacher's output that cannot be recorded as it is to be."""
+        from optkit.distill.recorded import bytes_of_top
+
+        shape = list(getattr(output, "shape", ()))
+        if shape[:1] != [2]:
+            found = shape or f"a {type(output).__name__}"
+            message = f"outputs of one tensor with a row an example are recorded; the teacher gives {found} for two"
+            raise UserError(message, key="cached_views", value=self.cached_views, fix="null runs the teacher")
+        if self.cached_top is None:
+            return
+        if kind != CLASSES:
+            message = f"keeps the largest logits of classes, and this task's outputs are {WORDS[kind]}"
+            raise UserError(message, key="cached_top", value=self.cached_top, fix="null, which keeps all")
+        classes = shape[-1]
+        if self.cached_top >= classes:
+            fix = f"fewer than {classes}, or null, which keeps all"
+            raise UserError(f"of {classes} classes", key="cached_top", value=self.cached_top, fix=fix)
+        if bytes_of_top(self.cached_top) >= 4 * classes:
+            message = f"{bytes_of_top(self.cached_top)} bytes an example, and all {classes} logits take {4 * classes}"
+            raise UserError(message, key="cached_top", value=self.cached_top, fix="null, which keeps all")
 
     def apply(self, module: nn.Module, ctx: Context, callbacks: Sequence[Callback] = ()) -> Outcome:
         from optkit.core.layout import channels_last_
@@ -151,10 +173,10 @@ class Distillation:
             outcome.facts["cached"] = {"views": recorded.views, "computed": recorded.computed}
         return outcome
 
-    def _recorded(self, teacher: nn.Module, running: nn.Module, ctx: Context) -> RecordedLogits:
+    def _recorded(self, teacher: nn.Module, running: nn.Module, ctx: Context) -> RecordedOutputs:
         import torch
 
-        from optkit.distill.recorded import RecordedLogits, run_teacher
+        from optkit.distill.recorded import RecordedOutputs, run_teacher
         from optkit.training.trainer import choose_precision
 
         precision = choose_precision(self.trainer.precision, ctx.device)
@@ -167,4 +189,4 @@ class Distillation:
         threads = f", {torch.get_num_threads()} threads" if ctx.device.type == "cpu" else ""
         size, name = self.trainer.batch_size, f"{precision} on {ctx.device.type}{threads}"
         top = None if self.cached_top is None else (self.cached_top, self.temperature)
-        return RecordedLogits(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name, top)
+        return RecordedOutputs(ctx.task, teacher, self.cached_views, size, ctx.seed, run, name, top)

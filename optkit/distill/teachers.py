@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +10,7 @@ from optkit.core.errors import UserError
 from optkit.core.instantiate import TARGET
 from optkit.core.stage import KeyContext
 from optkit.engines.compiler import missing_compiler
+from optkit.models.spec import TRUST, VARIANT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,8 +29,14 @@ def check_teacher(spec: Any) -> None:
         for one in spec:
             check_teacher(one)
     elif isinstance(spec, dict):
-        if TARGET not in spec:
-            raise UserError("a model spec without _target_", key="teacher", fix="such as optkit.models.ResNetCIFAR")
+        if VARIANT in spec and TARGET not in spec:
+            if unknown := [name for name in spec if name not in (VARIANT, TRUST)]:
+                message = f"unknown key; a teacher that is a variant takes no '{unknown[0]}'"
+                raise UserError(message, key=f"teacher.{unknown[0]}", fix=f"it takes {VARIANT} and {TRUST}")
+            check_teacher(str(spec[VARIANT]))
+        elif TARGET not in spec:
+            fix = "such as optkit.models.ResNetCIFAR, or give the folder of a variant: variant=DIR"
+            raise UserError("a model spec without _target_", key="teacher", fix=fix)
     elif isinstance(spec, str) and spec != BASELINE:
         _open(spec)
     elif spec is not None and spec != BASELINE:
@@ -44,8 +50,8 @@ def load_teacher(
     """A teacher in evaluation mode, without gradients.
 
     Args:
-        spec: None or ``baseline``; the folder of a variant (``runs/RUN/variants/2-recover``); a model spec; or a list
-            of these, whose logits are averaged.
+        spec: None or ``baseline``; the folder of a variant (``runs/RUN/variants/2-recover``), or a mapping with
+            ``variant`` and ``trust``; a model spec; or a list of these, whose logits are averaged.
         baseline: gives the recipe's baseline.
         build_model: builds a model spec.
         trust: what variants may name besides optkit's models and stages, as for `optkit.load`.
@@ -55,6 +61,7 @@ def load_teacher(
     """
     from optkit.distill.ensemble import Ensemble
 
+    spec, trust = _folder_of(spec, trust)
     if isinstance(spec, list):
         teacher: nn.Module = Ensemble([load_teacher(one, baseline, build_model, trust) for one in spec])
     elif isinstance(spec, dict):
@@ -81,6 +88,7 @@ def compiled(teacher: nn.Module) -> nn.Module:
 
 def teacher_name(spec: Any) -> Any:
     """The name of a teacher in the record."""
+    spec, _ = _folder_of(spec)
     if isinstance(spec, list):
         return [teacher_name(one) for one in spec]
     if isinstance(spec, dict):
@@ -90,8 +98,7 @@ def teacher_name(spec: Any) -> Any:
 
 def teacher_identity(spec: Any, context: KeyContext) -> Any:
     """The identity of a teacher: it differs for another model in the same folder; JSON."""
-    from optkit.core.artifact import WEIGHTS
-
+    spec, _ = _folder_of(spec)
     if isinstance(spec, list):
         return [teacher_identity(one, context) for one in spec]
     if isinstance(spec, dict):
@@ -99,8 +106,14 @@ def teacher_identity(spec: Any, context: KeyContext) -> Any:
     if spec is None or spec == BASELINE:
         return context.baseline
     artifact = _open(spec)
-    with (artifact.folder / WEIGHTS).open("rb") as file:
-        return [artifact.variant.id, hashlib.file_digest(file, "sha256").hexdigest()]
+    return [artifact.variant.id, artifact.weights_digest()]
+
+
+def _folder_of(spec: Any, trust: Iterable[str] = ()) -> tuple[Any, Iterable[str]]:
+    """``{variant: DIR, trust: [...]}`` as the folder alone, and all that is trusted."""
+    if isinstance(spec, dict) and VARIANT in spec and TARGET not in spec:
+        return str(spec[VARIANT]), (*trust, *(spec.get(TRUST) or ()))
+    return spec, trust
 
 
 def _open(folder: str) -> Artifact:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from optkit.core.errors import UserError, did_you_mean
-from optkit.core.instantiate import locate
+from optkit.core.errors import UserError
+from optkit.core.instantiate import check_part, locate
 from optkit.core.metric import Metric
 from optkit.metrics.functions import MeanScore
 
@@ -59,9 +59,7 @@ def _resolve(metric: Any, known: dict[str, Any]) -> Metric:
             kind = getattr(import_module(f"optkit.metrics.{module}"), name)
             takes = kind.__dataclass_fields__
             return kind(**given, **{name: value for name, value in known.items() if name in takes})
-        if "." not in metric:
-            fix = f"{did_you_mean(metric, METRICS)}, or a dotted path to your own"
-            raise UserError(f"no metric '{metric}'", key="metrics", value=metric, fix=fix)
+        check_part(metric, METRICS, "metrics", "metric")
         metric = locate(metric, "metrics")
     if isinstance(metric, type) and issubclass(metric, Metric):
         metric = metric()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import UserError
+from optkit.core.instantiate import NAMED, is_dotted, own_part
 from optkit.engines.registry import ENGINES
 
 BUDGETS = ("params", "macs", "latency")
@@ -20,6 +22,22 @@ ORDERS = ("loss", "position")  # in which blocks go
 Keep = int | Sequence[int | str]
 
 
+def check_criterion(criterion: Any) -> None:
+    """Raises UserError unless it is one of ``CRITERIA``, the dotted path of one's own, or a function."""
+    if not callable(criterion):
+        own_part(criterion, CRITERIA, "criterion")
+
+
+def reads_data(criterion: Any) -> bool:
+    """Whether a criterion may look at data: one's own may."""
+    return criterion in NEED_DATA or callable(criterion) or is_dotted(criterion)
+
+
+def criterion_name(criterion: Any) -> str:
+    """Its name in facts and tables; of a function its dotted path."""
+    return f"{criterion.__module__}.{criterion.__qualname__}" if inspect.isroutine(criterion) else str(criterion)
+
+
 @dataclass(frozen=True)
 class CutOptions:
     """How much is cut, and by which rule.
@@ -28,7 +46,9 @@ class CutOptions:
         amount: share of the budget to remove, in (0, 1).
         budget: what the amount is a share of: ``"params"``, ``"macs"`` (multiply-accumulates on the example inputs) or
             ``"latency"`` (on them, too).
-        criterion: what makes a channel important, one of ``CRITERIA``.
+        criterion: what makes a channel important: one of ``CRITERIA``, or your own by its dotted path: a
+            function ``f(model, batches, loss_fn)`` that gives scores of single weights, by parameter name. From Python
+            it may be the function itself.
         scope: ``"global"`` ranks all layers together, ``"local"`` cuts the same share of each, ``"sensitivity"`` cuts
             where the measured harm is least for what is saved (:func:`order_by_harm`).
         round_to: keep sizes at multiples of this where the layer allows; None is 8 for latency (kernels are slower
@@ -45,7 +65,7 @@ class CutOptions:
     amount: float
     _: KW_ONLY
     budget: str = "params"
-    criterion: str = "l2"
+    criterion: Any = field(default="l2", metadata=NAMED)
     scope: str = "global"
     round_to: int | None = None
     floor: float = FLOOR
@@ -56,7 +76,7 @@ class CutOptions:
     def __post_init__(self) -> None:
         check_share("amount", self.amount)
         check_choice("budget", self.budget, BUDGETS)
-        check_choice("criterion", self.criterion, CRITERIA)
+        check_criterion(self.criterion)
         check_choice("scope", self.scope, (*SCOPES, SENSITIVITY))
         if self.round_to is not None:
             check_count("round_to", self.round_to)
@@ -77,7 +97,7 @@ class CutOptions:
 
     def keywords(self) -> dict[str, Any]:
         """The options as keyword arguments of `prune_structured`."""
-        return {field.name: getattr(self, field.name) for field in fields(CutOptions)}
+        return {f.name: getattr(self, f.name) for f in fields(CutOptions)}
 
 
 def check_depth(amount: float | None, keep: Keep | None, by: str) -> None:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optkit.core.checks import check_choice, check_share
+from optkit.core.checks import check_share
 from optkit.core.document import Document
 from optkit.core.errors import StageError, UserError
 from optkit.core.metric import ANY, SHARE
 from optkit.core.progress import track
-from optkit.prune.options import CRITERIA
+from optkit.prune.options import check_criterion, criterion_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from optkit.core.calls import Inputs
-    from optkit.prune.cut.criteria import LossFn
+    from optkit.prune.cut.criteria import Criterion, LossFn
 
 LOSS = "loss"
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -109,7 +109,7 @@ def sensitivity(
     higher_is_better: bool | None = None,
     metric_kind: str | None = None,
     shares: Sequence[float] = SHARES,
-    criterion: str = "l2",
+    criterion: str | Criterion = "l2",
     protect: Sequence[str] = (),
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
@@ -130,7 +130,7 @@ def sensitivity(
         metric: which of them it returns: ``"loss"``, or the metric's name.
         higher_is_better, metric_kind: see `Sensitivity`.
         shares: of each group's units, rounded to whole units, at least one; a tenth of a group always stays.
-        criterion: how the units of a group are ranked, one of ``CRITERIA``.
+        criterion: how the units of a group are ranked, one of ``CRITERIA``, or your own as in `CutOptions`.
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
         batches: data, for the criteria that need it.
         loss_fn: ``loss_fn(model, batch)`` to a scalar, for these.
@@ -147,7 +147,7 @@ def sensitivity(
     from optkit.prune.cut.selection import Selector
     from optkit.prune.cut.verify import evaluating, zeroing
 
-    check_choice("criterion", criterion, CRITERIA)
+    check_criterion(criterion)
     if not shares:
         raise UserError("no share", key="shares", value=shares, fix="give at least one, such as 0.5")
     for share in shares:
@@ -188,7 +188,7 @@ def sensitivity(
     return Sensitivity(
         type(model).__name__,
         metric,
-        criterion,
+        criterion_name(criterion),
         dense,
         int(params.total),
         int(macs.total),

@@ -18,11 +18,11 @@ from optkit.core.seeds import derive_seed
 from optkit.prune.allocation import order_by_harm, unmeasured
 from optkit.prune.cut.analysis import Analysis
 from optkit.prune.cut.blockers import why_frozen
-from optkit.prune.cut.criteria import LossFn, data_for, weigh_by_use
+from optkit.prune.cut.criteria import Criterion, LossFn, data_for, weigh_by_use
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.selection import Selector, TooSmallError, missed, select
 from optkit.prune.latency.budget import LatencyBudget
-from optkit.prune.options import FLOOR, SENSITIVITY, CutOptions
+from optkit.prune.options import FLOOR, SENSITIVITY, CutOptions, criterion_name
 from optkit.prune.sensitivity import Sensitivity
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def prune_structured(
     *,
     amount: float,
     budget: str = "params",
-    criterion: str = "l2",
+    criterion: str | Criterion = "l2",
     scope: str = "global",
     round_to: int | None = None,
     floor: float = FLOOR,
@@ -124,7 +124,7 @@ def prune_structured(
     plan, pruned, removed = found
     plan.frozen = why_frozen(analysis.trace, analysis.resolved)
     plan.facts = {
-        "criterion": criterion,
+        "criterion": criterion_name(criterion),
         "budget": budget,
         "amount": amount,
         "scope": scope,
@@ -160,7 +160,7 @@ def _warn_if_missed(facts: Mapping[str, Any], budget: str) -> None:
 
 
 def _check_table(table: Sensitivity | None, options: CutOptions) -> None:
-    criterion = options.criterion
+    criterion = criterion_name(options.criterion)
     if (options.scope == SENSITIVITY) != (table is not None):
         fix = f"scope '{SENSITIVITY}' and a table that optkit.prune.sensitivity made go together"
         raise UserError("one without the other", key="sensitivity", fix=fix)

@@ -13,9 +13,20 @@ START = frozenset({"float"})
 
 
 def check_names(
-    chain: Sequence[str], stages: Mapping[str, Stage], controls: Sequence[str], baseline: str
+    chain: Sequence[str],
+    stages: Mapping[str, Stage],
+    controls: Sequence[str],
+    baseline: str,
+    start: frozenset[str] = START,
 ) -> frozenset[str]:
     """The traits of the chain's last variant, if every name in a recipe is known.
+
+    Args:
+        chain: stage names, in order.
+        stages: by name.
+        controls: their names.
+        baseline: as in a recipe.
+        start: traits of the model before any stage.
 
     Raises:
         PlanError: an unknown or repeated name, a stage that lacks a trait, a baseline that is not in the chain.
@@ -23,7 +34,7 @@ def check_names(
     if repeated := [name for name in chain if chain.count(name) > 1]:
         message = f"'{repeated[0]}' stands twice"
         raise PlanError(message, key="chain", fix="add it again under another name: +stage@stages.again=...")
-    traits = traits_after(chain, stages)
+    traits = traits_after(chain, stages, start)
     for control in controls:
         if control not in CONTROLS:
             fix = did_you_mean(str(control), CONTROLS)
@@ -34,13 +45,13 @@ def check_names(
     return traits
 
 
-def traits_after(chain: Sequence[str], stages: Mapping[str, Stage]) -> frozenset[str]:
-    """What is true of the last variant of a chain.
+def traits_after(chain: Sequence[str], stages: Mapping[str, Stage], start: frozenset[str] = START) -> frozenset[str]:
+    """What is true of the last variant of a chain, whose model has the traits ``start`` before any stage.
 
     Raises:
         PlanError: an unknown name, or a stage that lacks a trait.
     """
-    traits = START
+    traits = start
     taken_by: dict[str, str] = {}
     for name in chain:
         if name not in stages:
@@ -48,6 +59,9 @@ def traits_after(chain: Sequence[str], stages: Mapping[str, Stage]) -> frozenset
         stage = stages[name]
         for trait in sorted(stage.needs - traits):
             culprit = f"'{taken_by[trait]}' took away" if trait in taken_by else "no stage before it gives"
+            if trait not in taken_by and trait in START - start:
+                message = f"'{name}' needs a model that is {trait}, and this variant is {', '.join(sorted(start))}"
+                raise PlanError(message, key="model.variant", fix="start from a variant before it")
             fix = f"put it before '{taken_by[trait]}'" if trait in taken_by else "change the chain"
             raise PlanError(f"'{name}' needs a model that is {trait}, which {culprit}", key="chain", fix=fix)
         traits = (traits - stage.drops) | stage.adds

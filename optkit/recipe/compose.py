@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optkit.core.checks import check_count
+from optkit.core.compat.hydra_loading import ConfigLoaderImpl
+from optkit.core.compat.hydra_loading import main as hydra_main
 from optkit.core.environment import check_single_process
 from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
 from optkit.core.extras import install
@@ -33,6 +37,8 @@ from optkit.core.instantiate import TARGET, build
 from optkit.core.logs import Messages
 from optkit.core.task import MODEL_DEFAULTS
 from optkit.engines.registry import ENGINES
+from optkit.recipe.layers import replaced
+from optkit.recipe.paths import place
 
 log = logging.getLogger(__name__)
 ENGINE_GROUP = "engine"
@@ -45,8 +51,6 @@ FLAGS_WITH_VALUE = {
     "--experimental-rerun",
 }  # fmt: skip
 INFO_VALUES = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
-PATHS = {"task": {"path", "unlabelled"}, "model": {"checkpoint"}}
-IDS_OR_PATHS = {"task": {"tokenizer"}, "model": {"pretrained", "config"}}
 NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
@@ -141,7 +145,7 @@ def launch(
                 raise
             failures.append(error)
 
-    with _arguments(arguments), _composition_errors(path):
+    with _arguments(arguments), _composition_errors(path), _layers_start_over():
         hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.stem)(guarded)()
     for error in failures[1:]:
         log.error("%s", error)
@@ -169,6 +173,64 @@ def _arguments(arguments: Sequence[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader, but a layer may start a part of the config over (`optkit.recipe.layers`).
+
+    What an override starts over takes any new key, without a ``+``.
+    """
+
+    typed: Sequence[str] = ()
+
+    def load_configuration(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
+        self.typed = overrides
+        return super().load_configuration(config_name, overrides, *args, **kwargs)
+
+    def _compose_config_from_defaults_list(self, defaults: list[Any], repo: Any) -> DictConfig:
+        cfg = OmegaConf.create()
+        for default in defaults:
+            layer = super()._compose_config_from_defaults_list([default], repo)
+            _start_over(cfg, OmegaConf.to_container(layer, resolve=False))
+            cfg.merge_with(layer)
+        _start_over(cfg, _as_layer(self.typed))
+        return cfg
+
+
+def _start_over(cfg: DictConfig, layer: Any) -> None:
+    """Empties what a layer is to replace."""
+    below = _mapping(OmegaConf.to_container(cfg, resolve=False)) | {"hydra": None}
+    for path in replaced(below, layer):
+        *around, name = path
+        node = reduce(getitem, around, cfg)
+        listed = isinstance(reduce(getitem, around, layer).get(name), list)
+        node[name] = None if listed else {}
+        if not listed:
+            OmegaConf.set_struct(node[name], False)
+
+
+def _as_layer(overrides: Sequence[str]) -> dict[str, Any]:
+    """Overrides of values as a layer; each value of a sweep counts as another one."""
+    layer: dict[str, Any] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_delete() or override.package is not None:
+            continue
+        node = layer
+        *around, name = override.key_or_group.split(".")
+        for part in around:
+            node = found if isinstance(found := node.setdefault(part, {}), dict) else {}
+        node[name] = "(a sweep)" if override.is_sweep_override() else override.value()
+    return layer
+
+
+@contextmanager
+def _layers_start_over() -> Iterator[None]:
+    """Hydra composes by `_Loader` within."""
+    hydra_main.ConfigLoaderImpl = _Loader
+    try:
+        yield
+    finally:
+        hydra_main.ConfigLoaderImpl = ConfigLoaderImpl
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -222,7 +284,8 @@ def _quoted(override: str) -> str:
 
 
 def _one_line(error: Exception, path: Path) -> UserError:
-    text = " ".join(str(error).partition("See https")[0].split())
+    said = str(error) or first_line(error.__cause__ or error)
+    text = " ".join(said.partition("See https")[0].split())
     if isinstance(error, OverrideParseException):
         return UserError(f"not an override: {text}", key=error.override, fix=_quoted(str(error.override)))
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -270,6 +333,7 @@ def to_recipe(cfg: DictConfig) -> Any:
     _check_top(node)
     from optkit.core.engine import no_engine
     from optkit.engines.registry import reference_engine
+    from optkit.models.spec import start_traits
     from optkit.recipe.chain import check_names
     from optkit.recipe.recipe import Recipe
 
@@ -277,7 +341,8 @@ def to_recipe(cfg: DictConfig) -> Any:
     stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items()}
     measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
     task = build(_limited(node["task"], debug), "task")
-    check_names(node["chain"], stages, node["controls"], node["baseline"])
+    traits = start_traits(node["model"])
+    check_names(node["chain"], stages, node["controls"], node["baseline"], traits)
     # what may need torch comes last, so that a misspelt word above is answered at once
     engines = {name: build(engine, f"engines.{name}") for name, engine in node["engines"].items()}
     for name, engine in engines.items():
@@ -301,6 +366,7 @@ def to_recipe(cfg: DictConfig) -> Any:
         store=node["store"],
         max_steps=debug.get("max_steps"),
         fresh=node["fresh"],
+        traits=traits,
         text=OmegaConf.to_yaml(OmegaConf.create(_rerun(node))),
     )
     return recipe
@@ -317,54 +383,48 @@ def to_tracker(cfg: DictConfig) -> Any:
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config resolved to plain dicts and lists, its paths made absolute."""
+    """The config resolved to plain dicts and lists, its paths made absolute.
+
+    Paths that were typed are relative to the current folder, those of the recipe to the recipe's. What refers to a path
+    (``${...}``) gets its absolute form.
+    """
+    base_of = _bases()
     try:
-        node = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        raw = place(_mapping(OmegaConf.to_container(cfg, resolve=False)), base_of)
+        resolved = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         message = first_line(error)
         raise UserError(message, key=key, fix=f"set {key}=..." if key else None) from error
-    assert isinstance(node, dict)
-    for group in ("task", "model"):
-        node[group] = _absolute(node.get(group), group)
-    if isinstance(node.get("stages"), dict):
-        stages = node["stages"].items()
-        node["stages"] = {k: _absolute_teachers(v) if isinstance(v, dict) else v for k, v in stages}
+    node = place(_mapping(resolved), base_of)
     for key in ("out", "store"):  # relative ones are of the folder that a run is started in, a repeated one too
         if isinstance(node.get(key), str):
             node[key] = os.path.expanduser(node[key])
-    return {str(k): v for k, v in node.items()}
+    return node
 
 
-def _absolute(node: Any, group: str) -> Any:
-    """The config of a task or a model with absolute paths."""
-    if not isinstance(node, dict):
-        return node
-    found = dict(node)
-    for key in (PATHS[group] | IDS_OR_PATHS[group]) & node.keys():
-        if isinstance(node[key], str):
-            full = Path(node[key]).expanduser().absolute()
-            found[key] = str(full) if key in PATHS[group] or full.is_dir() else node[key]
-    return found
+def _mapping(node: Any) -> dict[str, Any]:
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
 
 
-def _absolute_teachers(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's config with its teachers' absolute paths; trainings may stand within other stages."""
-    found = dict(stage)
-    for key, value in stage.items():
-        if key == "teacher":
-            found[key] = _absolute_teacher(value)
-        elif isinstance(value, dict):
-            found[key] = _absolute_teachers(value)
-    return found
+def _bases() -> Callable[[str], Path]:
+    """Gives the folder that a relative path is relative to, by its key."""
+    here, folder, typed = Path.cwd(), Path.cwd(), []
+    if HydraConfig.initialized():
+        hydra_config = HydraConfig.get()
+        sources = {source.provider: source.path for source in hydra_config.runtime.config_sources}
+        folder = Path(sources["main"])
+        typed = OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))
 
+    def base_of(key: str) -> Path:
+        for override in typed:
+            holds = isinstance(override.value(), dict) and key.startswith(f"{override.key_or_group}.")
+            if override.key_or_group == key or holds:
+                return here
+        return folder
 
-def _absolute_teacher(teacher: Any) -> Any:
-    if isinstance(teacher, list):
-        return [_absolute_teacher(one) for one in teacher]
-    if isinstance(teacher, str) and teacher != "baseline" and (full := Path(teacher).expanduser().absolute()).is_dir():
-        return str(full)
-    return _absolute(teacher, "model")
+    return base_of
 
 
 def _rerun(node: Mapping[str, Any]) -> dict[str, Any]:

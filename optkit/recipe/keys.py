@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from optkit.core.instantiate import TARGET
+from optkit.core.instantiate import TARGET, named_paths
 from optkit.core.metric import Metric
-from optkit.core.source_digest import code_of_classes, code_of_module
+from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, OwnParts, Task
 
@@ -20,10 +21,16 @@ def target_of(thing: object) -> str:
 
 def params_of(thing: Any) -> dict[str, Any]:
     """A dataclass's fields as JSON-able data; a dataclass within it says by ``_target_`` which it is."""
-    params = asdict(thing)
+    params = {name: _as_text(value) for name, value in asdict(thing).items()}
     for name, inner in within(thing).items():
         params[name] = {TARGET: target_of(inner), **params_of(inner)}
     return params
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def parts(thing: Any) -> list[Any]:
@@ -44,11 +51,13 @@ def dependencies(stage: Stage, context: KeyContext) -> list[Any]:
 def sources(thing: Any) -> dict[str, tuple[str | None, str]]:
     """The code of a stage or a task, of the classes that it derives from, and of the dataclasses within it, by module.
 
-    It is what their modules import (`optkit.core.imports`), and the versions of the packages that these use. What is
-    found by a name at run time, such as an engine, cannot be seen there: a stage returns it from ``depends_on``.
+    It is what their modules import (`optkit.core.imports`), and the versions of the packages that these use. The same
+    of what their fields name by a dotted path (`optkit.core.instantiate.NAMED`) counts, by path. What is found by
+    another name at run time, such as an engine, cannot be seen there: a stage returns it from ``depends_on``.
     """
     inner = parts(thing) if is_dataclass(thing) else [thing]
-    return code_of_classes(kind for part in inner for kind in type(part).__mro__)
+    named = [path for part in inner for path in named_paths(part)]
+    return code_of_classes(kind for part in inner for kind in type(part).__mro__) | code_of_paths(named)
 
 
 def of_task(task: Task) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.core.cores import default_threads
 from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError
+from optkit.core.instantiate import TARGET
 from optkit.core.seeds import derive_seed
 from optkit.core.source_digest import code_elsewhere
 from optkit.core.stage import ChecksModel, KeyContext, Stage
@@ -20,8 +21,8 @@ from optkit.core.variant import variant_id
 from optkit.engines.registry import is_registered
 from optkit.measure import tasks_to_measure
 from optkit.models import ModelSpec
-from optkit.recipe.chain import check_names
-from optkit.recipe.controls import Numbered, control_chain
+from optkit.recipe.chain import check_names, traits_after
+from optkit.recipe.controls import SMALLER_DENSE, Numbered, control_chain
 from optkit.recipe.keys import dependencies, of_task, params_of, pool_of, sources, target_of, within
 from optkit.recipe.recipe import AUTO, MODEL, Recipe
 
@@ -122,7 +123,13 @@ def check_chain(recipe: Recipe) -> None:
         PlanError: an unknown or repeated name, a stage that lacks a trait, a baseline that is not in the chain.
         UserError: an engine that is not there, or a chain whose last variant no engine runs.
     """
-    traits = check_names(recipe.chain, recipe.stages, recipe.controls, recipe.baseline)
+    traits = check_names(recipe.chain, recipe.stages, recipe.controls, recipe.baseline, recipe.traits)
+    at_baseline = traits_after(recipe.chain[: baseline_place(recipe)], recipe.stages, recipe.traits)
+    if reason := recipe.reference.unsupported(at_baseline):
+        message = f"the baseline must run on {recipe.reference.name}: {reason}"
+        if "float" in recipe.traits:
+            raise PlanError(message, key="baseline", value=recipe.baseline, fix="name an earlier stage")
+        raise PlanError(message, key="model.variant", fix="start from a variant that is float")
     check_engines(recipe.engines)
     reasons = {name: engine.unsupported(traits) for name, engine in recipe.engines.items()}
     if all(reasons.values()):
@@ -179,6 +186,9 @@ def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
     for task in tasks_to_measure(recipe.task, recipe.measure):
         _check_fit(model, task)
     _check_stages(model, recipe)
+    if SMALLER_DENSE in recipe.controls and (origin := spec.start()) is not None and origin.variant.surgeries:
+        message = f"'{SMALLER_DENSE}' starts from a fresh dense model, and this variant is changed already"
+        raise PlanError(message, key="controls", fix="leave it out")
     steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
     own = _numbered(recipe, recipe.chain, first)
     context = KeyContext(None, _identify(recipe), work_device(), threads_of(recipe))
@@ -191,7 +201,7 @@ def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
     engines = recipe.engines.values()
     measured = [asdict(e) | {"is": target_of(e), **code_elsewhere([type(e)])} for e in engines]  # type: ignore[call-overload]
     run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
-    trusted = trusted_names(recipe, spec.skeleton(model)["target"])
+    trusted = trusted_names(recipe, str(spec.skeleton(model)["target"]))
     return Plan(recipe, run[:8], spec, tuple(steps.values()), trusted, is_study=bool(chains))
 
 
@@ -203,7 +213,8 @@ def trusted_names(recipe: Recipe, builder: str) -> tuple[str, ...]:
         builder: the dotted path of what builds its model.
     """
     engines = (engine for engine in recipe.engines.values() if not is_registered(engine))
-    return tuple(sorted({builder, *map(target_of, recipe.stages.values()), *map(target_of, engines)}))
+    of_variant = recipe.model.get("trust") or () if TARGET not in recipe.model else ()
+    return tuple(sorted({builder, *of_variant, *map(target_of, recipe.stages.values()), *map(target_of, engines)}))
 
 
 def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered]:

@@ -20,6 +20,7 @@ class Recipe:
     Attributes:
         name: of the recipe; the run folder begins with it.
         model: the model's config node.
+        traits: what is true of the model before any stage.
         task: the data, test split included.
         chain: stage names, in order.
         stages: stages by name.
@@ -55,3 +56,4 @@ class Recipe:
     max_steps: int | None = None
     fresh: bool = False
     text: str = ""
+    traits: frozenset[str] = frozenset({"float"})

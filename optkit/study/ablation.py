@@ -156,7 +156,7 @@ def _possible(
     engines = recipe.engines if engine == BEST else {engine: recipe.engines[engine]}
     for chain in wanted:
         try:
-            traits = traits_after([*opening, *chain], recipe.stages)
+            traits = traits_after([*opening, *chain], recipe.stages, recipe.traits)
         except PlanError as error:
             skipped[chain] = error.message
             continue

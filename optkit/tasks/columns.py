@@ -68,7 +68,7 @@ def hf_dataset(
     Images or texts with one class each become a `HubImages` or a `TextFiles`; everything else a `ColumnsTask`.
 
     Args:
-        dataset: the hub's id, or
+        dataset: the hub's id; used where `path` is None.
         subset: of the hub's data set, where it has several.
         path: a folder with ``train.parquet`` (texts and numbers: or ``.csv``, ``.json``, ``.jsonl``) and ``test``, or
             one that ``DatasetDict.save_to_disk`` wrote.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from optkit.tasks.reading import in_batches, seeded
 
 log = logging.getLogger(__name__)
 HASHED = 1000  # examples of a split
+FAST_S = 0.0005  # for an example
 
 
 @dataclass(frozen=True)
@@ -170,23 +172,34 @@ def as_examples(
         tensors = held_tensors(given) if collate is None else None
         if tensors is not None:
             inputs, targets = picking(tensors)
-            return _checked(InMemory(Batch(inputs, targets, torch.arange(len(inputs[0])))), key)
+            return _check_some(InMemory(Batch(inputs, targets, torch.arange(len(inputs[0])))), key)
         own = torch_data.default_collate if collate is None else collate
-        return _checked(FromDataset(given, picking, own, default_workers() if workers is None else workers), key)
+        examples = FromDataset(given, picking, own, workers or 0)
+        _check_some(examples, key)
+        return examples if workers is not None else replace(examples, workers=workers_for(examples))
     if not hasattr(given, "__iter__"):
         fix = "give a Dataset, a DataLoader, any iterable of batches, or a function that returns one"
         raise UserError(f"a {type(given).__name__} is no data", key=key, value=str(given), fix=fix)
-    return _checked(read_once(given, picking, most_bytes), key)
+    return _check_some(read_once(given, picking, most_bytes), key)
 
 
 def _is_data(given: Any) -> bool:
     return hasattr(given, "__iter__") or hasattr(given, "__getitem__")
 
 
-def _checked(examples: Given, key: str) -> Given:
+def _check_some(examples: Given, key: str) -> Given:
     if not len(examples):
         raise UserError("there are no examples", key=key, fix="give data with at least one")
     return examples
+
+
+def workers_for(examples: FromDataset) -> int:
+    """None for examples that are read faster than a worker hands them over, else `default_workers`."""
+    places = spread(len(examples), 8).tolist()
+    examples.__getitems__(places)  # what is read for the first time may take longer
+    started = time.perf_counter()
+    examples.__getitems__(places)
+    return default_workers() if (time.perf_counter() - started) / len(places) > FAST_S else 0
 
 
 def default_workers() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
+from optkit.core.instantiate import NAMED, own_part
 from optkit.core.task import Batch
 from optkit.tasks.classification import Classification, write_labels
 from optkit.tasks.given import spread
@@ -35,12 +36,16 @@ class ImageClassification(Classification[ImageSplit]):
         flip: whether training flips images left to right.
         mean, std: what inputs are normalized with, per channel of [0, 1] pixels: those the checkpoint was trained
             with. None takes the train split's own.
+        transform: dotted path of your own augmentation of training images, after `crop` and `flip`:
+            ``f(images, generator)``, or ``f(images)`` that draws from torch's generator. It gets uint8
+            ``(N, C, H, W)`` and gives the same shape and type. The generator is numpy's.
     """
 
     crop: int = 0
     flip: bool = False
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    transform: str | None = field(default=None, metadata=NAMED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,12 +53,19 @@ class ImageClassification(Classification[ImageSplit]):
             missing = "mean" if self.mean is None else "std"
             raise UserError("mean and std go together", key=missing, fix="give both, or neither")
         check_count("crop", self.crop, least=0)
+        if self.transform is not None:
+            own_part(self.transform, (), "transform")
 
     def check(self, splits: dict[str, ImageSplit], classes: list[str]) -> None:
         super().check(splits, classes)
         shapes = {name: split.images.shape[1:] for name, split in splits.items()}
         if len(set(shapes.values())) > 1:
             raise UserError(f"images differ in size: {shapes}", key="task.image_size", fix="set task.image_size")
+        if self.transform is not None:  # tried before any training
+            import torch
+
+            images = torch.from_numpy(np.asarray(splits["train"].images[:2]))
+            Augmentation(transform=self.transform)(images, np.random.default_rng(0))
 
     @cached_property
     def _normalization(self) -> Normalization:
@@ -72,7 +84,8 @@ class ImageClassification(Classification[ImageSplit]):
 
     def seen(self) -> Any:
         norm = self._normalization
-        return (list(norm.mean), list(norm.std), self.crop, self.flip)
+        own = () if self.transform is None else (self.transform,)
+        return (list(norm.mean), list(norm.std), self.crop, self.flip, *own)
 
     def declared(self) -> tuple[int, list[int]] | None:
         """Number of classes and image shape, where they are known before anything is decoded."""
@@ -118,7 +131,7 @@ class ImageClassification(Classification[ImageSplit]):
     def batches(
         self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
     ) -> Iterator[Batch]:
-        augmentation = Augmentation(self.crop, self.flip) if training else None
+        augmentation = Augmentation(self.crop, self.flip, self.transform) if training else None
         order = order_seed(training, seed)
         return image_batches(self._split(split), batch_size, self._normalization, augmentation, order)
 

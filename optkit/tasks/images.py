@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.errors import UserError, first_line
+from optkit.core.instantiate import locate, parameters
 from optkit.core.seeds import seed_sequence
 from optkit.core.task import Batch
 from optkit.tasks.reading import in_batches
@@ -136,10 +138,17 @@ class _Pixels:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop after padding with ``crop`` black pixels on each side, and a horizontal flip."""
+    """Random crop after padding with ``crop`` black pixels on each side, a horizontal flip, and one's own function.
+
+    Attributes:
+        crop, flip: whether, and by how much.
+        transform: dotted path of ``f(images, generator)``, or of ``f(images)`` that draws from torch's generator, which
+            is seeded for each batch. It gets uint8 ``(N, C, H, W)`` and gives the same shape and type.
+    """
 
     crop: int = 0
     flip: bool = False
+    transform: str | None = None
 
     def __call__(self, images: Tensor, generator: np.random.Generator) -> Tensor:
         """Augments ``(N, C, H, W)`` of any dtype, each image on its own."""
@@ -157,7 +166,27 @@ class Augmentation:
         if self.flip:
             flipped = torch.from_numpy(generator.random(n) < 0.5)
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-        return images
+        return images if self.transform is None else self._transformed(self.transform, images, generator)
+
+    @staticmethod
+    def _transformed(path: str, images: Tensor, generator: np.random.Generator) -> Tensor:
+        import torch
+
+        key = "task.transform"
+        own = locate(path, key)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(generator.integers(2**63)))
+            try:
+                found = own(images, generator) if "generator" in parameters(own) else own(images)
+            except Exception as error:
+                message = f"'{path}' fails on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
+                fix = "it is called as transform(images), or transform(images, generator)"
+                raise UserError(message, key=key, value=path, fix=fix) from error
+        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (images.shape, images.dtype):
+            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            message = f"'{path}' makes {what} of {images.dtype} {list(images.shape)}"
+            raise UserError(message, key=key, value=path, fix="it must keep the shape and the type")
+        return found
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class LoaderTask:
         classes: the class names, or how many there are. None takes the ``classes`` of the train Dataset.
         collate: makes a batch of a list of examples; None takes the loader's, or torch's.
         validation_share: share of train held out at random where `validation` is None.
-        workers: processes that read a Dataset; None takes the loader's number, else the number of usable cores. It
-            changes no result.
+        workers: processes that read a Dataset. None takes the loader's number, else none where an example is read in
+            half a millisecond, else the number of usable cores. It changes no result.
         memory_share: share of the free memory that an iterable of batches may take.
         fingerprint: a text that changes with the data. None takes the Datasets' own ``fingerprint``, or hashes their
             examples: all of a split of up to 1,000, else 1,000 spread over it.

@@ -14,6 +14,7 @@ from optkit.core.checks import check_share
 from optkit.core.compat.datasets import fingerprint
 from optkit.core.errors import UserError, did_you_mean, first_line
 from optkit.core.memory import available_memory
+from optkit.core.paths import FilePath
 from optkit.tasks.csv_files import read_csv
 from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, needed_for, one_name
 
@@ -40,10 +41,10 @@ class SplitFiles:
             that are in validation or test, too, are left out.
     """
 
-    path: str | None = None
+    path: FilePath | None = None
     subset: str | None = None
     validation_share: float = 0.1
-    unlabelled: str | None = None
+    unlabelled: FilePath | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]

@@ -13,6 +13,7 @@ import numpy as np
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
+from optkit.core.paths import PathOrId
 from optkit.core.task import Batch
 from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, write_labels
 from optkit.tasks.given import spread
@@ -37,7 +38,7 @@ class TextClassification(Classification[TextSplit]):
         max_length: tokens an example; longer texts are cut, and the record says how many were.
     """
 
-    tokenizer: str | None = None
+    tokenizer: PathOrId | None = None
     vocab_size: int = 8192
     max_length: int = 128
 

@@ -45,12 +45,16 @@ class ChoosesBatches(Protocol):
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """The task's own loss against the labels."""
+    """The task's own loss against the labels, computed in fp32 whatever the model runs in."""
 
     task: Task
     label_smoothing: float = 0.0
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
+        import torch
+
         from optkit.core.structure import as_float
 
-        return self.task.loss(as_float(self.task.forward(module, batch)), batch, self.label_smoothing)
+        output = as_float(self.task.forward(module, batch))
+        with torch.autocast(batch.index.device.type, enabled=False):
+            return self.task.loss(output, batch, self.label_smoothing)

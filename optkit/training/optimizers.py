@@ -1,15 +1,18 @@
-"""The optimizers of ``torch.optim`` by name, with their options, read from torch's source without importing it."""
+"""Optimizers by name or dotted path, with their options: torch's are read from its source without importing it."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError, did_you_mean
+from optkit.core.instantiate import own_part, parameters
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +22,15 @@ FIELDS = ("lr", "weight_decay")
 
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
     """Raises UserError for an unknown optimizer, an option it does not take, or one that is a field of its own."""
-    known = set(_arguments(_class_name(name))) - {"params", *FIELDS}
+    own = own_optimizer(name)
+    arguments = list(parameters(own)) if own else _arguments(_class_name(name))
+    if inspect.isclass(own) and not issubclass(own, import_module("torch.optim").Optimizer):
+        fix = "inherit torch.optim.Optimizer, or give a function that makes one"
+        raise UserError(f"'{name}' is no optimizer", key="optimizer", value=name, fix=fix)
+    if own and "lr" not in arguments:
+        fix = "it is called with groups of parameters, lr and its options, as optimizers of torch.optim"
+        raise UserError(f"'{name}' takes no lr", key="optimizer", value=name, fix=fix)
+    known = set(arguments) - {"params", *arguments[:1], *FIELDS}
     for option in options:
         if option in FIELDS:
             fix = f"set {option} beside optimizer_options"
@@ -29,8 +40,19 @@ def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
             raise UserError(f"{name} takes no '{option}'", key=f"optimizer_options.{option}", fix=fix)
 
 
+def own_optimizer(name: str) -> Callable[..., torch.optim.Optimizer] | None:
+    """The class or function that a dotted path names; None for a name of ``torch.optim``. Raises UserError."""
+    return own_part(name, [name], "optimizer")
+
+
 def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer of ``torch.optim`` with this name, in any case. Raises UserError if there is none."""
+    """The optimizer with this dotted path, or that of ``torch.optim`` with this name, in any case.
+
+    Raises:
+        UserError: there is none.
+    """
+    if own := own_optimizer(name):
+        return own
     import torch
 
     return getattr(torch.optim, _class_name(name))
@@ -39,9 +61,7 @@ def optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
 def _class_name(name: str) -> str:
     """The name as torch writes it."""
     known = {own.lower(): own for own in _optimizers()}
-    if str(name).lower() not in known:
-        fix = did_you_mean(str(name).lower(), known)
-        raise UserError(f"torch.optim has no '{name}'", key="optimizer", value=name, fix=fix)
+    own_part(str(name).lower(), known, "optimizer")
     return known[name.lower()]
 
 

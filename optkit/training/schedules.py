@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Optimizers and learning-rate schedules by name or dotted path."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from optkit.core.checks import is_number
+from optkit.core.errors import UserError, first_line
+from optkit.core.instantiate import own_part
 from optkit.training.optimizers import optimizer_class
 
 if TYPE_CHECKING:
@@ -23,13 +26,19 @@ def build_optimizer(
 
     It steps in torch's fused kernel where there is one, unless the options say otherwise.
     """
+    import torch
+
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     fused = {"fused": True} if name.lower() in FUSED and not HOW & set(options) else {}
-    return optimizer_class(name)(groups, lr=lr, **fused, **options)
+    made = optimizer_class(name)(groups, lr=lr, **fused, **options)
+    if not isinstance(made, torch.optim.Optimizer):
+        message = f"'{name}' makes a {type(made).__name__}, no torch.optim.Optimizer"
+        raise UserError(message, key="trainer.optimizer", value=name, fix="inherit torch.optim.Optimizer")
+    return made
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
@@ -55,13 +64,36 @@ SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
 }
 
 
+def check_schedule(name: str, warmup: float) -> None:
+    """Raises UserError for an unknown schedule, or one of one's own that gives no factors."""
+    if (own := own_part(name, SCHEDULES, "schedule")) is None:
+        return
+    for progress in (0.0, 0.5, 1.0):
+        try:
+            factor = own(progress, warmup)
+        except Exception as error:
+            fix = "it is called as schedule(progress, warmup), with progress from 0 to 1"
+            message = f"'{name}' fails at progress {progress}: {type(error).__name__}: {first_line(error)}"
+            raise UserError(message, key="schedule", value=name, fix=fix) from error
+        if not is_number(factor) or not 0 <= factor < math.inf:
+            message = f"'{name}' gives {factor!r} at progress {progress}"
+            raise UserError(message, key="schedule", value=name, fix="it must give a factor of lr, a number from 0 on")
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer, name: str, warmup: float, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """A schedule over ``total_steps`` whose first ``warmup`` share rises from 0."""
+    """A schedule over ``total_steps`` whose first ``warmup`` share rises from 0.
+
+    Args:
+        optimizer: whose rate it sets.
+        name: in `SCHEDULES`, or the dotted path of ``f(progress, warmup) -> factor of lr``, with progress from 0 to 1.
+        warmup: share of the steps.
+        total_steps: of the training.
+    """
     import torch
 
-    shape = SCHEDULES[name]
+    shape = own_part(name, SCHEDULES, "schedule") or SCHEDULES[name]
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: shape(min(1.0, (step + 1) / (total_steps + 1)), warmup)
     )

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from optkit.core import compat
 from optkit.core.compat import (
+    hydra_loading,
     loggers,
     torch_compiler,
     torch_graphs,
@@ -424,6 +425,12 @@ def test_the_noisy_loggers_are_those_of_modules():
         assert held == [name]
 
 
+@shows("hydra._internal.hydra", "hydra._internal.config_loader_impl.ConfigLoaderImpl")
+def test_hydra_composes_by_the_loader_of_its_main_module():
+    assert hydra_loading.main.ConfigLoaderImpl is hydra_loading.ConfigLoaderImpl
+    assert callable(hydra_loading.ConfigLoaderImpl._compose_config_from_defaults_list)
+
+
 def test_every_private_name_has_a_test_that_says_what_it_is_for():
     assert SHOWN == PATHS | ATTRIBUTES | OPERATORS
 
@@ -434,8 +441,8 @@ def test_every_private_name_has_a_test_that_says_what_it_is_for():
 @pytest.mark.parametrize("path", sorted(PATHS))
 def test_a_name_that_is_gone_is_named_with_the_versions(path, monkeypatch):
     module, _, name = path.rpartition(".")
-    package = path.partition(".")[0]
-    pytest.importorskip(package)
+    pytest.importorskip(path.partition(".")[0])
+    package = versions.DISTRIBUTIONS.get(path.partition(".")[0], path.partition(".")[0])
     versions.private(path)
     monkeypatch.delattr(importlib.import_module(module), name)
     monkeypatch.setitem(sys.modules, path, None)

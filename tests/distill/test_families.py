@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optkit.core.errors import UserError
-from optkit.core.task import Batch
+from optkit.core.task import CLASSES, Batch
 from optkit.distill import DistillationObjective
 from optkit.distill.terms import read_terms
 from optkit.models import ImageClassifier, TextClassifier
@@ -21,8 +21,13 @@ SHOWN = ["bert", "roberta", "distilbert", "electra", "vit", "deit"]  # their att
 class _Task:
     """As much of a task as an objective asks for."""
 
+    output_kind = CLASSES
+
     def __init__(self, inputs):
         self.inputs = inputs
+
+    def batches(self, split, batch_size):
+        yield Batch(self.example(batch_size), torch.zeros(batch_size).long(), torch.arange(batch_size))
 
     def example(self, batch_size):
         return tuple(x[:batch_size] for x in self.inputs.values())

@@ -15,7 +15,7 @@ from optkit.core.seeds import derive_seed
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
-from optkit.distill.recorded import RecordedLogits
+from optkit.distill.recorded import RecordedOutputs
 from optkit.distill.teachers import load_teacher
 from optkit.models import ModelSpec
 from optkit.tasks import Digits
@@ -104,7 +104,7 @@ def test_a_teachers_folder_runs_no_other_code(folder, digits, tmp_path):
 
 
 def _files():
-    return sorted(cache_dir().glob("teacher_logits/*/logits.safetensors"))
+    return sorted(cache_dir().glob("teacher_outputs/*/outputs.safetensors"))
 
 
 def test_recorded_logits_are_the_teachers_on_the_very_batches(context, tmp_path, augmented):
@@ -113,7 +113,7 @@ def test_recorded_logits_are_the_teachers_on_the_very_batches(context, tmp_path,
     assert len(_files()) == 2
     for path in _files():
         view = int(path.parent.name.rpartition("-")[2])
-        kept = load_file(path)["logits"]
+        kept = load_file(path)["output"]
         for batch in augmented.batches("train", 64, training=True, seed=derive_seed(0, "recorded", view)):
             with torch.no_grad():
                 torch.testing.assert_close(kept[batch.index], SPEC.build(3).eval()(*batch.inputs), atol=1e-5, rtol=1e-4)
@@ -161,7 +161,7 @@ def test_the_largest_logits_are_kept_and_the_others_share_what_is_left(context, 
     outcome = _apply(stage, context, tmp_path, "one", augmented)
     (path,) = _files()
     assert {name: list(t.shape) for name, t in load_file(path).items()} == {
-        "logits": [200, 3], "classes": [200, 3], "others": [200, 1],
+        "logits": [200, 3], "classes": [200, 3], "others": [200, 1], "count": [1],
     }  # fmt: skip
     assert outcome.facts["cached"] == {"views": 1, "computed": 1}
     teacher = SPEC.build(3).eval()
@@ -170,7 +170,7 @@ def test_the_largest_logits_are_kept_and_the_others_share_what_is_left(context, 
         with torch.no_grad():
             return teacher(*batch.inputs)
 
-    recorded = RecordedLogits(
+    recorded = RecordedOutputs(
         augmented, teacher, 1, 64, 0, run, f"fp32 on cpu, {torch.get_num_threads()} threads", (3, stage.temperature)
     )
     seed = recorded.begin(0)
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
     _apply(stage, context, tmp_path, "one", augmented)
     (path,) = _files()
     path.write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="not a teacher's logits.*delete the folder"):
+    with pytest.raises(UserError, match="not a teacher's outputs.*delete the folder"):
         _apply(stage, context, tmp_path, "two", augmented)
 
 
@@ -200,14 +200,14 @@ def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):
         ({"teacher": {"depth": 8}}, "teacher: a model spec without _target_"),
         ({"teacher": ["baseline"]}, "teacher: 1 in the list"),
         ({"teacher": 3}, "teacher: 3 is no teacher"),
-        ({"teacher": [None, None], "losses": {"hint": 1}}, "teacher: only logits are averaged, and hint compares"),
-        ({"compile_teacher": True, "losses": {"hint": 1}}, "compile_teacher: only logits are compiled, and hint"),
+        ({"teacher": [None, None], "losses": {"hint": 1}}, "teacher: only outputs are averaged, and hint compares"),
+        ({"compile_teacher": True, "losses": {"hint": 1}}, "compile_teacher: only outputs are compiled, and hint"),
         ({"compile_teacher": "no"}, "compile_teacher"),
         ({"trust": "mypackage"}, "trust: 'mypackage' is not a list of names"),
         ({"cached_top": 3}, "cached_top: nothing is recorded"),
         ({"cached_views": 1, "cached_top": 0}, "cached_top: 0 is not a whole number"),
         ({"cached_views": 0}, "cached_views: 0 is not a whole number"),
-        ({"cached_views": 2, "losses": {"kd": 1, "rkd": 1}}, "cached_views: only logits are recorded, and rkd"),
+        ({"cached_views": 2, "losses": {"kd": 1, "rkd": 1}}, "cached_views: only outputs are recorded, and rkd"),
     ],
 )
 def test_mistakes_are_named(options, message):

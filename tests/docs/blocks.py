@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+INCLUDED = re.compile(r'^--8<-- "(?P<path>[^":]+)(?::(?P<section>\w+))?"$', re.MULTILINE)
+MARKS = re.compile(r"^ *# --8<-- .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,22 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The fenced blocks of a page, in order."""
+    """The fenced blocks of a page, in order, with the files, or the sections of files, that they include."""
     text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start("text")) + 1
-        yield Block(str(page.relative_to(ROOT)), line, match["language"], match["text"], match["reason"])
+        content = INCLUDED.sub(_included, match["text"])
+        yield Block(str(page.relative_to(ROOT)), line, match["language"], content, match["reason"])
+
+
+def _included(found: re.Match[str]) -> str:
+    """What stands for a line that includes a file, as pymdownx.snippets has it."""
+    text = (ROOT / found["path"]).read_text(encoding="utf-8")
+    if found["section"]:
+        _, _, text = text.partition(f"# --8<-- [start:{found['section']}]\n")
+        text = textwrap.dedent(text.partition(f"# --8<-- [end:{found['section']}]")[0].rstrip(" "))
+        assert text, found[0]
+    return MARKS.sub("", text)
 
 
 def all_blocks() -> list[Block]:

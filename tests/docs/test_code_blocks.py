@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -11,9 +12,13 @@ import sys
 from collections import defaultdict
 
 import pytest
+import torch
 import yaml
 
 from optkit.cli import cli
+from optkit.core.artifact import save_artifact
+from optkit.core.variant import Variant
+from optkit.models import MLP
 from optkit.recipe.compose import launch, to_recipe
 from tests.docs.blocks import PAGES, ROOT, Block, all_blocks
 
@@ -64,6 +69,7 @@ def test_blocks_that_do_not_run_are_these():
 def test_python_runs(page, tmp_path, image_folder):
     parts = [(block.line, block.text) for block in of_language("python")[page]]
     shutil.copytree(image_folder, tmp_path / "CIFAR-10-images")
+    copy_examples(tmp_path)
     command = [sys.executable, "-c", RUNNER]
     done = subprocess.run(
         command, input=json.dumps([page, parts]), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
@@ -80,10 +86,35 @@ def generated(tmp_path_factory):
     return folder
 
 
+def copy_examples(folder):
+    """Puts the scripts of docs/examples into a folder."""
+    for script in (ROOT / "docs/examples").glob("*.py"):
+        shutil.copy(script, folder)
+
+
+def _save_variants(run):
+    """What the variants of a run are to a recipe: a small float model in each folder."""
+    model, example = MLP(input_shape=[1, 8, 8], widths=[4], num_classes=2), (torch.zeros(2, 1, 8, 8),)
+    params = {"input_shape": [1, 8, 8], "widths": [4], "num_classes": 2}
+    for name in ("0-model", "1-prune", "2-recover"):
+        folder = run / "variants" / name
+        folder.mkdir(parents=True)
+        spec = {"target": "optkit.models.MLP", "params": params}
+        save_artifact(folder, Variant(name, None, frozenset({"float"}), spec), model, example)
+
+
 @pytest.fixture
 def workspace(image_folder, generated, tmp_path, monkeypatch):
-    """A folder that has what the placeholders of commands stand for."""
+    """A folder that has what the placeholders of commands stand for, and the files of the examples."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    copy_examples(tmp_path)
+    importlib.import_module("own_data").make_files()
+    shutil.copytree(ROOT / "docs/examples/own_model", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "net.pt").touch()
+    _save_variants(tmp_path / "RUN")
+    monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("DIR/train.parquet", "DIR/test.parquet", "MODEL_DIR/config.json", "FILE"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -106,7 +137,8 @@ def test_recipes_compose(page, workspace):
         recipe = yaml.safe_load(block.text)
         path = workspace / f"{recipe['name']}.yaml"
         path.write_text(block.text)
-        given = recipe.get("task", {}).get("path")
+        task = recipe.get("task", {})
+        given = task.get("path") if isinstance(task, dict) else None
         folder = [f"task.path={workspace / 'images'}"] if given and not (workspace / given).exists() else []
         (built,) = compose(str(path), folder)
         assert built.name == recipe["name"]

@@ -92,3 +92,58 @@ def test_what_is_no_engine_is_refused(folder):
     with pytest.raises(UserError) as caught:
         launch("test.yaml", [override], lambda cfg: to_recipe(cfg))
     assert str(caught.value) == ("engines.mine: MLP is no engine: it is no class that inherits optkit.engines.Engine")
+
+
+def composed(recipe, *overrides):
+    found = []
+    launch(recipe, list(overrides), lambda cfg: found.append(to_recipe(cfg)))
+    return found
+
+
+def test_paths_of_a_recipe_file_are_relative_to_it_and_typed_ones_to_the_current_folder(folder, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "second.pt").touch()
+    shutil.copytree(folder / "images", elsewhere / "typed")
+    (recipe,) = composed(str(folder / "test.yaml"))
+    node = yaml.safe_load(recipe.text)
+    assert node["task"]["path"] == str(folder / "images")
+    assert node["model"]["checkpoint"] == str(folder / "first.pt")
+    assert node["stages"]["teacher"]["teacher"] == str(folder / "variant")
+    (recipe,) = composed(str(folder / "test.yaml"), "task.path=typed", "model.checkpoint=second.pt")
+    node = yaml.safe_load(recipe.text)
+    assert node["task"]["path"] == str(elsewhere / "typed")
+    assert node["model"]["checkpoint"] == str(elsewhere / "second.pt")
+    again = elsewhere / "recipe.yaml"
+    again.write_text(recipe.text)
+    monkeypatch.chdir("/")
+    (repeated,) = composed(str(again))
+    assert yaml.safe_load(repeated.text) == node
+
+
+def test_a_model_of_another_class_has_no_fields_of_the_default_one(folder):
+    (recipe,) = composed("quickstart", "model._target_=optkit.models.SmallCNN", "model.widths=[8,8,8]")
+    assert recipe.model == {"_target_": "optkit.models.SmallCNN", "widths": [8, 8, 8]}
+    with pytest.raises(UserError, match=r"model\.depht: unknown key; SmallCNN takes no 'depht'"):
+        composed("quickstart", "model._target_=optkit.models.SmallCNN", "model.depht=8")
+
+
+def test_another_optimizer_starts_from_its_own_options(folder):
+    train = "stages.train.trainer"
+    (recipe,) = composed("quickstart", f"{train}.optimizer=adamw", f"{train}.optimizer_options.eps=1e-7")
+    assert recipe.stages["train"].trainer.optimizer_options == {"eps": 1e-7}
+    assert recipe.stages["recover"].trainer.optimizer_options == {"momentum": 0.9, "nesterov": True}
+    with pytest.raises(UserError, match="adamw takes no 'momentum'"):
+        composed("quickstart", f"{train}.optimizer=adamw", f"{train}.optimizer_options.momentum=0.9")
+
+
+def test_each_job_of_a_sweep_has_the_options_of_its_own_optimizer(folder):
+    swept = composed("quickstart", "-m", "stages.train.trainer.optimizer=sgd,adamw")
+    options = [recipe.stages["train"].trainer.optimizer_options for recipe in swept]
+    assert options == [{"momentum": 0.9, "nesterov": True}, {}]
+
+
+def test_a_list_of_losses_takes_the_place_of_the_default_ones(folder):
+    (recipe,) = composed("quickstart", "stages.recover.losses=[dist,dkd]")
+    assert [term.name for term in recipe.stages["recover"]._terms] == ["dist", "dkd"]

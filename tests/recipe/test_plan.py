@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from optkit.core import source_digest
-from optkit.core.artifact import save_artifact
+from optkit.core.artifact import open_artifact, save_artifact
 from optkit.core.errors import PlanError, UserError
 from optkit.core.imports import Sources
 from optkit.core.instantiate import build, locate
@@ -17,6 +17,7 @@ from optkit.core.variant import Variant
 from optkit.distill import Distillation
 from optkit.engines import Eager, Inductor
 from optkit.models import ModelSpec
+from optkit.models.spec import start_traits
 from optkit.prune import DepthPruning, GradualPruning, MagnitudePruning, StructuredPruning
 from optkit.quantize import (
     DynamicQuantization,
@@ -270,6 +271,14 @@ from . import losses
 
 class Server(Eager): ...
 """,
+    "parts": """
+from . import losses
+def criterion(model, batches, loss_fn): return {name: p.detach() ** 2 for name, p in model.named_parameters()}
+def loss(student, teacher): return (student - teacher).square().mean()
+def schedule(progress, warmup): return 1 - progress
+def optimizer(params, lr): import torch; return torch.optim.SGD(params, lr=lr)
+def augment(images): return images.flip(-1)
+""",
     "losses": "from . import temperature",
     "temperature": "VALUE = 1",
     "unrelated": "",
@@ -323,6 +332,132 @@ def test_an_edit_of_what_ones_own_package_imports_is_another_variant(recipe, own
     after, other_run = planned(temperature="VALUE = 2")
     assert _same(before, after) == [n < first_changed for n in range(5)]
     assert other_run != run
+
+
+def _part(stage, **fields):
+    return lambda recipe: replace(recipe, stages=recipe.stages | {"mask": stage(**fields)})
+
+
+OWN_PARTS = {
+    "criterion": (_part(StructuredPruning, criterion="own_package.parts.criterion"), 2),
+    "a loss in a list": (_part(Distillation, losses=["kd", "own_package.parts.loss"]), 2),
+    "a loss with a weight": (_part(Distillation, losses={"own_package.parts.loss": {"weight": 2}}), 2),
+    "a schedule": (lambda r: _part(Train, trainer=Trainer(schedule="own_package.parts.schedule"))(r), 2),
+    "an optimizer": (lambda r: _part(Train, trainer=Trainer(optimizer="own_package.parts.optimizer"))(r), 2),
+    "a transform": (
+        lambda r: replace(r, task=Digits(image_size=8, crop=1, limit=64, transform="own_package.parts.augment")),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "first_changed"), OWN_PARTS.values(), ids=OWN_PARTS)
+def test_an_edit_of_what_a_dotted_path_names_is_another_variant_and_a_comment_is_not(
+    recipe, own_package, change, first_changed
+):
+    net = {"_target_": "optkit.models.SmallCNN", "widths": [8, 8, 8], "num_classes": None, "in_channels": None}
+
+    def planned(**changes):
+        own_package("parts.criterion", **changes)
+        plan = make_plan(change(replace(recipe, model=net, chain=["train", "mask", "recover"])))
+        return [step.id for step in plan.steps]
+
+    before = planned()
+    assert planned(parts="# a comment\n" + OWN["parts"]) == before
+    assert planned(parts=OWN["parts"] + "\nVALUE = 2\n") != before
+    after = planned(temperature="VALUE = 2")
+    assert _same(before, after) == [n < first_changed for n in range(4)]
+
+
+@pytest.fixture
+def saved(recipe, tmp_path):
+    """A cut and a masked variant of the recipe's model, in a folder like a run's."""
+    from optkit.prune import prune_structured
+
+    spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
+    model = spec.build(0).eval()
+    pruned = prune_structured(model, recipe.task.example(2), amount=0.3)
+    surgery = {"by": "prune.structured/1", "data": pruned.plan.to_dict()}
+    made = Variant("cut", None, frozenset({"float", "cut"}), spec.skeleton(model), (surgery,))
+    folder = tmp_path / "run" / "variants" / "1-cut"
+    folder.mkdir(parents=True)
+    save_artifact(folder, made, pruned.module, recipe.task.example(2))
+    return folder
+
+
+def started(recipe, folder, **node):
+    model = {"variant": str(folder)} | node
+    return replace(recipe, model=model, traits=start_traits(model), chain=["mask", "recover"])
+
+
+def test_a_run_starts_from_a_variant_as_it_was_saved(recipe, saved):
+    plan = make_plan(started(recipe, saved))
+    module = plan.spec.build(1)
+    own = open_artifact(saved).module()
+    assert [p.shape for p in module.parameters()] == [p.shape for p in own.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), own.parameters(), strict=True))
+    assert [step.name for step in plan.steps] == ["model", "mask", "recover"]
+
+
+def test_other_weights_in_the_same_folder_are_another_start(recipe, saved):
+    before = make_plan(started(recipe, saved)).steps
+    artifact = open_artifact(saved)
+    module = artifact.module()
+    next(module.parameters()).data.add_(1)
+    save_artifact(saved, artifact.variant, module, recipe.task.example(2))
+    after = make_plan(started(recipe, saved)).steps
+    assert not {step.id for step in before} & {step.id for step in after}
+
+
+def test_what_is_no_variant_names_those_of_a_run(recipe, saved):
+    for folder in (saved.parent, saved.parent.parent):
+        with pytest.raises(UserError, match=rf"model\.variant: no variant at .*its variants: {saved}"):
+            start_traits({"variant": str(folder)})
+    with pytest.raises(UserError, match=r"model\.variant: no variant at .*nowhere"):
+        start_traits({"variant": "nowhere"})
+
+
+def test_an_int8_variant_cannot_be_pruned(recipe):
+    traits = frozenset({"int8", "int8:inductor"})
+    with pytest.raises(
+        PlanError, match=r"model\.variant: 'mask' needs a model that is float, and this variant is int8"
+    ):
+        check_chain(replace(recipe, chain=["mask"], traits=traits))
+    with pytest.raises(PlanError, match=r"model\.variant: the baseline must run on eager"):
+        check_chain(replace(recipe, chain=[], traits=traits))
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"depth": 3}, r"model\.depth: unknown key; a model that starts from a variant takes no 'depth'"),
+        ({"trust": "mypkg"}, r"model\.trust: 'mypkg' is not a list of names"),
+    ],
+)
+def test_mistakes_beside_a_variant_are_named(recipe, saved, node, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(started(recipe, saved, **node))
+
+
+def test_a_variant_of_code_that_is_not_trusted_is_refused(recipe, saved):
+    text = (saved / "variant.json").read_text().replace("optkit.models.MLP", "tests.recipe.test_plan.Nothing")
+    (saved / "variant.json").write_text(text)
+    with pytest.raises(UserError, match=r"would run code of the package 'tests'.*to model\.trust"):
+        make_plan(started(recipe, saved))
+
+
+def test_a_dense_control_needs_a_dense_start(recipe, saved):
+    recipe = replace(started(recipe, saved), controls=["smaller_dense"], baseline="mask")
+    with pytest.raises(PlanError, match="'smaller_dense'"):
+        make_plan(recipe)
+
+
+def test_a_teacher_can_be_a_variant_with_what_it_trusts(recipe, saved):
+    by_folder, by_mapping = Distillation(teacher=str(saved)), Distillation(teacher={"variant": str(saved)})
+    context = KeyContext("b", lambda node: node, torch.device("cpu"), 1)
+    assert by_folder.depends_on(context) == by_mapping.depends_on(context)
+    with pytest.raises(UserError, match=r"teacher\.depth: unknown key"):
+        Distillation(teacher={"variant": str(saved), "depth": 1})
 
 
 TAUGHT = {

@@ -143,9 +143,7 @@ def test_a_worker_that_is_killed_is_one_line():
     task = LoaderTask(
         train=data, test=data, validation=data, loss="cross_entropy", metrics="accuracy", fingerprint="x", workers=2
     )
-    with pytest.raises(
-        StageError, match="a process that reads data ended: .*task.workers=1"
-    ) as caught:
+    with pytest.raises(StageError, match="a process that reads data ended: .*task.workers=1") as caught:
         list(task.batches("train", 4))
     assert "\n" not in str(caught.value)
 

@@ -8,10 +8,12 @@ import torch
 
 from optkit.core.errors import StageError, UserError
 from optkit.core.seeds import derive_seed
+from optkit.measure.validation import Validation
 from optkit.training import Callback, KeepZeros, TaskLoss, Trainer
 from optkit.training.checkpoint import load_state
 from optkit.training.schedules import build_optimizer, build_schedule
 from optkit.training.trainer import Fit
+from tests.contracts.kinds import OUTPUTS, KindTask, TinyNet, boxes_and_scores
 
 CPU = torch.device("cpu")
 PLAIN = {"epochs": 2, "batch_size": 64, "precision": "fp32", "channels_last": False, "lr": 0.05,
@@ -260,7 +262,7 @@ def test_zeros_stay_zero(digits, mlp, tmp_path, select):
         ({"lr": None}, "lr: None is out of range"),
         ({"weight_decay": math.nan}, "weight_decay: nan is out of range"),
         ({"lr": "fast"}, "lr: 'fast' is out of range"),
-        ({"optimizer": "sdg"}, "optimizer: torch.optim has no 'sdg'.*did you mean 'sgd'"),
+        ({"optimizer": "sdg"}, "optimizer: no optimizer 'sdg'.*did you mean 'sgd'"),
         ({"optimizer_options": {"momentun": 0.9}}, "momentun.*did you mean 'momentum'"),
         ({"optimizer_options": {"lr": 0.3}}, "optimizer_options.lr: is a field .*set lr beside"),
         ({"optimizer_options": {"weight_decay": 0.3}}, "options.weight_decay: is a field .*set weight_decay beside"),
@@ -305,3 +307,26 @@ def test_an_optimizer_without_a_fused_kernel_and_a_way_of_stepping_that_was_aske
     assert "fused" not in build_optimizer(mlp.parameters(), "rprop", 0.01, 0.0, {}).defaults
     assert build_optimizer(mlp.parameters(), "sgd", 0.01, 0.0, {"foreach": True}).defaults["fused"] is None
     assert Trainer(optimizer="adamw", optimizer_options={"fused": False}).optimizer_options == {"fused": False}
+
+
+class _Noting(KindTask):
+    def loss(self, output, batch, label_smoothing=0.0):
+        self.seen = [(x.dtype, (x @ x.T).dtype) for x in boxes_and_scores(output)]
+        return super().loss(output, batch, label_smoothing)
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_loss_of_any_structure_is_computed_in_fp32(kind, tmp_path):
+    task, trainer = _Noting(kind), Trainer(epochs=1, batch_size=32, lr=0.01, precision="bf16")
+    _fit(trainer, TinyNet(kind), task, tmp_path, max_steps=1)
+    assert task.seen == [(torch.float32, torch.float32)] * 2
+
+
+@pytest.mark.parametrize("kind", ["values", "dict"])
+def test_the_best_epoch_is_the_best_by_the_tasks_first_metric(kind, tmp_path):
+    task, trainer = KindTask(kind), Trainer(epochs=4, batch_size=16, select="best", optimizer="adamw", lr=0.02)
+    module = TinyNet(kind)
+    report = _fit(trainer, module, task, tmp_path)
+    best = (min if kind == "values" else max)(report.validation)
+    assert report.kept == f"epoch {report.validation.index(best) + 1}"
+    assert Validation(task, 32, "metric")(module) == pytest.approx(best)

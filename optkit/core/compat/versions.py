@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 
+DISTRIBUTIONS = {"hydra": "hydra-core"}  # of packages that are imported under another name
 DEVELOPMENT = ("dev", "docs", "benchmark")  # extras that no user's installation is measured by
 
 
@@ -50,6 +51,7 @@ def gone(name: str, package: str | None = None) -> UserError:
         package: whose name it is; None for the first part of the path.
     """
     package = package or name.partition(".")[0]
+    package = DISTRIBUTIONS.get(package, package)
     wanted = f"{package}{supported(package)}"
     if (found := version_of(package)) is None:
         return UserError(f"{package} is not installed", value=name, fix=f'pip install "{wanted}"')

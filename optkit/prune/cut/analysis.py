@@ -15,7 +15,7 @@ from optkit.core.checks import check_pattern
 from optkit.core.errors import UserError
 from optkit.prune.cut.attributes import build_plan
 from optkit.prune.cut.blockers import WholeTable, blockers
-from optkit.prune.cut.criteria import NORMS, Importance, LossFn, normalize
+from optkit.prune.cut.criteria import NORMS, Criterion, Importance, LossFn, normalize
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.selection import Meter, macs_meter, params_meter
 from optkit.prune.cut.trial import Probe
@@ -84,7 +84,9 @@ class Analysis:
             self.trace.space.freeze(np.flatnonzero(self.units.in_groups(groups)), reason)
             self._resolve()
 
-    def importance(self, criterion: str, batches: Iterable[Any], loss_fn: LossFn | None, seed: int) -> Importance:
+    def importance(
+        self, criterion: str | Criterion, batches: Iterable[Any], loss_fn: LossFn | None, seed: int
+    ) -> Importance:
         """What the weights are worth under a criterion, for :meth:`scores`."""
         dims = {
             name: [d for d, axis in enumerate(axes) if axis is not None] for name, axes in self.trace.params.items()

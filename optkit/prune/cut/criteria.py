@@ -12,29 +12,31 @@ from torch import nn
 
 from optkit.core.compat.torch_modules import NormWithStatistics
 from optkit.core.compat.torch_operators import private_aten
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, first_line
+from optkit.core.instantiate import own_part
 from optkit.prune.cut.units import Units
-from optkit.prune.options import NEED_DATA
+from optkit.prune.options import CRITERIA, NEED_DATA, criterion_name, reads_data
 
 LossFn = Callable[[nn.Module, Any], torch.Tensor]
+Criterion = Callable[[nn.Module, list[Any], LossFn | None], Mapping[str, torch.Tensor]]
 Slices = dict[tuple[str, int], np.ndarray]  # (parameter, dimension) -> a score for each index
 NORMS = ("l1", "l2", "bn_scale", "fpgm", "activation")  # linear in the weights; the others are changes of the loss
 WEIGHT_NORM = private_aten("_weight_norm.default")  # g * v / |v|
 
 
-def data_for(criterion: str, batches: Iterable[Any] | None, loss_fn: LossFn | None) -> list[Any]:
+def data_for(criterion: str | Criterion, batches: Iterable[Any] | None, loss_fn: LossFn | None) -> list[Any]:
     """The batches that the criterion reads, to be read again and again; none if it needs none.
 
     Raises:
         UserError: if it needs data and none is given.
     """
-    if criterion not in NEED_DATA:
+    if not reads_data(criterion):
         return []
-    if batches is None or loss_fn is None:
+    if criterion in NEED_DATA and (batches is None or loss_fn is None):
         raise UserError(
             f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn"
         )
-    return list(batches)
+    return list(batches or ())
 
 
 class Importance:
@@ -49,11 +51,15 @@ class Importance:
     - ``fisher``: second-order change with the diagonal Fisher information (Theis et al., 2018).
     - ``activation``: weights times the norm of the inputs they see (Sun et al., "Wanda", ICLR 2024).
 
+    - your own, a function or its dotted path: ``f(model, batches, loss_fn)`` maps names of parameters to scores of
+      their weights, of the parameter's shape, 0 or more. They are summed over all weights that go with the unit, and
+      compared between layers as changes of the loss are: of a norm, give the square. What it leaves out scores 0.
+
     Groups of which a criterion says nothing (layers without batch norm under ``bn_scale``, weights that no module's
     ``weight`` holds under ``activation``, or that the loss does not depend on) are ranked by ``l2``.
 
     Args:
-        criterion: one of ``CRITERIA``.
+        criterion: one of ``CRITERIA``, or one's own.
         dims: the dimensions of each parameter whose slices may be cut.
         model: the dense model, in evaluation mode; neither its weights nor its gradients are touched.
         batches: data for the criteria in ``NEED_DATA``.
@@ -64,7 +70,7 @@ class Importance:
 
     def __init__(
         self,
-        criterion: str,
+        criterion: str | Criterion,
         dims: Mapping[str, Sequence[int]],
         model: nn.Module,
         batches: Iterable[Any] | None,
@@ -78,6 +84,9 @@ class Importance:
         params = {name: p.detach().abs() if p.is_complex() else p.detach() for name, p in model.named_parameters()}
         for g, (v, dim) in (norms or {}).items():  # the length of v says nothing; the weight is what counts
             params[v], params[g] = WEIGHT_NORM(params[v], params[g], dim), torch.zeros_like(params[g])
+        own = criterion if callable(criterion) else own_part(criterion, CRITERIA, "criterion")
+        if own:
+            self._tables = [self._sums(own_scores(own, criterion_name(criterion), model, batches, loss_fn).items())]
         if criterion not in ("random", "l1"):
             self._squares = self._sums((name, p.float().square()) for name, p in params.items())
         if criterion == "l1":
@@ -121,6 +130,46 @@ class Importance:
                 slices = value if value.ndim == 1 else reduce(value, dim)
                 found[name, dim] = slices.double().cpu().numpy()
         return found
+
+
+def own_scores(
+    own: Criterion, name: str, model: nn.Module, batches: Iterable[Any] | None, loss_fn: LossFn | None
+) -> dict[str, torch.Tensor]:
+    """The scores that a criterion of one's own gives to single weights, by parameter.
+
+    Raises:
+        UserError: it fails, or gives something else than scores.
+    """
+    grads = {parameter: p.grad for parameter, p in model.named_parameters()}
+    try:
+        with torch.enable_grad(), _unfrozen(model.parameters()):
+            given = own(model, list(batches or ()), loss_fn)
+    except Exception as error:
+        message = f"'{name}' fails: {type(error).__name__}: {first_line(error)}"
+        fix = "it is called as criterion(model, batches, loss_fn)"
+        raise UserError(message, key="criterion", value=name, fix=fix) from error
+    finally:
+        for parameter, p in model.named_parameters():
+            p.grad = grads[parameter]
+    if problem := _problem(given, dict(model.named_parameters())):
+        fix = "it must map names of parameters to scores of their shape, 0 or more"
+        raise UserError(f"'{name}' gives {problem}", key="criterion", value=name, fix=fix)
+    return {parameter: scores.detach() for parameter, scores in given.items()}
+
+
+def _problem(given: Any, params: Mapping[str, torch.Tensor]) -> str | None:
+    """What is wrong with the scores of a criterion of one's own."""
+    if not isinstance(given, Mapping) or not given:
+        return "an empty mapping" if isinstance(given, Mapping) else f"a {type(given).__name__}"
+    for name, scores in given.items():
+        if name not in params:
+            return f"scores for '{name}', which is no parameter of the model"
+        if not isinstance(scores, torch.Tensor) or scores.shape != params[name].shape:
+            found = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+            return f"{found} for '{name}' of shape {list(params[name].shape)}"
+        if scores.is_complex() or not bool(torch.isfinite(scores).all()) or bool((scores < 0).any()):
+            return f"scores for '{name}' that are negative or not finite"
+    return None
 
 
 def normalize(units: Units, scores: np.ndarray) -> np.ndarray:

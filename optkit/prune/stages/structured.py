@@ -8,11 +8,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count
+from optkit.core.errors import UserError
+from optkit.core.instantiate import is_dotted, locate
 from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
-from optkit.prune.options import NEED_DATA, SENSITIVITY, CutOptions
+from optkit.prune.options import SENSITIVITY, CutOptions, reads_data
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class StructuredPruning(CutOptions, SteppedPruning):
 
     def __post_init__(self) -> None:
         SteppedPruning.__post_init__(self)
+        if not isinstance(self.criterion, str):
+            raise UserError(f"{self.criterion!r} is no name", key="criterion", fix="a stage names its criterion")
         CutOptions.__post_init__(self)
         self.check_timing("batch_size")
         check_count("batches", self.batches)
@@ -61,13 +65,23 @@ class StructuredPruning(CutOptions, SteppedPruning):
 
     def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
         """The machine and the engine that a latency is measured on; the threads where units are ranked on data."""
-        of_data = context.on_cpu if self.scope == SENSITIVITY or self.criterion in NEED_DATA else None
+        of_data = context.on_cpu if self.scope == SENSITIVITY or reads_data(self.criterion) else None
         if self.budget != "latency":
             return of_data
         from optkit.engines import ENGINES
         from optkit.prune.latency.table import machine_key
 
         return machine_key(ENGINES[self.engine or REFERENCE](), self.threads or context.threads) | {"data": of_data}
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        """Raises UserError if a criterion of one's own, tried on two examples, gives no scores for such a model."""
+        if not is_dotted(self.criterion):
+            return
+        from optkit.prune.cut.criteria import own_scores
+
+        own = locate(self.criterion, "criterion")
+        batches = list(islice(task.batches("train", 2), 1))
+        own_scores(own, self.criterion, module, batches, self._ranking(task, 0)["loss_fn"])
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         return self.in_steps(module, ctx, self.amount)

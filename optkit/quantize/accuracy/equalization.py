@@ -121,7 +121,9 @@ def multiply(graph: GraphModule, sources: Sequence[str]) -> list[str]:
         with graph.graph.inserting_after(factor):
             product = graph.graph.call_function(aten.mul.Tensor, (source, factor))
         factor.meta["val"] = getattr(graph, names[-1])
-        product.meta = dict(source.meta)
+        # torchao takes the last node that stands in a GELU for the GELU, and the product is none
+        named = source.target in LINEAR
+        product.meta = {key: x for key, x in source.meta.items() if named or key != "nn_module_stack"}
         for reader in readers:
             reader.replace_input_with(source, product)
     graph.recompile()

@@ -48,7 +48,7 @@ class QuantizationAwareTraining(CalibratedInt8):
         inside = self.training.inside if isinstance(self.training, LooksInside) else ()
         if inside:
             message = f"{inside[0]} compares layers by their paths, and the graph that is trained has none"
-            fix = f"~stages.NAME.training.losses.{inside[0]}; losses of logits work: kd, dkd, dist"
+            fix = f"~stages.NAME.training.losses.{inside[0]}; losses of outputs work: kd, dkd, dist"
             raise UserError(message, key=f"training.losses.{inside[0]}", fix=fix)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:

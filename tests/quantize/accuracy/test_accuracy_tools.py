@@ -445,3 +445,14 @@ def test_gptq_knows_layers_behind_a_pool_which_shares_the_observer_of_what_it_re
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 4)).eval()
     images = torch.rand(8, 1, 8, 8)
     assert quantize_static(model, (images,), [(images,)], target=target, rounding="gptq").tools == {"gptq": 3}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("between", [nn.GELU, nn.ReLU, nn.Tanh])
+def test_an_activation_function_between_linear_layers_is_smoothed(between, target):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), between(), nn.Linear(16, 4)).eval()
+    batches = [(torch.randn(32, 8) * torch.logspace(-1, 1, 8),) for _ in range(2)]
+    smoothed = quantize_static(model, batches[0], batches, target=target, smooth=0.5)
+    assert smoothed.smoothed
+    assert noise(smoothed.module, model, batches[0]) < 1e-2
