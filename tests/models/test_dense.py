@@ -52,5 +52,7 @@ def test_engines_agree_in_fp32_and_int8(name, engine):
     for made, tolerance in ((model, 1e-4), (int8, 0.15)):
         session = compile_for(made, engine=engine, example_inputs=(x,))
         found, expected = session(x), model(x)
-        for a, b in zip(*([*out.values()] if isinstance(out, dict) else [out] for out in (found, expected)), strict=True):
+        for a, b in zip(
+            *([*out.values()] if isinstance(out, dict) else [out] for out in (found, expected)), strict=True
+        ):
             assert (a - b).abs().mean() < tolerance * b.abs().mean()

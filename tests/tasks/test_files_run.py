@@ -49,7 +49,12 @@ def test_a_task_goes_through_a_recipe(name, optkit_command, scenes, shapes, tmp_
     done = optkit_command("run", "scenes.yaml", *SMALL, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads(next((tmp_path / "runs").glob("scenes-*/report.json")).read_text())
-    assert {(row["step"], row["stage"]) for row in rows} == {(0, "train"), (1, "prune"), (2, "recover"), (3, "quantize")}
+    assert {(row["step"], row["stage"]) for row in rows} == {
+        (0, "train"),
+        (1, "prune"),
+        (2, "recover"),
+        (3, "quantize"),
+    }
     last = rows[-1]
     assert (last["metric"], last["unit"], last["engine"], last["examples"]) == (metric, unit, "onnxruntime", 10)
     assert last["quality_delta_ci"][0] <= last["quality_delta"] <= last["quality_delta_ci"][1]

@@ -258,7 +258,9 @@ def test_wrong_options_are_told_of_at_once(scenes, case):
 def test_a_model_of_other_classes_or_another_size_does_not_fit(scenes):
     task = Segmentation(path=str(scenes), workers=0)
     assert task.mismatch(torch.zeros(2, 4, 48, 48), 2) is None
-    assert "it gives [2, 3, 48, 48] for 2 examples, and not [2, 4, 48, 48]" in task.mismatch(torch.zeros(2, 3, 48, 48), 2)
+    assert "it gives [2, 3, 48, 48] for 2 examples, and not [2, 4, 48, 48]" in task.mismatch(
+        torch.zeros(2, 3, 48, 48), 2
+    )
     assert "it gives [2, 4, 24, 24]" in task.mismatch(torch.zeros(2, 4, 24, 24), 2)
     assert "it gives [2, 4]" in task.mismatch(torch.zeros(2, 4), 2)
     assert "it gives dict" in task.mismatch({}, 2)
