@@ -15,7 +15,7 @@ import numpy as np
 from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.seeds import seed_sequence
-from optkit.core.task import Batch
+from optkit.core.task import CLASS_MAPS, LABELS, OTHER, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.given import spread
 from optkit.tasks.images import Augmentation
@@ -166,14 +166,14 @@ class PictureTask(LoaderTask):
         return super().model_defaults() | {"inputs": ["pixel_values"]}
 
     def preprocessing(self) -> dict[str, Any]:
-        """From a picture's file to the model's input, and the class names."""
+        """From a picture's file to the model's input, and the names of ``classes``, or of ``labels``."""
         picture = self._data["train"].picture
         resize: dict[str, Any] | None = None
         if picture.size is not None and picture.whole:
             resize = {"stretch": list(picture.size), "filter": "bilinear"}
         elif picture.size is not None:
             resize = {"shorter_side": picture.size[0], "filter": "bicubic", "then_crop": "center"}
-        return {
+        found = {
             "kind": "image",
             "color": "RGB",
             "resize": resize,
@@ -182,8 +182,9 @@ class PictureTask(LoaderTask):
             "std": list(picture.std),
             "formula": "(pixel - 255 mean) / (255 std) in float32, of pixels 0 to 255",
             "layout": "NCHW",
-            "classes": self.class_names,
         }
+        named = {CLASS_MAPS: "classes", OTHER: "classes", LABELS: "labels"}
+        return found | {named[kind]: self.class_names for kind in [self.output_kind] if kind in named}
 
     def batches(
         self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
