@@ -168,6 +168,7 @@ class Term:
             features = ", ".join(name for name, kind in KINDS.items() if kind.of == FEATURES)
             message = f"{self.name} compares {_any_of(self.kind.outputs)}, and this task's outputs are {found}"
             fix = ", ".join([*fitting, f"losses of features ({features}), or your own by its dotted path"])
+            fix += f"; {self.name}: null in a recipe leaves it out"
             raise UserError(message, key=key, fix=fix)
         elif self.softened and output_kind not in SOFTENED and not self.kind.is_own:
             message = f"a temperature softens logits, and this task's outputs are {found}"

@@ -149,6 +149,7 @@ def test_a_loss_of_outputs_trains_what_it_fits_and_refuses_the_rest(kind, name, 
     assert caught.value.key == f"losses.{name}"
     named = caught.value.fix.partition("losses of features")[0]
     assert {word.strip() for word in named.split(",")} - {""} == FITTING[kind]
+    assert caught.value.fix.endswith(f"{name}: null in a recipe leaves it out")
     assert "\n" not in str(caught.value)
 
 

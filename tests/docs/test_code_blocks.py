@@ -110,7 +110,8 @@ def workspace(image_folder, generated, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     copy_examples(tmp_path)
     importlib.import_module("own_data").make_files()
-    shutil.copytree(ROOT / "docs/examples/own_model", tmp_path, dirs_exist_ok=True)
+    for examples in ("own_model", "kinds"):
+        shutil.copytree(ROOT / "docs/examples" / examples, tmp_path, dirs_exist_ok=True)
     shutil.copytree(image_folder, tmp_path / "data")
     (tmp_path / "net.pt").touch()
     _save_variants(tmp_path / "RUN")
