@@ -16,6 +16,7 @@ from optkit import __version__
 from optkit.core.errors import OptkitError
 from optkit.core.logs import RUN_LOG, TEXT, Messages, complain, log_file
 
+EXPORTS = ("onnxruntime", "openvino", "inductor", "torch", "huggingface")
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 PASS_THROUGH = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h"]}
 ANYWHERE = PASS_THROUGH | {"allow_interspersed_args": True, "help_option_names": ["-h", "--help"]}
@@ -53,25 +54,9 @@ def run(ctx: click.Context, recipe: str | None, arguments: tuple[str, ...]) -> N
 
 def _run_job(cfg: Any) -> None:
     """One composed recipe: run it, then print its table and the verdict on it."""
-    from optkit.recipe.compose import to_recipe, to_tracker
+    from optkit.runs import run_composed
 
-    recipe, tracker = to_recipe(cfg), to_tracker(cfg)
-    from optkit.pipeline import run as run_plan
-    from optkit.recipe.plan import make_plan
-
-    finished = run_plan(make_plan(recipe))
-    from optkit.report import summarize, write_report
-
-    if not finished.worked:
-        log = logging.getLogger("optkit")
-        log.info("%s is complete: nothing was run (fresh=true starts over)", finished.folder)
-    with log_file(finished.folder / RUN_LOG):
-        write_report(finished.folder)
-    click.echo(summarize(finished.folder), nl=False)
-    if tracker is not None:
-        from optkit.report.trackers import send
-
-        send(finished.folder, tracker)
+    run_composed(cfg, show=lambda done: click.echo(done, nl=False))
 
 
 @cli.command(context_settings=ANYWHERE)
@@ -307,6 +292,76 @@ def _print_report(runs: list[Path], format_: str, p99_limit: float | None, wide:
     from optkit.report import render
 
     click.echo(render(runs, format_, p99_limit, wide, over), nl=False)
+
+
+@cli.command(context_settings=ANYWHERE)
+@click.argument("variant", type=click.Path(path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--engine", required=True, type=click.Choice(EXPORTS), help="What the files are for.")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder to write.")
+@click.option("--test-files", is_flag=True, help="Also write the test examples, so that infer.py gives the accuracy.")
+@click.option("--trust", multiple=True, metavar="NAME", help="Code that may be called to rebuild the model.")
+@click.option("--force", is_flag=True, help="Write into a DIR that holds something else.")
+@click.option("--quiet", is_flag=True, help="Show warnings and the result only.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def export(
+    variant: Path,
+    arguments: tuple[str, ...],
+    engine: str,
+    to: Path,
+    test_files: bool,
+    trust: tuple[str, ...],
+    force: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Write a VARIANT as files that run without optkit.
+
+    \b
+    VARIANT is a folder such as RUN/variants/3-quantize. Of a RUN folder
+    the last variant of the recipe's chain is taken.
+    DIR gets the engine's file, preprocess.json, infer.py and a model
+    card. It must be new or empty, or an earlier export of the same.
+
+    \b
+    onnxruntime   an ONNX file; infer.py needs no torch
+    openvino      OpenVINO's files; infer.py needs no torch
+    inductor      a package of torch.export, compiled when it is loaded
+    torch         a package of torch.export
+    huggingface   a folder for from_pretrained
+
+    \b
+    ARGUMENTS are overrides of the run's recipe, such as task.path=DIR
+    where its data have moved. log=json prints messages as JSON lines.
+    """
+    _, overrides = _messages(arguments, debug, quiet)
+    from optkit.deploy import export as export_variant
+
+    done = export_variant(
+        variant, to, engine=engine, overrides=overrides, trust=trust, test_files=test_files, force=force
+    )
+    click.echo(done.summary())
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="REPO")
+@click.option("--create", is_flag=True, help="Make the repository if there is none; only you can see it.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
+@click.option("--force", is_flag=True, help="Replace files of REPO that differ from those in DIR.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def push(folder: Path, repo: str, create: bool, dry_run: bool, force: bool, debug: bool) -> None:
+    """Send an export to the Hugging Face hub.
+
+    \b
+    DIR is a folder that optkit export wrote, and REPO a name such as
+    me/my-model. Test files stay here. Log in with "hf auth login", or
+    set HF_TOKEN. HF_ENDPOINT names another hub.
+    """
+    _show_tracebacks(debug)
+    from optkit.deploy import push as push_folder
+
+    click.echo(push_folder(folder, repo, create=create, dry_run=dry_run, force=force).summary())
 
 
 @cli.command()

@@ -1,7 +1,7 @@
 """How often the latency bench tells a model from itself, on this machine.
 
     python scripts/aa_bench.py [--comparisons 40] [--seconds 2] [--batch-size 32] [--engine eager] [--threads N]
-        [--precision 0.02] [--load 2 --load-on 3 --load-off 6]
+        [--precision 0.02] [--by compare] [--load 2 --load-on 3 --load-off 6]
 
 Each comparison compiles the same model twice and times the two sessions in turn, as a run times a candidate beside its
 baseline. The true ratio is 1, so about 1 in 20 of the 95% intervals should leave it out.
@@ -13,6 +13,8 @@ a machine that is otherwise idle, no more than 3 of 40 comparisons that are not 
     python scripts/aa_bench.py --load 2 --threads 2
     python scripts/aa_bench.py --load 1 --load-on 0.2 --load-off 1.8 --threads 2
 
+``--by compare`` asks `optkit.compare`, as a notebook does, which stops where the ratio is known to 2%.
+
 The load ends with the script, with the process that started it, and after ``--load-limit`` seconds (1,800). The last
 line is JSON.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -30,6 +33,7 @@ from contextlib import contextmanager
 import torch
 from scipy.stats import binom
 
+import optkit
 from optkit.core.cores import default_threads
 from optkit.core.environment import environment
 from optkit.core.statistics import CONFIDENCE, ratio_of_medians
@@ -74,9 +78,7 @@ def load(processes: int, on: float, off: float, limit: float) -> Iterator[None]:
 
 def compare(engine_name: str, batch_size: int, seconds: float, seed: int, precision: float | None = None) -> dict:
     """One comparison: the ratio of the two medians, its interval, and what is known of how it was timed."""
-    torch.manual_seed(seed)
-    model = SmallCNN(10, 3, [16, 32, 64]).eval()
-    inputs = (torch.randn(batch_size, 3, 32, 32),)
+    model, inputs = model_and_inputs(batch_size, seed)
     variant = Variant("a", None, frozenset({"float"}), {})
     sessions = {name: ENGINES[engine_name]().compile(model, variant, inputs) for name in ("first", "second")}
     series = interleaved(sessions, inputs, seconds, seed, 1, precision, [("first", "second")])
@@ -95,6 +97,25 @@ def compare(engine_name: str, batch_size: int, seconds: float, seed: int, precis
     }
 
 
+def compare_by_function(engine_name: str, batch_size: int, seconds: float, seed: int) -> dict:
+    """The same comparison by `optkit.compare`."""
+    model, inputs = model_and_inputs(batch_size, seed)
+    models = {"first": model, "second": model}
+    asked = optkit.compare(models, inputs, engines=[engine_name], reference="second", seconds=seconds, seed=seed)
+    row = asked.rows[0]
+    # how many times as fast is the inverse of how many times as slow
+    low, high = row["speedup_ci"] or (0.0, math.inf)
+    known = {key: row[key] for key in ("rounds", "stopped", "tries", "other_load", "other_load_peak", "disturbed")}
+    ci = [1 / high, 1 / low] if low else None
+    return {"ratio": 1 / row["speedup"], "ci": ci, "excludes_1": not low <= 1 <= high} | known
+
+
+def model_and_inputs(batch_size: int, seed: int) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    """Of one comparison."""
+    torch.manual_seed(seed)
+    return SmallCNN(10, 3, [16, 32, 64]).eval(), (torch.randn(batch_size, 3, 32, 32),)
+
+
 def arguments() -> argparse.Namespace:
     """Of the command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,6 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--engine", choices=list(ENGINES), default="eager")
     parser.add_argument("--threads", type=int, default=default_threads().count)
+    parser.add_argument("--by", choices=("bench", "compare"), default="bench", help="whose comparison it is")
     parser.add_argument("--load", type=int, default=0, help="busy processes that come and go meanwhile")
     parser.add_argument("--load-on", type=float, default=3.0, help="seconds that they are busy, on average")
     parser.add_argument("--load-off", type=float, default=6.0, help="seconds that they pause, on average")
@@ -112,6 +134,8 @@ def arguments() -> argparse.Namespace:
     numbers = (found.comparisons, found.batch_size, found.threads, found.seconds, found.load_on, found.load_limit)
     if not all(number > 0 for number in numbers) or found.load < 0 or found.load_off < 0:
         parser.error("numbers must be above 0")
+    if found.by == "compare" and found.precision is not None:
+        parser.error("optkit.compare has a precision of its own: leave --precision out")
     return found
 
 
@@ -129,7 +153,8 @@ def main() -> None:
     found = []
     with load(options.load, options.load_on, options.load_off, options.load_limit):
         for number in range(1, options.comparisons + 1):
-            one = compare(options.engine, options.batch_size, options.seconds, number, options.precision)
+            asked = (options.engine, options.batch_size, options.seconds, number)
+            one = compare_by_function(*asked) if options.by == "compare" else compare(*asked, options.precision)
             found.append(one)
             interval = "[{:.4f}, {:.4f}]".format(*one["ci"]) if one["ci"] else "no interval"
             marks = ("  excludes 1" if one["excludes_1"] else "") + ("  disturbed" if one["disturbed"] else "")
@@ -138,7 +163,11 @@ def main() -> None:
     print(_sentence(found, "intervals"))
     print(_sentence(unmarked, "intervals of comparisons that are not marked as disturbed"))
     about = {"machine": machine, "seconds": options.seconds, "engine": options.engine, "batch_size": options.batch_size}
-    about |= {"precision": options.precision, "load": [options.load, options.load_on, options.load_off]}
+    about |= {
+        "by": options.by,
+        "precision": options.precision,
+        "load": [options.load, options.load_on, options.load_off],
+    }
     counts = {"excluding": _excluding(found), "excluding_unmarked": _excluding(unmarked), "unmarked": len(unmarked)}
     print(json.dumps(about | counts | {"comparisons": found}))
 

@@ -153,7 +153,7 @@ def test_a_package_brings_torch_and_little_else(package):
     assert not [name for name in alone if ".stages." in name]
 
 
-@pytest.mark.parametrize("package", [*BROUGHT, "models", "tasks", "training"])
+@pytest.mark.parametrize("package", [*BROUGHT, "deploy", "models", "tasks", "training"])
 def test_every_public_name_is_there_and_listed(package):
     module = import_module(f"optkit.{package}")
     assert set(module.__all__) <= set(dir(module))
@@ -161,6 +161,19 @@ def test_every_public_name_is_there_and_listed(package):
         assert not inspect.ismodule(getattr(module, name))
     with pytest.raises(AttributeError, match=f"module 'optkit.{package}' has no attribute 'misspelt'"):
         _ = module.misspelt
+
+
+@pytest.mark.slow
+def test_what_optkit_offers_is_there_whatever_was_imported_before():
+    code = """
+import importlib, inspect, json, pkgutil, sys
+import optkit
+for found in pkgutil.iter_modules(optkit.__path__):
+    if found.name != "__main__":
+        importlib.import_module(f"optkit.{found.name}")
+print(json.dumps([name for name in optkit.__all__ if inspect.ismodule(getattr(optkit, name))]))
+"""
+    assert run_python(code) == []
 
 
 def test_optimizers_are_read_from_source_as_they_are():

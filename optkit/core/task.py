@@ -141,6 +141,17 @@ class Task(Protocol):
         """Account of the data for the record: fingerprint, examples in each split, ...; JSON."""
         ...
 
+    def preprocessing(self) -> dict[str, Any]:
+        """From files to the model's inputs, for an export; JSON. Empty, or ``kind`` None, where that is not known.
+
+        ``kind`` is ``image`` or ``text``, and ``classes`` the class names. Of images: ``color`` (Pillow's mode),
+        ``size`` (height and width), ``resize`` (None, ``{"shorter_side": N, "filter": ..., "then_crop": "center"}`` or
+        ``{"stretch": [H, W], "filter": ...}``), and ``mean`` and ``std`` of pixels in [0, 1]. Of texts: ``columns``,
+        ``max_length``, ``padding`` and ``truncation``; such a task has ``save_tokenizer(folder)``. A task with
+        ``write_test(folder)`` writes its test examples as files, with the table ``test.csv`` of their labels.
+        """
+        ...
+
     def size(self, split: str) -> int: ...
 
     def batches(
@@ -219,6 +230,7 @@ class SealedTask:
         self.model_defaults = lambda: task.model_defaults()
         self.conditions = lambda: task.conditions()
         self.facts = lambda: task.facts()
+        self.preprocessing = lambda: task.preprocessing()
         self.forward = lambda module, batch: task.forward(module, batch)
         self.loss = lambda output, batch, label_smoothing=0.0: task.loss(output, batch, label_smoothing)
         self.mismatch = lambda output, count: task.mismatch(output, count)

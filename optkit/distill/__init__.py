@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         rkd_loss,
         similarity_loss,
     )
+    from optkit.distill.from_loader import distill_from
     from optkit.distill.losses import (
         dist_loss,
         dkd_loss,
@@ -38,6 +39,7 @@ __all__ = [
     "attention_map_loss",
     "attention_transfer_loss",
     "dist_loss",
+    "distill_from",
     "dkd_loss",
     "embedding_kd_loss",
     "hint_loss",

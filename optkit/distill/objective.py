@@ -127,7 +127,7 @@ class DistillationObjective:
         projections = {
             f"{ours} to {theirs}": list(bridge.project.weight.shape[:2])
             for name, bridges in self.own.items()
-            for bridge, (ours, theirs) in zip(bridges, pairs[name], strict=True)  # type: ignore[call-overload]
+            for bridge, (ours, theirs) in zip(bridges, pairs[name.replace("/", ".")], strict=True)  # type: ignore[call-overload]
             if not isinstance(bridge.project, nn.Identity)
         }
         listed = {name: [list(pair) for pair in found] for name, found in pairs.items()}
@@ -155,7 +155,7 @@ class DistillationObjective:
                     ours, theirs = ({path: t.output for path, t in tapped.items()} for tapped in seen)
                 pairs = self.pairs.get(term.name, [(OUTPUT, OUTPUT)])
                 of_term = derive_seed(seed, "bridges", term.name)
-                bridges[term.name] = bridges_for(ours, theirs, pairs, term.kind.widths, of_term)
+                bridges[_member(term.name)] = bridges_for(ours, theirs, pairs, term.kind.widths, of_term)
             elif term.name in self.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
@@ -174,7 +174,7 @@ class DistillationObjective:
                 ours, theirs = outputs
                 found = [term.of_outputs(self.task.output_kind, ours, theirs, targets)]
             else:
-                own: Any = bridges[term.name]
+                own: Any = bridges[_member(term.name)]
                 pairs = self.pairs.get(term.name)
                 both = [(seen[0][s].output, seen[1][t].output) for s, t in pairs] if pairs else [tuple(outputs)]
                 found = [_compared(term, bridge, a, b, None) for bridge, (a, b) in zip(own, both, strict=True)]
@@ -199,8 +199,13 @@ class DistillationObjective:
         return torch.stack(values).mean()
 
     def _of_features(self, term: Term, pair: int, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
-        bridge: nn.Module = self.own[term.name][pair]  # type: ignore[index]
+        bridge: nn.Module = self.own[_member(term.name)][pair]  # type: ignore[index]
         return _compared(term, bridge, ours, theirs, mask)
+
+
+def _member(name: str) -> str:
+    """The name of a loss among modules, which may hold no dots."""
+    return name.replace(".", "/")
 
 
 def _compared(term: Term, bridge: nn.Module, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optkit.core.checks import check_count
 from optkit.core.engine import MADE_FOR, Engine, Session, made_for
 from optkit.core.errors import UserError
+from optkit.core.loaders import as_example
 from optkit.core.variant import Variant
 from optkit.engines.program import module_of
 from optkit.engines.registry import ENGINES
@@ -17,7 +18,7 @@ from optkit.engines.registry import ENGINES
 
 def compile(  # noqa: A001
     model: Any,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...],
     *,
     engine: str | Engine = "inductor",
     threads: int | None = None,
@@ -31,7 +32,7 @@ def compile(  # noqa: A001
     Args:
         model: a float model in eval mode, or what `quantize_static`, `prune_structured` and the like return; a
             `Quantized` must be annotated for this engine.
-        example_inputs: inputs as it will be called with.
+        example_inputs: inputs as it will be called with, a tensor or a tuple of tensors.
         engine: a name of ``optkit.engines.ENGINES``, such as ``openvino``, or an engine with its options, such as
             ``OpenVINO(precision="bf16")``.
         threads: of the session; None takes torch's number. If the engine runs on torch's own threads (``eager``,
@@ -44,19 +45,30 @@ def compile(  # noqa: A001
     """
     if isinstance(engine, str):
         engine = ENGINES.find(engine, "engine")()
-    module = module_of(model)
-    target = getattr(module, "meta", {}).get(MADE_FOR)
-    traits = made_for(target) if target else frozenset({"float"})
-    if reason := engine.unavailable() or engine.unsupported(traits):
+    example_inputs = as_example(example_inputs)
+    module, variant = as_variant(model)
+    if reason := engine.unavailable() or engine.unsupported(variant.traits):
         raise UserError(reason, key="engine", value=engine.name)
     left_with = torch.get_num_threads()
     if threads is not None:
         check_count("threads", threads)
         torch.set_num_threads(threads)
     try:
-        session = engine.compile(module, Variant("model", None, traits, {}), example_inputs)
+        session = engine.compile(module, variant, example_inputs)
         if engine.shares_torch_threads:
             left_with = torch.get_num_threads()
     finally:
         torch.set_num_threads(left_with)
     return session
+
+
+def as_variant(model: Any) -> tuple[nn.Module, Variant]:
+    """The module of what `compile` takes, and a variant with the traits that engines ask for.
+
+    Raises:
+        UserError: it holds no module.
+    """
+    module = module_of(model)
+    target = getattr(module, "meta", {}).get(MADE_FOR)
+    traits = made_for(target) if target else frozenset({"float"})
+    return module, Variant("model", None, traits, {})

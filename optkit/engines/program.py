@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,14 @@ Export = Callable[[nn.Module, tuple[Tensor, ...]], ExportedProgram]
 log = logging.getLogger(__name__)
 
 
-def save_program(model: Any, example_inputs: tuple[Tensor, ...], path: str | Path) -> None:
+def save_program(
+    model: Any, example_inputs: tuple[Tensor, ...], path: str | Path, texts: Mapping[str, str] | None = None
+) -> None:
     """Writes a float or int8 model as a package of torch.export, which opens where there is no optkit.
 
     ``torch.export.load(path).module()`` is the model; ``torch.compile`` makes it as fast as on this engine. An int8
-    graph needs its operators first (``import torchao.quantization.pt2e``), and is int8 in inductor's kernels alone,
-    with ``torch._inductor.config.freezing``.
+    graph needs its operators first (``import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer``, which also
+    gives inductor their kernels), and is int8 in inductor's kernels alone, with ``torch._inductor.config.freezing``.
 
     Where the model returns dataclasses or other classes with named members, the package returns dicts: it must open
     where there are no such classes.
@@ -39,6 +41,7 @@ def save_program(model: Any, example_inputs: tuple[Tensor, ...], path: str | Pat
         model: in eval mode, or a result that holds one (`Quantized`, `Pruned`, a session).
         example_inputs: inputs of any batch size.
         path: of the file, ending in ``.pt2``; it is whole or not there.
+        texts: to be kept in the file, by name; ``torch.export.load(path, extra_files={name: ""})`` reads them.
 
     Raises:
         UserError: another ending.
@@ -54,7 +57,7 @@ def save_program(model: Any, example_inputs: tuple[Tensor, ...], path: str | Pat
         raise StageError(f"torch cannot export this model: {innermost_reason(error)}") from error
     part = path.with_name(f".{path.stem}-{os.getpid()}.pt2")
     try:
-        torch.export.save(program, part)
+        torch.export.save(program, part, extra_files=dict(texts or {}))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import gc
 import logging
-import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
-import numpy as np
 from torch import Tensor, nn
 
 from optkit.core.artifact import Artifact
 from optkit.core.engine import Engine, Session
 from optkit.core.records import Measurement
 from optkit.core.setting import Setting
-from optkit.core.statistics import median
 from optkit.core.structure import tensors
 from optkit.core.task import Task
 from optkit.measure.config import Measure, tasks_to_measure
 from optkit.measure.energy import energy_counters, measure_energy
-from optkit.measure.latency import Series, interleaved
+from optkit.measure.latency import measure_latency
 from optkit.measure.memory import measure_memory
 from optkit.measure.quality import measure_quality
 from optkit.measure.static import measure_macs, measure_static
@@ -159,22 +156,12 @@ class Bench:
             for name in sessions
             for base in dict.fromkeys((self.reference_name, name))
         ]
-        series = interleaved(
-            by_key,
-            task.example(batch_size),
-            self.config.seconds,
-            self.seed,
-            self.config.retries,
-            self.config.precision,
-            [(ours, theirs) for ours, theirs in pairs if ours != theirs],
-        )
-        together = uuid.uuid4().hex[:12]
-        conditions = {keys[label]: self._conditions(keys[label][1], task, batch_size) for label in keys}
-        stated = {} if self.config.p99_limit_ms is None else {"p99_limit_ms": self.config.p99_limit_ms}
-        return [
-            _latency_measurement(series[label], conditions[key] | {"of": key[0], "interleaved": together} | stated)
-            for label, key in keys.items()
-        ]
+        conditions = {
+            label: self._conditions(name, task, batch_size) | {"of": of} for label, (of, name) in keys.items()
+        }
+        wanted = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
+        found = measure_latency(by_key, task.example(batch_size), self.config, self.seed, wanted, conditions)
+        return list(found.values())
 
     def _memory(self, sessions: dict[str, Session], task: Task, batch_size: int) -> list[Measurement]:
         """Side by side: memory, unlike time, is not disturbed by a neighbour."""
@@ -202,17 +189,3 @@ def reference_name(engines: Mapping[str, Engine], reference: Engine) -> str:
 
 def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
-
-
-def _latency_measurement(series: Series, conditions: dict) -> Measurement:
-    state = {
-        "other_load": series.load.mean,
-        "other_load_peak": series.load.peak,
-        "disturbed": series.load.disturbs,
-        "tries": series.tries,
-        "rounds": len(series.samples),
-        "stopped": series.stopped,
-    }
-    interval = median(series.samples)
-    raw: Sequence[Sequence[float]] = np.round(series.samples, 6).tolist()
-    return Measurement("latency", interval.value, "ms", interval.ci, series.samples.size, conditions | state, raw)

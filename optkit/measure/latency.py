@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,10 @@ from torch import Tensor
 from optkit.core.allocator import keep_freed_memory
 from optkit.core.engine import Session
 from optkit.core.progress import track
+from optkit.core.records import Measurement
 from optkit.core.seeds import derive_seed
+from optkit.core.statistics import median
+from optkit.measure.config import Measure
 from optkit.measure.disturbance import MOMENT_S, LoadWatch, OtherLoad
 from optkit.measure.precision import CHECKED_AT, Pair, has_intervals, precise_enough
 from optkit.measure.turns import timing_turn
@@ -42,6 +47,41 @@ class Series:
     load: OtherLoad = OtherLoad(None, None)  # noqa: RUF009
     tries: int = 1
     stopped: str = "time"
+
+
+def measure_latency(
+    sessions: Mapping[str, Session],
+    inputs: tuple[Tensor, ...],
+    config: Measure,
+    seed: int,
+    pairs: Sequence[Pair],
+    conditions: Mapping[str, dict[str, Any]],
+) -> dict[str, Measurement]:
+    """The median latency of each session with its interval, all timed in the same rounds; raw keeps the rounds.
+
+    Args:
+        sessions, inputs, seed, pairs: as for `interleaved`.
+        config: how long, how precisely, and how often again.
+        conditions: of each session, besides what is known of the timing.
+    """
+    series = interleaved(sessions, inputs, config.seconds, seed, config.retries, config.precision, pairs)
+    stated = {} if config.p99_limit_ms is None else {"p99_limit_ms": config.p99_limit_ms}
+    together = {"interleaved": uuid.uuid4().hex[:12]} | stated
+    return {name: _measurement(series[name], conditions[name] | together) for name in sessions}
+
+
+def _measurement(series: Series, conditions: dict[str, Any]) -> Measurement:
+    state = {
+        "other_load": series.load.mean,
+        "other_load_peak": series.load.peak,
+        "disturbed": series.load.disturbs,
+        "tries": series.tries,
+        "rounds": len(series.samples),
+        "stopped": series.stopped,
+    }
+    interval = median(series.samples)
+    raw: Sequence[Sequence[float]] = np.round(series.samples, 6).tolist()
+    return Measurement("latency", interval.value, "ms", interval.ci, series.samples.size, conditions | state, raw)
 
 
 def interleaved(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from optkit.core.calls import Inputs
+    from optkit.core.loaders import Pick
     from optkit.prune.cut.criteria import Criterion, LossFn
 
 LOSS = "loss"
@@ -112,6 +113,7 @@ def sensitivity(
     criterion: str | Criterion = "l2",
     protect: Sequence[str] = (),
     batches: Iterable[Any] | None = None,
+    inputs: Pick | None = None,
     loss_fn: LossFn | None = None,
     seed: int = 0,
 ) -> Sensitivity:
@@ -132,8 +134,7 @@ def sensitivity(
         shares: of each group's units, rounded to whole units, at least one; a tenth of a group always stays.
         criterion: how the units of a group are ranked, one of ``CRITERIA``, or your own as in `CutOptions`.
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
-        batches: data, for the criteria that need it.
-        loss_fn: ``loss_fn(model, batch)`` to a scalar, for these.
+        batches, inputs, loss_fn: data, for the criteria that need it, as for `prune_structured`.
         seed: of the random criterion and of ties.
 
     Raises:
@@ -152,7 +153,7 @@ def sensitivity(
         raise UserError("no share", key="shares", value=shares, fix="give at least one, such as 0.5")
     for share in shares:
         check_share("shares", share)
-    batches = data_for(criterion, batches, loss_fn)
+    batches, loss_fn = data_for(criterion, batches, loss_fn, inputs)
     analysis, found = Analysis(model, example_inputs, protect), None
     model = analysis.model
     importance = analysis.importance(criterion, batches, loss_fn, seed)

@@ -13,6 +13,7 @@ from torch import nn
 
 from optkit.core.calls import Inputs
 from optkit.core.errors import StageError, UserError
+from optkit.core.loaders import Pick
 from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
 from optkit.prune.allocation import order_by_harm, unmeasured
@@ -51,6 +52,7 @@ def prune_structured(
     engine: str | None = None,
     threads: int | None = None,
     batches: Iterable[Any] | None = None,
+    inputs: Pick | None = None,
     loss_fn: LossFn | None = None,
     seed: int = 0,
     sensitivity: Sensitivity | None = None,
@@ -73,8 +75,10 @@ def prune_structured(
         amount, budget, criterion, scope, round_to, floor, protect, engine, threads: see `CutOptions`.
         floor_of: for a model that was cut before: how many units each group of ``plan.layers`` had, by its name;
             the floor is a share of that.
-        batches: data, for the criteria that need it.
-        loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it.
+        batches: data, for the criteria that need it: any iterable, such as a ``DataLoader``.
+        inputs: for the criterion ``activation`` without ``loss_fn``: picks the model's inputs of a batch that holds
+            more, ``inputs=lambda batch: batch[0]``.
+        loss_fn: ``loss_fn(model, batch)`` to a scalar, for the criteria that need it; it gets each batch whole.
         seed: of the random criterion and of ties.
         sensitivity: the model's table, measured under this criterion, for the scope of that name; groups that it lacks
             stay whole.
@@ -100,7 +104,7 @@ def prune_structured(
     )
     _check_table(sensitivity, options)
     round_to = round_to or (8 if budget == "latency" else 1)
-    batches = data_for(criterion, batches, loss_fn)
+    batches, loss_fn = data_for(criterion, batches, loss_fn, inputs)
     analysis = Analysis(model, example_inputs, options.protect)
     clock = None
     if budget == "latency":

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from optkit.core.errors import UserError
+from optkit.core.loaders import FIX, Pick, model_inputs
 
-FIX = "one tuple of the model's inputs a batch, such as [(x,) for x, y in loader]"
 
-
-def check_repeatable(batches: Iterable[tuple[Tensor, ...]]) -> None:
+def check_repeatable(batches: Iterable[Any]) -> None:
     """Raises a UserError for batches that can be read only once."""
     given = batches.given if isinstance(batches, Batches) else batches
     if iter(given) is given:
@@ -26,30 +25,38 @@ class Batches:
     """Batches of a user's.
 
     Attributes:
-        given: an iterable of tuples of tensors.
-        inputs: how many the model takes.
+        given: any iterable; `optkit.core.loaders.model_inputs` says what its batches may be.
+        takes: how many inputs the model takes; None where that is not known.
+        pick: which of a batch are the model's inputs; None takes it whole.
     """
 
-    given: Iterable[tuple[Tensor, ...]]
-    inputs: int
+    given: Iterable[Any]
+    takes: int | None
+    pick: Pick | None = None
+
+    @classmethod
+    def of(cls, batches: Iterable[Any], takes: int | None, pick: Pick | None = None) -> Batches:
+        """Those of a function's arguments; what is one already stays as it is."""
+        if isinstance(batches, Batches):
+            return batches
+        if not isinstance(batches, Iterable) or isinstance(batches, Tensor):
+            message = f"a {type(batches).__name__} is no iterable of batches"
+            raise UserError(message, key="batches", fix="a DataLoader, or a list of batches")
+        return cls(batches, takes, pick)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """The batches.
+        """The model's inputs of each batch.
 
         Raises:
-            UserError: there is none, or one is no tuple of so many inputs.
+            UserError: there is none, or one does not hold so many inputs.
         """
         number = 0
         for number, batch in enumerate(self.given, 1):
-            self._check(batch, number)
-            yield batch
+            inputs = model_inputs(batch, self.pick, number)
+            if self.takes is not None and len(inputs) != self.takes:
+                takes = f"{self.takes} input{'s' * (self.takes != 1)}"
+                message = f"batch {number} has {len(inputs)} members, and the model takes {takes}"
+                raise UserError(message, key="batches", fix=FIX)
+            yield inputs
         if not number:
-            raise UserError("there is no batch to calibrate with", key="batches", fix=FIX)
-
-    def _check(self, batch: Any, number: int) -> None:
-        if not isinstance(batch, (tuple, list)):
-            raise UserError(f"batch {number} is a {type(batch).__name__}, and no tuple", key="batches", fix=FIX)
-        if len(batch) != self.inputs:
-            takes = f"{self.inputs} input{'s' * (self.inputs != 1)}"
-            message = f"batch {number} has {len(batch)} members, and the model takes {takes}"
-            raise UserError(message, key="batches", fix=FIX)
+            raise UserError("there is no batch to calibrate with", key="batches", fix="give at least one")

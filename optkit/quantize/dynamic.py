@@ -16,6 +16,7 @@ from optkit.core.compat.torch_graphs import return_structure
 from optkit.core.compat.torch_tracing import recurrence_by_shape
 from optkit.core.compat.torchao import annotation
 from optkit.core.errors import StageError, UserError
+from optkit.core.loaders import as_example
 from optkit.core.probe import keep_probe
 from optkit.engines.program import export_program
 from optkit.quantize.graph.annotate import LINEAR, Scheme, weighted
@@ -44,7 +45,7 @@ class DynamicInt8:
 
 def quantize_dynamic(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Tensor | tuple[Tensor, ...],
     *,
     target: str = "inductor",
     reduce_range: bool | None = None,
@@ -56,8 +57,8 @@ def quantize_dynamic(
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: real inputs to export with, of any batch size; it and the length of texts stay free. Some stay
-            with the graph: an engine's answers are compared with the graph's on them.
+        example_inputs: a tensor or a tuple of tensors to export with, real ones, of any batch size; it and the length
+            of texts stay free. Some stay with the graph: an engine's answers are compared with the graph's on them.
         target: the engine whose kernels the graph is annotated for.
         reduce_range: give weights 7 of their 8 bits; None does so where this processor's kernels would overflow.
 
@@ -66,6 +67,7 @@ def quantize_dynamic(
         StageError: no linear layer could be quantized.
     """
     find_target(target, dynamic=True)
+    example_inputs = as_example(example_inputs)
     check_linears(model)
     reduce_range = definite_range(reduce_range)
     graph = replay_dynamic(model, example_inputs, reduce_range, target)

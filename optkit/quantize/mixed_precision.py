@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from optkit.core.errors import StageError
-from optkit.quantize.batches import check_repeatable
+from optkit.core.loaders import Pick, as_example
+from optkit.quantize.batches import Batches, check_repeatable
 from optkit.quantize.graph.layers import int8_layers, simulated
 from optkit.quantize.options import StaticOptions
 from optkit.quantize.static import Quantized, calibrate_static
@@ -20,9 +22,10 @@ Evaluate = Callable[[nn.Module], float]
 
 def quantize_within(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[Tensor, ...]],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batches: Iterable[Any],
     *,
+    inputs: Pick | None = None,
     max_drop: float,
     evaluate: Evaluate,
     loss: Evaluate,
@@ -43,7 +46,7 @@ def quantize_within(
     What is returned was judged as the very graph that the engine will get, run in eager mode.
 
     Args:
-        model, example_inputs, batches: as for `quantize_static`.
+        model, example_inputs, batches, inputs: as for `quantize_static`.
         max_drop: by how much a model may be worse than the float model, in the unit of `evaluate`.
         evaluate: the quality of a model, on examples that it may be chosen by: validation, never test.
         loss: of a model, on such examples; it tells layers apart that the quality does not.
@@ -67,6 +70,8 @@ def quantize_within(
         rounding=rounding,
         correct_bias=correct_bias,
     )
+    example_inputs = as_example(example_inputs)
+    batches = Batches.of(batches, len(example_inputs), inputs)
     check_repeatable(batches)
     sign = 1.0 if higher_is_better else -1.0
     least = sign * evaluate(model) - max_drop

@@ -19,6 +19,7 @@ from optkit.core.compat.versions import version_of
 from optkit.core.engine import MADE_FOR
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
+from optkit.core.loaders import Pick, as_example
 from optkit.core.probe import keep_probe
 from optkit.engines.program import export_program
 from optkit.quantize.accuracy.bias_correction import correct_biases
@@ -142,9 +143,10 @@ def definite_range(reduce_range: bool | None) -> bool:
 
 def quantize_static(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[Tensor, ...]],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batches: Iterable[Any],
     *,
+    inputs: Pick | None = None,
     target: str = "inductor",
     observer: str = "histogram",
     reduce_range: bool | None = None,
@@ -158,8 +160,11 @@ def quantize_static(
 
     Args:
         model: a float model in eval mode; not touched.
-        example_inputs: inputs to export with, of any batch size; it and the length of texts stay free.
-        batches: inputs to calibrate with, one tuple a batch; read one at a time.
+        example_inputs: a tensor or a tuple of tensors to export with, of any batch size; it and the length of texts
+            stay free.
+        batches: what to calibrate with: any iterable, such as a ``DataLoader``; read one batch at a time. A batch is
+            the model's input, a tensor, or a tuple or list of its inputs.
+        inputs: picks the inputs where a batch holds more: ``inputs=lambda batch: batch[0]``.
         target, observer, reduce_range, protect, equalize, smooth, rounding, correct_bias: see `StaticOptions`.
 
     Returns:
@@ -180,17 +185,19 @@ def quantize_static(
         rounding=rounding,
         correct_bias=correct_bias,
     )
+    example_inputs = as_example(example_inputs)
+    batches = Batches.of(batches, len(example_inputs), inputs)
     return calibrate_static(model, example_inputs, batches, options).convert(observer)
 
 
 def calibrate_static(
     model: nn.Module,
     example_inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[Tensor, ...]],
+    batches: Iterable[Any],
     options: StaticOptions,
 ) -> Calibrated:
     """What `quantize_static` does before the conversion."""
-    batches = Batches(batches, len(example_inputs))
+    batches = Batches.of(batches, len(example_inputs))
     if options.rounding != "nearest" or options.correct_bias:
         check_repeatable(batches)
     calibrated = _calibrate(model, example_inputs, batches, options, schemes=(options.observer,))
@@ -199,9 +206,10 @@ def calibrate_static(
 
 def calibrate(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[Tensor, ...]],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batches: Iterable[Any],
     *,
+    inputs: Pick | None = None,
     target: str = "inductor",
     reduce_range: bool | None = None,
     schemes: Iterable[str] = OBSERVERS,
@@ -212,14 +220,15 @@ def calibrate(
     """One pass over the calibration data, for as many schemes as are to be tried.
 
     Args:
-        model, example_inputs, batches: as for `quantize_static`.
+        model, example_inputs, batches, inputs: as for `quantize_static`.
         target, reduce_range, protect, equalize, smooth: see `StaticOptions`.
         schemes: the observers that `Calibrated.convert` can then be asked for.
     """
     options = StaticOptions(
         target=target, reduce_range=reduce_range, protect=tuple(protect), equalize=equalize, smooth=smooth
     )
-    return _calibrate(model, example_inputs, Batches(batches, len(example_inputs)), options, schemes)
+    example_inputs = as_example(example_inputs)
+    return _calibrate(model, example_inputs, Batches.of(batches, len(example_inputs), inputs), options, schemes)
 
 
 def _calibrate(

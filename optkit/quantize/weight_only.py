@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from optkit.core.checks import check_pattern
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError, UserError
+from optkit.core.loaders import Pick
 from optkit.quantize.accuracy.gptq import gptq, second_moments
+from optkit.quantize.batches import Batches
 from optkit.quantize.graph.observers import scale_of
 from optkit.quantize.options import BITS, GROUP_SIZES
 
@@ -46,7 +48,8 @@ def quantize_weight_only(
     bits: int = 8,
     group_size: int = 64,
     protect: tuple[str, ...] = (),
-    batches: Iterable[tuple[Tensor, ...]] | None = None,
+    batches: Iterable[Any] | None = None,
+    inputs: Pick | None = None,
 ) -> WeightOnly:
     """Quantize the weights of linear layers, and nothing else; the products take bfloat16 activations.
 
@@ -60,8 +63,9 @@ def quantize_weight_only(
         bits: 8 or 4.
         group_size: of 4-bit weights: how many inputs share a scale.
         protect: patterns of layer paths that stay in float.
-        batches: inputs to round the weights by, with GPTQ (`optkit.quantize.accuracy.gptq`): what matters is then the
-            error of a layer's output. None rounds each weight to the nearest.
+        batches: what to round the weights by, as for `quantize_static`, with GPTQ (`optkit.quantize.accuracy.gptq`):
+            what matters is then the error of a layer's output. None rounds each weight to the nearest.
+        inputs: picks the model's inputs of a batch that holds more: ``inputs=lambda batch: batch[0]``.
 
     Raises:
         UserError: `bits` or `group_size` for which there is no kernel; a pattern that matches no linear layer.
@@ -72,7 +76,7 @@ def quantize_weight_only(
     if not layers:
         raise StageError(_nothing(model, left))
     module = copy.deepcopy(model)
-    moments = {} if batches is None else second_moments(module, layers, batches)
+    moments = {} if batches is None else second_moments(module, layers, Batches.of(batches, None, inputs))
     for path in layers:
         linear = module.get_submodule(path)
         assert isinstance(linear, nn.Linear)

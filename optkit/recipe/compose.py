@@ -145,7 +145,7 @@ def launch(
                 raise
             failures.append(error)
 
-    with _arguments(arguments), _composition_errors(path), _layers_start_over():
+    with _arguments(arguments), _composition_errors(path), layers_start_over():
         hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.stem)(guarded)()
     for error in failures[1:]:
         log.error("%s", error)
@@ -224,7 +224,7 @@ def _as_layer(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _layers_start_over() -> Iterator[None]:
+def layers_start_over() -> Iterator[None]:
     """Hydra composes by `_Loader` within."""
     hydra_main.ConfigLoaderImpl = _Loader
     try:

@@ -140,7 +140,7 @@ def _terminal(found: Sequence[Row], width: int, brief: bool = False) -> str:
     from optkit.report.tables import limit_table, table
 
     text = io.StringIO()
-    console = Console(file=text, width=width, force_terminal=sys.stdout.isatty())
+    console = Console(file=text, width=width, force_terminal=sys.stdout.isatty(), force_jupyter=False)
     console.print(table(found, width, brief))
     if any("over" in row for row in found):
         return text.getvalue()

@@ -209,6 +209,10 @@ class LoaderTask:
         code = None if data is None else identity(type(data))
         return [identity(self._loss), identity(self._forward), identity(self._collate), code]
 
+    def preprocessing(self) -> dict[str, Any]:
+        """Nothing: how data of your own become inputs is known to your code alone."""
+        return {}
+
     def model_defaults(self) -> dict[str, Any]:
         first = self._one.inputs[0]
         found: dict[str, Any] = {}

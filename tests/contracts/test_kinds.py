@@ -19,7 +19,7 @@ from optkit.core.task import LABELS, SealedTask
 from optkit.core.variant import Variant
 from optkit.measure.validation import Validation
 from optkit.models import ModelSpec
-from optkit.recipe.compose import shipped, stage_catalogue
+from optkit.recipe.compose import layers_start_over, shipped, stage_catalogue
 from optkit.recipe.keys import within
 from tests.contracts.kinds import KINDS, OUTPUTS, KindTask
 
@@ -39,7 +39,7 @@ SLOW = ("qat", "gradual", "iterative", "pattern", "max_drop", "sensitivity", "fi
 def _stage(name, *changes):
     path = name.partition(", ")[0]
     overrides = [*VARIATIONS.get(name, ()), *changes]
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+    with layers_start_over(), initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         chosen = [f"+stage@it={path}", *(x if x.startswith("~") else f"it.{x}" for x in overrides)]
         node = OmegaConf.to_container(compose(overrides=chosen)["it"])
     for trains in (node, node.get("training") or {}):

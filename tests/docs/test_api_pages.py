@@ -20,11 +20,18 @@ def public_names(package):
     return set(names)
 
 
-@pytest.mark.parametrize("page", ["prune", "quantize", "distill", "engines"])
+@pytest.mark.parametrize("page", ["prune", "quantize", "distill", "engines", "deploy"])
 def test_a_page_that_names_its_members_names_all(page):
     text = (ROOT / f"docs/api/{page}.md").read_text()
     shown = {line.rpartition(".")[2] for line in text.splitlines() if line.startswith(f"::: optkit.{page}.")}
     assert shown == public_names(page)
+
+
+def test_the_first_page_and_the_page_on_python_name_all_that_optkit_offers():
+    names = public_names(".") - {"__version__"}
+    for page in ("api/index.md", "python.md"):
+        text = (ROOT / "docs" / page).read_text()
+        assert {name for name in names if f"`{name}`" not in text} == set(), page
 
 
 def test_every_page_is_in_the_navigation():

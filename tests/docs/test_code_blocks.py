@@ -77,15 +77,6 @@ def test_python_runs(page, tmp_path, image_folder):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.fixture(scope="module")
-def generated(tmp_path_factory):
-    """The files that docs/examples/scenes.py makes."""
-    folder = tmp_path_factory.mktemp("generated")
-    for options in (["scenes"], ["shapes", "--retrieval"]):
-        subprocess.run([sys.executable, ROOT / "docs/examples/scenes.py", *options], cwd=folder, check=True)
-    return folder
-
-
 def copy_examples(folder):
     """Puts the scripts of docs/examples into a folder."""
     for script in (ROOT / "docs/examples").glob("*.py"):
@@ -101,6 +92,15 @@ def _save_variants(run):
         folder.mkdir(parents=True)
         spec = {"target": "optkit.models.MLP", "params": params}
         save_artifact(folder, Variant(name, None, frozenset({"float"}), spec), model, example)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """The files that docs/examples/scenes.py makes."""
+    folder = tmp_path_factory.mktemp("generated")
+    for options in (["scenes"], ["shapes", "--retrieval"]):
+        subprocess.run([sys.executable, ROOT / "docs/examples/scenes.py", *options], cwd=folder, check=True)
+    return folder
 
 
 @pytest.fixture

@@ -58,6 +58,19 @@ def test_it_runs_on_the_real_bench(script):
     assert one["ci"][0] <= one["ratio"] <= one["ci"][1]
 
 
+def test_it_asks_compare(script, monkeypatch):
+    one = script.compare_by_function("eager", 2, 0.01, 0)
+    assert one.keys() == script.compare("eager", 2, 0.01, 0).keys()
+    assert one["rounds"] >= 20
+    assert one["ci"][0] <= one["ratio"] <= one["ci"][1]
+    times = np.random.default_rng(0).normal(1, 0.01, (30, 5))
+    slow = {"first on eager": Series(1.2 * times), "second on eager": Series(times)}
+    monkeypatch.setattr("optkit.measure.latency.interleaved", lambda *arguments: slow)
+    one = script.compare_by_function("eager", 2, 0.01, 0)
+    assert one["ratio"] == pytest.approx(1.2)
+    assert one["excludes_1"]
+
+
 def test_its_load_comes_and_goes_and_ends_with_it(script):
     with script.load(1, on=0.05, off=0.05, limit=20):
         child = int(Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()[-1])

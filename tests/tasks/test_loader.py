@@ -376,7 +376,7 @@ def sampled(data):
         (lambda: task(train=[]).fingerprint, "task.train: there are no batches"),
         (lambda: task(train=Noisy(0)).fingerprint, "task.train: there are no examples"),
         (lambda: task(train=Noisy(2)).fingerprint, "task.validation_share: train has 2 examples"),
-        (lambda: task(train="no.such.data").fingerprint, "task.train: cannot import 'no.such.data'"),
+        (lambda: task(train="no.such.data").fingerprint, "task.train: no module 'no'"),
         (lambda: task(train=sampled(Noisy())).fingerprint, "task.train: the loader's WeightedRandomSampler would not be used"),
         (lambda: task(train=Failing()).fingerprint, "task.train: train example 17 cannot be read: OSError: images/17.png"),
         (lambda: task(train=Failing(), workers=2).fingerprint, "task.train: train example 17 cannot be read: OSError"),

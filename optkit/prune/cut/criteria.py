@@ -14,6 +14,7 @@ from optkit.core.compat.torch_modules import NormWithStatistics
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import UserError, first_line
 from optkit.core.instantiate import own_part
+from optkit.core.loaders import Pick, model_inputs
 from optkit.prune.cut.units import Units
 from optkit.prune.options import CRITERIA, NEED_DATA, criterion_name, reads_data
 
@@ -21,22 +22,39 @@ LossFn = Callable[[nn.Module, Any], torch.Tensor]
 Criterion = Callable[[nn.Module, list[Any], LossFn | None], Mapping[str, torch.Tensor]]
 Slices = dict[tuple[str, int], np.ndarray]  # (parameter, dimension) -> a score for each index
 NORMS = ("l1", "l2", "bn_scale", "fpgm", "activation")  # linear in the weights; the others are changes of the loss
+ACTIVATION = "activation"
 WEIGHT_NORM = private_aten("_weight_norm.default")  # g * v / |v|
 
 
-def data_for(criterion: str | Criterion, batches: Iterable[Any] | None, loss_fn: LossFn | None) -> list[Any]:
-    """The batches that the criterion reads, to be read again and again; none if it needs none.
+def data_for(
+    criterion: str | Criterion, batches: Iterable[Any] | None, loss_fn: LossFn | None, inputs: Pick | None = None
+) -> tuple[list[Any], LossFn | None]:
+    """The batches that the criterion reads, again and again, and what it runs on them; no batches if it needs none.
+
+    Args:
+        criterion: one of ``CRITERIA``, or your own as in `CutOptions`.
+        batches: any iterable.
+        loss_fn: ``loss_fn(model, batch)`` to a scalar; ``activation`` can do without, and then only runs the model.
+        inputs: picks the model's inputs of a batch, where there is no ``loss_fn``.
 
     Raises:
         UserError: if it needs data and none is given.
     """
+    if inputs is not None and loss_fn is not None:
+        raise UserError("loss_fn gets each batch whole", key="inputs", fix="leave inputs out, or loss_fn")
     if not reads_data(criterion):
-        return []
-    if criterion in NEED_DATA and (batches is None or loss_fn is None):
-        raise UserError(
-            f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix="give batches and loss_fn"
-        )
-    return list(batches or ())
+        return [], loss_fn
+    if criterion not in NEED_DATA:  # one's own takes what there is
+        return list(batches or ()), loss_fn
+    needs_loss = criterion != ACTIVATION
+    if batches is None or (loss_fn is None and needs_loss):
+        fix = "give batches and loss_fn" if needs_loss else "give batches"
+        raise UserError(f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix=fix)
+    found = list(batches)
+    if loss_fn is not None:
+        return found, loss_fn
+    found = [model_inputs(batch, inputs, number) for number, batch in enumerate(found, 1)]
+    return found, lambda model, batch: model(*batch)
 
 
 class Importance:
@@ -101,7 +119,7 @@ class Importance:
             products = _products(criterion, model, batches or (), _needed(loss_fn))
             self._tables = [self._sums(found.items()) for found in products]
             _some(len(self._tables))
-        elif criterion == "activation":
+        elif criterion == ACTIVATION:
             self._tables = [self._sums(_wanda(model, batches or (), _needed(loss_fn)).items())]
 
     def of(self, units: Units) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from optkit.core.compat.torch_graphs import GUARDS
 from optkit.core.compat.torch_modules import BatchNorm
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import StageError
+from optkit.core.loaders import Pick, as_example
 from optkit.quantize.batches import Batches
 from optkit.quantize.graph.annotate import behind_observer, calls, keep_in_float, operand, tensor_at
 from optkit.quantize.graph.norms import factor_and_shift, folded, set_parameter
@@ -80,9 +82,10 @@ class PreparedQAT:
 
 def prepare_qat(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
-    batches: Iterable[tuple[Tensor, ...]],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batches: Iterable[Any],
     *,
+    inputs: Pick | None = None,
     target: str = "inductor",
     observer: str = "histogram",
     reduce_range: bool | None = None,
@@ -95,7 +98,7 @@ def prepare_qat(
     inside ``scaled_dot_product_attention`` is off, and so is all of it where a target spells attention out.
 
     Args:
-        model, example_inputs, batches: as for `quantize_static`; the ranges begin as calibration finds them.
+        model, example_inputs, batches, inputs: as for `quantize_static`; the ranges begin as calibration finds them.
         target, observer, reduce_range, protect: see `Int8Options`.
         learned_scales: train the scales, of weights and activations, by gradients (LSQ; Esser et al., 2020).
 
@@ -104,6 +107,7 @@ def prepare_qat(
         StageError: no operator could be quantized.
     """
     options = Int8Options(target=target, observer=observer, reduce_range=reduce_range, protect=tuple(protect))
+    example_inputs = as_example(example_inputs)
     graph = export_graph(model, example_inputs, target)
     kept = keep_in_float(graph, options.protect)
     raw = {
@@ -111,7 +115,7 @@ def prepare_qat(
     }
     raw |= dict(graph.named_parameters(remove_duplicate=False))
     norms, modules = _norms(graph)
-    calibrated = calibrate_graph(graph, Batches(batches, len(example_inputs)), options, schemes=(observer,))
+    calibrated = calibrate_graph(graph, Batches.of(batches, len(example_inputs), inputs), options, schemes=(observer,))
     calibrated = replace(calibrated, protect=kept)
     if not any(observers(calibrated.graph)):
         raise StageError("no operator of this model could be quantized")

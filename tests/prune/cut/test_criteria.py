@@ -185,3 +185,21 @@ def test_selector_keeps_floors_and_multiples(net):
     two = Selector(units, ranks, "global", 2, 0)
     assert two.cut(two.most).tolist() == [True, False, True, False]
     assert not two.cut(0).any()
+
+
+def test_activations_need_no_loss_and_are_seen_on_the_inputs_of_any_loader(net, batches):
+    example = (batches[0][0],)
+
+    def channels(data, **options):
+        return prune_structured(net, example, amount=0.4, criterion="activation", batches=data, **options).plan.kept
+
+    expected = channels(batches, loss_fn=loss_fn)
+    assert channels(iter(batches), inputs=lambda batch: batch[0]) == expected
+    assert channels([x for x, _ in batches]) == expected
+    named = [{"x": x, "y": y} for x, y in batches]
+    with pytest.raises(UserError, match=r"batch 1 is a dict of x, y, and no tensors .*lambda batch: \(batch\['x'\],\)"):
+        channels(named)
+    with pytest.raises(UserError, match="inputs: loss_fn gets each batch whole"):
+        channels(named, loss_fn=loss_fn, inputs=lambda batch: batch["x"])
+    with pytest.raises(UserError, match="criterion 'taylor' needs data .*batches and loss_fn"):
+        prune_structured(net, example, amount=0.4, criterion="taylor", batches=batches, inputs=lambda b: b[0])

@@ -1,0 +1,198 @@
+"""`compare`: models on engines, timed in the same rounds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optkit.comparison.candidates import (
+    Candidate,
+    Engines,
+    batch_size_of,
+    candidates,
+    example_of,
+    find_engines,
+    find_reference,
+    resized,
+)
+from optkit.comparison.quality import Evaluate, are_answers, check_same_length, judged, scores_of
+from optkit.comparison.result import Comparison, Row
+from optkit.core.caveat import is_disturbed, timing_caveat
+from optkit.core.checks import check_count
+from optkit.core.engine import Engine, Session
+from optkit.core.errors import StageError, UserError
+from optkit.core.records import Measurement
+from optkit.core.statistics import Estimate, ratio_of_medians
+from optkit.core.threads import use_threads
+from optkit.measure.config import Measure
+from optkit.measure.latency import measure_latency
+
+log = logging.getLogger(__name__)
+TIMING = ("rounds", "stopped", "tries", "other_load", "other_load_peak")
+
+
+def compare(
+    models: Mapping[str, Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    *,
+    engines: Engines = ("eager",),
+    evaluate: Evaluate | None = None,
+    reference: str | None = None,
+    threads: int | None = None,
+    seconds: float = 5.0,
+    batch_sizes: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Times models on engines in the same rounds, and says how much faster each is and how its quality changes.
+
+    This is the measuring of a run: every session takes its turn in every round, so a drift of the machine affects all
+    of them. Ratios are taken within rounds. A timing beside other work is repeated once, then marked, and left out of
+    the verdict. Other processes of optkit on this host do not time meanwhile.
+
+    Args:
+        models: by name: modules in eval mode, what `quantize_static`, `prune_structured` and the like return, sessions,
+            or folders of variants. A session runs on its own engine only.
+        inputs: an example of what a model takes: a tensor, or a tuple of tensors, on the CPU.
+        engines: names or engines to run each model on. A mapping gives engines names of its own.
+        evaluate: ``evaluate(session)`` gives a number, or one score for each example, always of the same examples. Then
+            differences are paired, and have intervals. It is called for every session, so at every batch size.
+        reference: the name of the model that the others are compared with, by default the first. Its first engine is
+            the one that ``speedup`` refers to.
+        threads: None takes torch's number.
+        seconds: of timing for each batch size, shared by all sessions; less where all ratios are precise sooner.
+        batch_sizes: the example is repeated or cut along its first dimension; each size is compiled, evaluated and
+            timed on its own. None takes the example as it is.
+        seed: of the order in which sessions take their turns.
+
+    Returns:
+        The table. A model that an engine cannot run is in it with the reason.
+
+    Raises:
+        UserError: an argument that is wrong, found before any work; an ``evaluate`` that raises or gives something
+            else; a reference that runs on none of the engines.
+    """
+    example = example_of(inputs)
+    sizes = [batch_size_of(example)] if batch_sizes is None else list(batch_sizes)
+    config = Measure(batch_sizes=sizes, seconds=seconds)
+    examples = {n: example if batch_sizes is None else resized(example, n) for n in config.batch_sizes}
+    if evaluate is not None and not callable(evaluate):
+        raise UserError(f"{evaluate!r} is no function", key="evaluate", value=evaluate, fix="it takes a session")
+    if threads is not None:
+        check_count("threads", threads)
+    threads = torch.get_num_threads() if threads is None else threads
+    chosen = find_engines(engines)
+    found = candidates(models)
+    against = find_reference(found, reference)
+    _check_runs_somewhere(against, chosen)
+    with use_threads(threads):
+        for model in found:
+            model.check_takes(examples[sizes[0]])
+        parts = [_Setting(found, chosen, against, examples[n], n, threads) for n in sizes]
+        rows = [row for part in parts for row in part.rows(evaluate, config, seed)]
+    return Comparison(rows, against.name, percent=evaluate is not None and all(part.answers for part in parts))
+
+
+def _check_runs_somewhere(reference: Candidate, engines: Mapping[str, Engine]) -> None:
+    reasons = [reference.unsupported(engine) for engine in reference.engines(engines).values()]
+    if None not in reasons:
+        message = f"the reference '{reference.name}' runs on none of the engines: {reasons[0]}"
+        raise UserError(message, key="reference", value=reference.name, fix="name another, or add an engine")
+
+
+class _Setting:
+    """The comparison at one batch size. A place is a model on an engine, named ``MODEL on ENGINE``."""
+
+    def __init__(
+        self,
+        models: Sequence[Candidate],
+        engines: Mapping[str, Engine],
+        reference: Candidate,
+        example: tuple[Tensor, ...],
+        batch_size: int,
+        threads: int,
+    ):
+        pairs = [(model, name, engine) for model in models for name, engine in model.engines(engines).items()]
+        self.places = {f"{model.name} on {name}": (model, name, engine) for model, name, engine in pairs}
+        self.reference, self.example = reference, example
+        self.here = {"batch_size": batch_size, "threads": threads}
+        self.answers = False
+
+    def rows(self, evaluate: Evaluate | None, config: Measure, seed: int) -> list[Row]:
+        """A row for each place."""
+        sessions, reasons = self._compiled()
+        references = {
+            name: p for p, (model, name, _) in self.places.items() if model is self.reference and p in sessions
+        }
+        if not references:
+            reason = next(reasons[p] for p, (model, *_) in self.places.items() if model is self.reference)
+            message = f"the reference '{self.reference.name}' runs on none of the engines: {reason}"
+            raise UserError(message, key="reference", value=self.reference.name)
+        first = next(iter(references.values()))
+        beside = {place: references.get(self.places[place][1]) for place in sessions}
+        quality = {} if evaluate is None else self._quality(sessions, evaluate, first)
+        pairs = [(p, other) for p in sessions for other in dict.fromkeys((first, beside[p])) if other not in (None, p)]
+        here = {place: self.here | {"engine": self.places[place][1]} for place in sessions}
+        timed = measure_latency(sessions, self.example, config, seed, pairs, here)
+        rows = []
+        for place, (model, name, _) in self.places.items():
+            row: Row = {"model": model.name, "engine": name, **self.here, "reference": place == first}
+            row["not_run"] = reasons.get(place)
+            if place in sessions:
+                row |= _timing(timed[place], timed[first], timed.get(beside[place] or ""))
+                row |= quality.get(place, {}) | _facts(sessions[place])
+            rows.append(row)
+        return rows
+
+    def _compiled(self) -> tuple[dict[str, Session], dict[str, str]]:
+        """The sessions by place, and why there is none at others."""
+        sessions, reasons = {}, {}
+        for place, (model, _, engine) in self.places.items():
+            if reason := model.unsupported(engine):
+                reasons[place] = reason
+                continue
+            log.info("compiling %s at batch size %d", place, self.here["batch_size"])
+            try:
+                sessions[place] = model.compile(engine, self.example)
+            except StageError as error:
+                reasons[place] = str(error)
+                log.warning("%s does not run: %s", place, error)
+        return sessions, reasons
+
+    def _quality(self, sessions: Mapping[str, Session], evaluate: Evaluate, first: str) -> dict[str, dict[str, Any]]:
+        scores = {first: scores_of(evaluate, sessions[first], first)}
+        for place in (p for p in sessions if p != first):
+            scores[place] = scores_of(evaluate, sessions[place], place)
+            check_same_length(scores[place], scores[first], place, first)
+        self.answers = are_answers(scores)
+        return judged(scores, first)
+
+
+def _timing(own: Measurement, first: Measurement, beside: Measurement | None) -> Row:
+    """The columns of time: against the reference, and against the reference on the same engine."""
+    speedup, same = _speedup(first, own), None if beside is None else _speedup(beside, own)
+    return {
+        "latency_p50_ms": own.value,
+        "latency_p50_ms_ci": own.ci,
+        "speedup": speedup.value,
+        "speedup_ci": speedup.ci,
+        "speedup_same_engine": None if same is None else same.value,
+        "speedup_same_engine_ci": None if same is None else same.ci,
+        "disturbed": is_disturbed([own]),
+        "caveat": timing_caveat([own, first], [own.ci, speedup.ci]),
+    } | {name: own.conditions[name] for name in TIMING}
+
+
+def _speedup(reference: Measurement, own: Measurement) -> Estimate:
+    if own is reference:
+        return Estimate(1.0, 1.0, 1.0)
+    return ratio_of_medians(*(np.asarray(x.raw, dtype=np.float64) for x in (reference, own)))
+
+
+def _facts(session: Session) -> Row:
+    facts = session.facts()
+    return {name: facts.get(name) for name in ("precision", "int8_share", "compile_s")}
