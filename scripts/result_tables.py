@@ -30,14 +30,15 @@ from optkit.core.setting import Setting
 from optkit.report.caveats import MARK, footnote
 from optkit.report.plot import save_tradeoff
 from optkit.report.rows import TIMED, Row, rows
-from optkit.report.tables import BRIEF, markdown
+from optkit.report.tables import BRIEF, QUALITY, markdown
+from optkit.report.written import first
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("docs/results")
 LEDGERS = RESULTS / "ledgers"
 MARKED = re.compile(r"(<!-- results: (?P<name>[\w-]+)(?P<wide> wide)? -->\n).*?(<!-- end -->)", re.DOTALL)
 EXPERIMENTS = ("distill_accuracy", "prune_accuracy", "prune_latency_budget")
-COLUMNS = ("accuracy %", "speedup", "size MB")
+COLUMNS = (QUALITY, "speedup", "size MB")
 OWN_PATH = re.compile(r'"/[^"]*"')
 
 
@@ -52,7 +53,7 @@ def brief_table(found: Sequence[Row]) -> str:
     best = [max(same, key=lambda row: row["speedup"] or 0.0) for same in by_step.values()]
     shown = [reference, *(row for row in best if row is not reference)]
     cells = {header: cell for header, cell, _ in BRIEF}
-    lines = ["| variant | accuracy % | times as fast | size MB |", "|---|---:|---:|---:|"]
+    lines = [f"| variant | {first(found).title} | times as fast | size MB |", "|---|---:|---:|---:|"]
     for row in shown:
         shows = {"speedup": MARK} if row["caveat"] else {}
         said = [shows.get(header) or cells[header](row) for header in COLUMNS]

@@ -117,7 +117,7 @@ def test_sensitivity_is_that_of_the_baseline_in_the_store(optkit_command, recipe
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"run folder: {folder.relative_to(tmp_path)}\n")
     assert (folder / "sensitivity_int8.json").exists()
-    done = optkit_command("sensitivity", recipe, *cut, "--technique", "quantize", "--metric", "accuracy", cwd=tmp_path)
+    done = optkit_command("sensitivity", recipe, *cut, "--technique", "quantize", "--metric", "metric", cwd=tmp_path)
     assert done.returncode == 2
     assert "--metric: int8 is told apart by the loss alone" in done.stderr
 
@@ -135,7 +135,8 @@ def test_a_multirun_makes_a_run_for_each_value(optkit_command, recipe, tmp_path)
 def test_a_multirun_goes_on_after_a_failure_and_reports_it(optkit_command, recipe, tmp_path):
     done = optkit_command("run", recipe, "-m", "stages.mask.amount=3,0.6", "~engines.inductor", cwd=tmp_path)
     assert done.returncode == 2
-    assert "stages.mask.amount: 3 is not a share" in done.stderr
+    assert "stages.mask.amount: 3 is not a share between 0 and 1 (job 0: stages.mask.amount=3)" in done.stderr
+    assert "job 1: stages.mask.amount=0.6\n" in done.stderr
     assert len(list((tmp_path / "runs").glob("test-*"))) == 1
 
 

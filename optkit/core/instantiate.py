@@ -166,7 +166,7 @@ def build(node: Mapping[str, Any], key: str) -> Any:
     A parameter that is annotated as a ``dict`` takes its node as data (the spec of a teacher, say).
 
     Raises:
-        UserError: an unknown, missing or refused parameter, named by its full key.
+        UserError: an unknown, missing or refused parameter, named by its full key; or own code that fails.
     """
     if TARGET not in node:
         raise UserError("no _target_", key=key, fix="pick one from a config group, or give _target_: package.Class")
@@ -183,3 +183,8 @@ def build(node: Mapping[str, Any], key: str) -> Any:
     except UserError as error:
         inner = f"{key}.{error.key}" if error.key else key
         raise type(error)(error.message, key=inner, value=error.value, fix=error.fix) from error
+    except Exception as error:
+        if isinstance(error, OptkitError) or str(getattr(target, "__module__", "")).startswith("optkit."):
+            raise
+        message = f"{node[TARGET]} fails: {type(error).__name__}: {first_line(error)}"
+        raise UserError(message, key=key, fix="--debug shows where") from error

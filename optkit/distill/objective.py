@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError, first_line
-from optkit.core.instantiate import is_dotted
 from optkit.core.seeds import derive_seed
 from optkit.core.structure import as_float
 from optkit.core.task import CLASSES, LABELS, POOL, Batch, Task
@@ -78,7 +77,10 @@ class DistillationObjective:
         attention = any(term.kind.of in (ATTENTION, RELATIONS) for term in terms)
         ours, theirs = ([pair[side] for pairs in self.pairs.values() for pair in pairs] for side in (0, 1))
         self._ours, self._theirs = Taps(student, ours, attention), Taps(teacher, theirs, attention)
-        self.own = self._fit_together(student, teacher, batch, seed)
+        outputs, seen = self._run_both(student, teacher, batch)
+        self.own = self._fit_together(outputs, seen, seed).to(_device(student))
+        with torch.no_grad():
+            self._try_own(batch, outputs, seen)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -99,12 +101,7 @@ class DistillationObjective:
         with torch.autocast(batch.index.device.type, enabled=False):
             loss = torch.zeros((), device=batch.index.device)
             for term in self.terms:
-                if not term.compares_outputs:
-                    value = self._of_layers(term, ours, theirs, mask)
-                elif term.kind.of == FEATURES:
-                    value = self._of_features(term, 0, output, target, None)
-                else:
-                    value = term.of_outputs(self.task.output_kind, output, target, batch.targets)
+                value = self._value(term, (output, target), (ours, theirs), batch.targets, mask)
                 loss = loss + term.weight * value
             loss = self.alpha * loss
             if self.alpha < 1:
@@ -126,15 +123,18 @@ class DistillationObjective:
         pairs = {t.name: self.pairs.get(t.name, [(OUTPUT, OUTPUT)]) for t in self.terms if t.kind.pairs}
         projections = {
             f"{ours} to {theirs}": list(bridge.project.weight.shape[:2])
-            for name, bridges in self.own.items()
-            for bridge, (ours, theirs) in zip(bridges, pairs[name.replace("/", ".")], strict=True)  # type: ignore[call-overload]
+            for term in self.terms
+            if term.kind.of == FEATURES
+            for bridge, (ours, theirs) in zip(self.own[_key(term)], pairs[term.name], strict=True)  # type: ignore[call-overload]
             if not isinstance(bridge.project, nn.Identity)
         }
         listed = {name: [list(pair) for pair in found] for name, found in pairs.items()}
         return {"losses": {t.name: t.weight for t in self.terms}, "pairs": listed, "projections": projections}
 
-    def _fit_together(self, student: nn.Module, teacher: nn.Module, batch: Batch, seed: int) -> nn.ModuleDict:
-        """Runs both once: do their outputs and layers fit? Returns the bridges between their features."""
+    def _run_both(
+        self, student: nn.Module, teacher: nn.Module, batch: Batch
+    ) -> tuple[list[Any], list[dict[str, Tapped]]]:
+        """What both return for a batch, and what their taps see."""
         seen: list[dict[str, Tapped]] = []
         outputs: list[Any] = []
         for model, taps, key in ((student, self._ours, "model"), (teacher, self._theirs, "teacher")):
@@ -144,9 +144,13 @@ class DistillationObjective:
             for path in taps.paths:
                 if path not in seen[-1]:
                     raise UserError(f"{path} did not run, or gives no tensor", key="pairs", value=path)
+        return outputs, seen
+
+    def _fit_together(self, outputs: list[Any], seen: list[dict[str, Tapped]], seed: int) -> nn.ModuleDict:
+        """Do the outputs and layers of both fit? Returns the bridges between their features."""
         bridges = nn.ModuleDict()
         for term in self.terms:
-            if term.compares_outputs:
+            if term.compares_outputs and not (term.kind.is_own and term.kind.of == OUTPUTS):
                 _check_outputs(term, self.task.output_kind, *outputs)
             if term.kind.of == FEATURES:
                 if term.compares_outputs:
@@ -155,36 +159,35 @@ class DistillationObjective:
                     ours, theirs = ({path: t.output for path, t in tapped.items()} for tapped in seen)
                 pairs = self.pairs.get(term.name, [(OUTPUT, OUTPUT)])
                 of_term = derive_seed(seed, "bridges", term.name)
-                bridges[_member(term.name)] = bridges_for(ours, theirs, pairs, term.kind.widths, of_term)
+                bridges[_key(term)] = bridges_for(ours, theirs, pairs, term.kind.widths, of_term)
             elif term.name in self.pairs:
                 for pair in self.pairs[term.name]:
                     _check_attention(term, pair, seen[0][pair[0]], seen[1][pair[1]])
-        for term in self.terms:
-            if is_dotted(term.name):
-                self._try_own(term, outputs, batch.targets, bridges, seen)
         return bridges
 
-    def _try_own(
-        self, term: Term, outputs: list[Any], targets: Any, bridges: nn.ModuleDict, seen: list[dict[str, Tapped]]
-    ) -> None:
+    def _try_own(self, batch: Batch, outputs: list[Any], seen: list[dict[str, Tapped]]) -> None:
         """Raises UserError if a loss of one's own fails on two examples, or gives no finite scalar."""
-        key = f"losses.{term.name}"
-        try:
-            if term.kind.of == OUTPUTS:
-                ours, theirs = outputs
-                found = [term.of_outputs(self.task.output_kind, ours, theirs, targets)]
-            else:
-                own: Any = bridges[_member(term.name)]
-                pairs = self.pairs.get(term.name)
-                both = [(seen[0][s].output, seen[1][t].output) for s, t in pairs] if pairs else [tuple(outputs)]
-                found = [_compared(term, bridge, a, b, None) for bridge, (a, b) in zip(own, both, strict=True)]
-        except Exception as error:
-            message = f"fails: {type(error).__name__}: {first_line(error)}"
-            raise UserError(message, key=key, fix="it is called as loss(student, teacher, ...)") from error
-        for value in found:
+        for term in self.terms:
+            if not term.kind.is_own:
+                continue
+            key = f"losses.{term.name}"
+            try:
+                value = self._value(term, outputs, seen, batch.targets, None)
+            except Exception as error:
+                message = f"fails: {type(error).__name__}: {first_line(error)}"
+                raise UserError(message, key=key, fix="it is called as loss(student, teacher, ...)") from error
             if not isinstance(value, Tensor) or value.dim() or not torch.isfinite(value):
                 shown = list(value.shape) if isinstance(value, Tensor) and value.dim() else value
                 raise UserError(f"gives {shown!r}", key=key, fix="it must give a finite scalar tensor")
+
+    def _value(self, term: Term, outputs: Any, seen: Any, targets: Any, mask: Tensor | None) -> Any:
+        """A loss of the student's and the teacher's outputs, or of what their taps have seen."""
+        ours, theirs = outputs if term.compares_outputs else seen
+        if not term.compares_outputs:
+            return self._of_layers(term, ours, theirs, mask)
+        if term.kind.of == FEATURES:
+            return self._of_features(term, 0, ours, theirs, None)
+        return term.of_outputs(self.task.output_kind, ours, theirs, targets)
 
     def _of_layers(self, term: Term, ours: dict[str, Tapped], theirs: dict[str, Tapped], mask: Tensor | None) -> Tensor:
         """The mean of a loss over its pairs of layers."""
@@ -199,26 +202,13 @@ class DistillationObjective:
         return torch.stack(values).mean()
 
     def _of_features(self, term: Term, pair: int, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
-        bridge: nn.Module = self.own[_member(term.name)][pair]  # type: ignore[index]
-        return _compared(term, bridge, ours, theirs, mask)
-
-
-def _member(name: str) -> str:
-    """The name of a loss among modules, which may hold no dots."""
-    return name.replace(".", "/")
-
-
-def _compared(term: Term, bridge: nn.Module, ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
-    """A loss of features, behind the projection that makes their widths equal."""
-    student, teacher = bridge(ours.float(), theirs.float())
-    given = {"mask": mask} if term.kind.takes_mask else {}
-    return term.kind.function(student, teacher, **given, **term.options)
+        student, teacher = self.own[_key(term)][pair](ours.float(), theirs.float())  # type: ignore[index]
+        given = {"mask": mask} if term.kind.takes_mask else {}
+        return term.kind.function(student, teacher, **given, **term.options)
 
 
 def _check_outputs(term: Term, kind: str, ours: Any, theirs: Any) -> None:
-    """Raises UserError unless a loss can compare two models' outputs; one's own is tried instead."""
-    if is_dotted(term.name) and term.kind.of == OUTPUTS:
-        return
+    """Raises UserError unless a loss can compare two models' outputs."""
     for output, key in ((ours, "model"), (theirs, "teacher")):
         if not isinstance(output, Tensor):
             message = f"{term.name} compares outputs of one tensor, and the {key} gives a {type(output).__name__}"
@@ -302,6 +292,11 @@ def _check_heads(term: Term, where: str, ours: Attention, theirs: Attention) -> 
         if any(width % heads for width in widths) or a.shape[2] != b.shape[2]:
             message = f"{where}: {name} of widths {widths} over {a.shape[2]} and {b.shape[2]} tokens, {heads} heads"
             raise UserError(message, key="losses.relations.heads", value=heads, fix="a divisor of both widths")
+
+
+def _key(term: Term) -> str:
+    """Names a loss's bridges: modules have no dots in their names."""
+    return term.name.replace(".", "/")
 
 
 def _place_of_mask(task: Task) -> int | None:

@@ -51,11 +51,16 @@ class Kind:
     takes_mask: bool = True
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is the user's own, named by a dotted path."""
+        return is_dotted(self.loss)
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """The kinds of output that a loss of outputs compares."""
         if self.of != OUTPUTS:
             return ()
-        return tuple(WORDS) if is_dotted(self.loss) else (CLASSES, *self.also)
+        return tuple(WORDS) if self.is_own else (CLASSES, *self.also)
 
     @property
     def function(self) -> Callable[..., Any]:
@@ -64,9 +69,8 @@ class Kind:
 
     def function_for(self, output_kind: str) -> Callable[..., Any]:
         """The loss for a kind of output."""
-        if is_dotted(self.loss):
-            found: Callable[..., Any] = locate(self.loss, f"losses.{self.loss}")
-            return found
+        if self.is_own:
+            return locate(self.loss, f"losses.{self.loss}")
         from optkit.distill import features, losses
 
         return getattr(losses if self.of == OUTPUTS else features, self.also.get(output_kind, self.loss))
@@ -99,9 +103,10 @@ KINDS: Mapping[str, Kind] = {
 
 
 def own_kind(path: str, of: str) -> Kind:
-    """The inputs of a loss of one's own: ``f(student, teacher, ...)``, a scalar for each pair of tensors.
+    """The inputs of a loss of one's own: ``f(student, teacher, ...)``, a scalar for each pair of features or outputs.
 
-    It gets ``targets`` (the right classes), ``mask`` (which tokens are no padding) and ``temperature`` if it has such
+    Outputs are what the models return, of whatever structure, their floating-point tensors in fp32.
+    It gets ``targets`` (the batch's), ``mask`` (which tokens are no padding) and ``temperature`` if it has such
     parameters. Its others are options.
 
     Args:
@@ -147,7 +152,8 @@ class Term:
     def of_outputs(self, output_kind: str, student: Any, teacher: Any, targets: Any) -> Any:
         """A loss of outputs, for outputs of a kind that it fits."""
         given = {"targets": targets} if self.kind.needs_targets else {}
-        options = {k: v for k, v in self.options.items() if k != TEMPERATURE or output_kind in SOFTENED}
+        softened = self.kind.is_own or output_kind in SOFTENED
+        options = {name: value for name, value in self.options.items() if name != TEMPERATURE or softened}
         return self.kind.function_for(output_kind)(student, teacher, **given, **options)
 
     def check(self, output_kind: str) -> None:
@@ -161,9 +167,9 @@ class Term:
             fitting = [name for name, kind in KINDS.items() if output_kind in kind.outputs]
             features = ", ".join(name for name, kind in KINDS.items() if kind.of == FEATURES)
             message = f"{self.name} compares {_any_of(self.kind.outputs)}, and this task's outputs are {found}"
-            fix = ", ".join(fitting) + (", or " if fitting else "") + f"losses of features: {features}"
+            fix = ", ".join([*fitting, f"losses of features ({features}), or your own by its dotted path"])
             raise UserError(message, key=key, fix=fix)
-        elif self.softened and output_kind not in SOFTENED:
+        elif self.softened and output_kind not in SOFTENED and not self.kind.is_own:
             message = f"a temperature softens logits, and this task's outputs are {found}"
             raise UserError(message, key=f"{key}.{TEMPERATURE}", value=self.options[TEMPERATURE], fix="leave it out")
 
@@ -202,7 +208,7 @@ def _term(name: str, options: dict[str, Any], pairs: Any, temperature: float) ->
     weight = options.pop("weight", 1.0)
     if not is_number(weight) or not weight > 0:
         raise UserError(f"{weight!r} is not a weight above 0", key=key, value=weight, fix=f"~{key} leaves it out")
-    which = options.pop("pairs", pairs) or kind.pairs
+    which = (options.pop("pairs", pairs) or kind.pairs) if kind.pairs else ""
     known = set(kind.options)
     for option in options:
         if option not in known:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.errors import UserError
 from optkit.core.metric import MetricOfSums
 from optkit.core.ratios import mean_of_quotients
 from optkit.core.statistics import Estimate, PairedDifference, paired_difference, proportion
@@ -15,6 +16,16 @@ from optkit.core.task import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def labels_of(batch: Batch, metric: str) -> Tensor:
+    """The class numbers ``(N,)`` of a batch; raises UserError if its targets are something else."""
+    targets = batch.targets
+    if getattr(targets, "ndim", 0) != 1 or targets.is_floating_point():
+        shape = f"{list(targets.shape)} of {targets.dtype}" if hasattr(targets, "dtype") else type(targets).__name__
+        message = f"the metric '{metric}' is for class numbers (N,), and the targets are {shape}"
+        raise UserError(message, key="task.metrics", fix="name a metric for such targets")
+    return targets
 
 
 @dataclass(frozen=True)
@@ -39,9 +50,11 @@ class Accuracy(MetricOfSums):
             batch: targets ``(N,)``.
         """
         if self.top == 1:
-            right = output.argmax(-1) == batch.targets
+            right = output.argmax(-1) == labels_of(batch, self.name)
         else:
-            right = (output.topk(min(self.top, output.shape[-1]), -1).indices == batch.targets[:, None]).any(-1)
+            right = (
+                output.topk(min(self.top, output.shape[-1]), -1).indices == labels_of(batch, self.name)[:, None]
+            ).any(-1)
         return right.double().cpu().numpy()[:, None]
 
     def of_sums(self, sums: NDArray[np.float64], count: float) -> NDArray[np.float64]:
@@ -69,7 +82,7 @@ class _OfClasses(MetricOfSums):
             batch: targets ``(N,)``.
         """
         eye = np.eye(output.shape[-1])
-        target, found = eye[batch.targets.cpu().numpy()], eye[output.argmax(-1).cpu().numpy()]
+        target, found = eye[labels_of(batch, self.name).cpu().numpy()], eye[output.argmax(-1).cpu().numpy()]
         return np.concatenate([target, found, target * found], axis=1)
 
     def _counts(self, sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.core.errors import UserError
 from optkit.core.instantiate import TARGET, call, check_parameters, locate, parameters
 from optkit.core.source_digest import code_of_classes, code_of_module
+from optkit.core.task import MODEL_DEFAULTS
 from optkit.core.trust import check_trust
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class ModelSpec:
             if name in task_defaults and params.get(name) is None:
                 params[name] = task_defaults[name]
         check_parameters(builder, params, key)
+        for name, parameter in parameters(builder).items():
+            if name in MODEL_DEFAULTS and parameter.default is not None and params.get(name, parameter.default) is None:
+                message = f"{builder.__name__} needs it, and the task does not say it"
+                raise UserError(message, key=f"{key}.{name}", fix=f"set {key}.{name}=...")
         checkpoint = node.get("checkpoint")
         if checkpoint is not None and not Path(checkpoint).is_file():
             raise UserError(f"no file {checkpoint}", key=f"{key}.checkpoint", value=checkpoint, fix="check the path")

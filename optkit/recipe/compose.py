@@ -24,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -136,13 +137,19 @@ def launch(
         here = "BasicLauncher" in str(HydraConfig.get().launcher.get(TARGET))
         if messages is not None and not here:
             replace(messages, of=f"[{HydraConfig.get().job.num}] ").begin()
+        name = _job_of_sweep(arguments)
+        if name:
+            log.info("%s", name)
         try:
             job(cfg)
-        except OptkitError as error:
+        except OptkitError as plain:
+            message = f"{plain.message} ({name})" if name else plain.message
+            error = type(plain)(message, key=plain.key, value=plain.value, fix=plain.fix)
             # other launchers run this elsewhere, and name the first of the failures, which must be raised
             if not here:
                 log.error("%s", error)
-                raise
+                raise error from plain
+            error.__cause__ = plain
             failures.append(error)
 
     with _arguments(arguments), _composition_errors(path), layers_start_over():
@@ -152,6 +159,15 @@ def launch(
     if failures:
         raise failures[0]
     return 0
+
+
+def _job_of_sweep(arguments: Sequence[str]) -> str:
+    """The job of a sweep that runs now, with the overrides that are its own; empty where there is no sweep."""
+    now = HydraConfig.get()
+    if now.mode != RunMode.MULTIRUN:
+        return ""
+    own = [override for override in now.overrides.task if override not in arguments and "=null" not in override]
+    return f"job {now.job.num}: {' '.join(own)}"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.errors import OptkitError, UserError, first_line
+from optkit.core.identity import identity
 from optkit.core.instantiate import locate
 from optkit.core.seeds import derive_seed
 from optkit.core.task import Batch
@@ -294,6 +295,15 @@ def stated_fingerprint(data: Any) -> str | None:
     own = getattr(data, "fingerprint", None)
     found = own() if callable(own) else own
     return None if found is None else str(found)
+
+
+def code_of_data(data: Any) -> list[Any]:
+    """What stands for the code of a Dataset, of those that it is made of, and of their transforms."""
+    if data is None:
+        return []
+    transforms = [getattr(data, name, None) for name in ("transform", "target_transform", "transforms")]
+    within = [getattr(data, "dataset", None), *(getattr(data, "datasets", None) or ())]
+    return [identity(type(data)), *map(identity, transforms), *(code_of_data(inner) for inner in within)]
 
 
 def hash_of(value: Any) -> str:

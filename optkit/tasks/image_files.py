@@ -271,7 +271,9 @@ class ImageFolder(_ImageFiles):
         return f"it needs {split}/CLASS/*.png"
 
     def find_unlabelled(self, path: Path) -> Sequence[Path]:
-        return [path] if path.suffix.lower() in SUFFIXES and path.is_file() else list_images(path).images
+        if path.is_file():
+            return [path] if path.suffix.lower() in SUFFIXES else []
+        return list_images(path).images if path.is_dir() else []
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         assert self.path is not None

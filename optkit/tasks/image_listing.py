@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from optkit.core.errors import UserError
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+KNOWN = frozenset(SUFFIXES)
 HIDDEN = "hidden"
 # what archivers of other systems leave beside the images
 NOT_HERE = ("__MACOSX",)
@@ -67,15 +68,10 @@ class Files(Sequence[Path]):
         return replace(self, **parts)
 
     def digest(self) -> str:
-        """Hash of the paths from the folder, the sizes and the times."""
+        """Hash of the paths from the folder, the sizes and the times, and of those among which these were chosen."""
         digest = hashlib.blake2b(str(len(self)).encode(), digest_size=16)
-        for array in (self.ends - self.starts, self.sizes, self.times):
+        for array in (self.names, self.starts, self.ends, self.sizes, self.times):
             digest.update(np.ascontiguousarray(array).data)
-        if len(self) and np.array_equal(self.starts[1:], self.ends[:-1]):
-            digest.update(np.ascontiguousarray(self.names[self.starts[0] : self.ends[-1]]).data)
-        else:
-            for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
-                digest.update(self.names[start:end].data)
         return digest.hexdigest()
 
     def hashes(self) -> list[bytes]:
@@ -85,12 +81,14 @@ class Files(Sequence[Path]):
     @classmethod
     def of(cls, folder: str, found: Sequence[tuple[str, int, int]]) -> Files:
         """Files of their paths from the folder, sizes and times."""
-        encoded = [os.fsencode(name) for name, _, _ in found]
-        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(found)))
-        names = np.frombuffer(b"".join(encoded), np.uint8)
-        sizes = np.fromiter((size for _, size, _ in found), np.int64, len(found))
-        times = np.fromiter((time for _, _, time in found), np.int64, len(found))
-        return cls(folder, names, ends - np.diff(ends, prepend=0), ends, sizes, times)
+        if not found:
+            none = np.zeros(0, np.int64)
+            return cls(folder, np.zeros(0, np.uint8), none, none, none, none)
+        names, sizes, times = zip(*found, strict=True)
+        joined = np.frombuffer(os.fsencode("\0".join(names) + "\0"), np.uint8)  # encoded at once, which is far cheaper
+        ends = np.flatnonzero(joined == 0)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        return cls(folder, joined, starts, ends, np.array(sizes, np.int64), np.array(times, np.int64))
 
     @classmethod
     def one(cls, file: Path) -> Files:
@@ -179,34 +177,6 @@ def _listed(folder: str, below: str) -> Listing:
     """The images in a folder, or in one below it, with their paths from the folder."""
     found: list[tuple[str, int, int]] = []
     left_out = Counter[str]()
-    nested = False
-    for entry, name, hidden in _files(folder, below):
-        if kind := HIDDEN if hidden else _not_read(entry.name):
-            left_out[kind] += 1
-            continue
-        try:
-            state = entry.stat()
-        except FileNotFoundError as error:
-            message = f"{entry.path} is a link to nothing"
-            raise UserError(message, fix="repair the link, or take it out") from error
-        nested = nested or "/" in name[len(below) + 1 :]
-        found.append((name, state.st_size, state.st_mtime_ns))
-    # as paths sort: by their parts
-    found.sort(key=(lambda file: file[0].split("/")) if nested else (lambda file: file[0]))
-    return Listing(Files.of(folder, found), left_out)
-
-
-def _not_read(name: str) -> str | None:
-    """Why a file is not read: that it is hidden, or its suffix; None for an image."""
-    if is_hidden(name):
-        return HIDDEN
-    _, dot, suffix = name.rpartition(".")
-    suffix = f".{suffix.lower()}" if dot and suffix else ""
-    return None if suffix in SUFFIXES else suffix or "without a suffix"
-
-
-def _files(folder: str, below: str) -> Iterator[tuple[os.DirEntry[str], str, bool]]:
-    """The files at any depth, each with its path from the folder, and whether a folder around it is hidden."""
     seen = set[str]()
     todo = [(below, False)]
     while todo:
@@ -215,12 +185,33 @@ def _files(folder: str, below: str) -> Iterator[tuple[os.DirEntry[str], str, boo
         if (real := os.path.realpath(path)) in seen:  # links may go round in a circle
             continue
         seen.add(real)
+        prefix = f"{place}/" if place else ""
         with os.scandir(path) as entries:
-            inside = []
             for entry in entries:
-                name = f"{place}/{entry.name}" if place else entry.name
+                name = entry.name
                 if entry.is_dir():
-                    inside.append((name, hidden or is_hidden(entry.name)))
+                    todo.append((prefix + name, hidden or is_hidden(name)))
+                elif kind := HIDDEN if hidden else _not_read(name):
+                    left_out[kind] += 1
                 else:
-                    yield entry, name, hidden
-        todo += sorted(inside, reverse=True)
+                    state = _state(entry)
+                    found.append((prefix + name, state.st_size, state.st_mtime_ns))
+    # as paths sort: by their parts
+    found.sort(key=(lambda file: file[0].split("/")) if len(seen) > 1 else None)
+    return Listing(Files.of(folder, found), left_out)
+
+
+def _state(entry: os.DirEntry[str]) -> os.stat_result:
+    try:
+        return entry.stat()
+    except FileNotFoundError as error:
+        fix = "repair the link, or take it out"
+        raise UserError(f"{entry.path} is a link to nothing", fix=fix) from error
+
+
+def _not_read(name: str) -> str | None:
+    """Why a file is not read: that it is hidden, or its suffix; None for an image."""
+    if name[0] == "." or name in NOT_HERE:
+        return HIDDEN
+    suffix = name[name.rfind(".") :].lower() if "." in name[:-1] else ""
+    return None if suffix in KNOWN else suffix.rstrip(".") or "without a suffix"

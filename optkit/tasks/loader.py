@@ -19,7 +19,7 @@ from optkit.core.memory import available_memory
 from optkit.core.metric import Metric, observed
 from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, OTHER, POOL, VALUES, Batch
 from optkit.metrics.registry import resolve_metrics
-from optkit.tasks.given import Given, as_examples, spread
+from optkit.tasks.given import Given, as_examples, code_of_data, spread
 from optkit.tasks.losses import Loss, loss_of, name_of, output_kind_of, resolve_loss, tried
 from optkit.tasks.picking import Pick, Picking
 from optkit.tasks.reading import order_seed
@@ -205,9 +205,8 @@ class LoaderTask:
 
     def depends_on(self) -> list[Any]:
         """What decides the weights besides the data: loss, forward, collate function, and the Dataset's code."""
-        data = getattr(self._split("train"), "data", None)
-        code = None if data is None else identity(type(data))
-        return [identity(self._loss), identity(self._forward), identity(self._collate), code]
+        code = code_of_data(getattr(self._split("train"), "data", None))
+        return [*map(identity, (self._loss, self._forward, self._collate)), code]
 
     def preprocessing(self) -> dict[str, Any]:
         """Nothing: how data of your own become inputs is known to your code alone."""

@@ -11,6 +11,7 @@ from optkit.core.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+ENTRIES = "give an entry for each example; a list holds batches, not examples"
 Pick = Callable[[Any], Any] | str | int | Sequence[str] | Sequence[int] | None
 
 
@@ -50,7 +51,7 @@ class Picking:
         for what, count in _counts(targets):
             if count != len(tensors[0]):
                 message = f"{self.split} gives inputs of {len(tensors[0])} examples, and {what} of {count}"
-                raise UserError(message, key=f"task.{self.split}", fix="targets need an entry for each example")
+                raise UserError(message, key=f"task.{self.split}", fix=ENTRIES)
         return tensors, targets
 
     @property

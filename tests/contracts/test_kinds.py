@@ -77,7 +77,7 @@ def test_a_stage_works_on_a_kind_of_output_or_says_why_not(name, kind, tmp_path)
     built, stage = spec.build(0).eval(), _stage(name)
     model = copy.deepcopy(built)
     if name.startswith("distill/") and kind in OUTPUTS:
-        with pytest.raises(UserError, match=r"losses.kd: kd compares .*of another kind \(losses of features: hint"):
+        with pytest.raises(UserError, match=r"losses.kd: kd compares .*of another kind \(losses of features \(hint"):
             _check(stage, model, task)
         if name == "distill/logits":
             return

@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from optkit.core import cores
-from optkit.core.cgroup import Quota, cpu_quota
+from optkit.core import cores, memory
+from optkit.core.cgroup import Quota, cpu_quota, free_memory
 
 
 @pytest.fixture
@@ -72,6 +72,27 @@ def test_the_tightest_quota_of_all_ancestors_counts(process, tmp_path, groups, m
 
 def test_without_control_groups_there_is_no_quota(tmp_path):
     assert cpu_quota(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "free"),
+    [
+        (["0::/a"], V2, {"cg/a/memory.max": "1000", "cg/a/memory.current": "600", "cg/a/memory.stat": "anon 500\ninactive_file 50"}, 450),
+        (["0::/a"], V2, {"cg/a/memory.max": "max", "cg/a/memory.current": "1", "cg/memory.max": "90", "cg/memory.current": "70"}, 20),
+        (["0::/a"], V2, {"cg/a/memory.max": "max", "cg/a/memory.current": "1"}, None),
+        (["0::/a"], V2, {"cg/a/memory.max": "10", "cg/a/memory.current": "12"}, 0),
+        (["4:memory:/m"], V1, {"cg/memory/m/memory.limit_in_bytes": "500", "cg/memory/m/memory.usage_in_bytes": "100",
+                               "cg/memory/m/memory.stat": "inactive_file 7\ntotal_inactive_file 30"}, 430),
+        (["4:memory:/m"], V1, {"cg/memory/m/memory.limit_in_bytes": "9223372036854771712", "cg/memory/m/memory.usage_in_bytes": "1"}, None),
+        (["0::/"], V2, {}, None),
+    ],
+)  # fmt: skip
+def test_free_memory_is_what_the_tightest_group_allows(process, monkeypatch, groups, mounts, files, free):
+    found = free_memory(process(groups, mounts, files))
+    assert found == free
+    monkeypatch.setattr(memory, "free_memory", lambda: free)
+    machine = memory.psutil.virtual_memory().available
+    assert memory.available_memory() == free if free is not None else memory.available_memory() > machine / 2
 
 
 @pytest.fixture

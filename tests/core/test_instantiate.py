@@ -42,6 +42,12 @@ def test_mistakes_name_the_full_key(node, message):
         build(node, "stages.x")
 
 
+def test_own_code_that_fails_is_one_line():
+    node = {"_target_": "shutil.copyfile", "src": "nothing.csv", "dst": "x"}
+    with pytest.raises(UserError, match=r"task.train: shutil.copyfile fails: FileNotFoundError: .*'nothing.csv'"):
+        build(node, "task.train")
+
+
 def test_far_off_names_list_what_is_known():
     assert did_you_mean("zzz", ["b", "a"]) == "known: a, b"
 

@@ -162,3 +162,9 @@ def test_what_is_no_checkpoint_is_refused_and_never_run(tmp_path, kind, monkeypa
     with pytest.raises(UserError, match="w.pt"):
         load_weights(SmallCNN(), path)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_what_neither_model_nor_task_says_is_asked_for():
+    node = {"_target_": "optkit.models.SmallCNN", "num_classes": None, "in_channels": None, "widths": [8]}
+    with pytest.raises(UserError, match="model.num_classes: SmallCNN needs it, and the task does not say it"):
+        ModelSpec.from_config(node, {"in_channels": 3})

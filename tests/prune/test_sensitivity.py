@@ -117,7 +117,6 @@ def test_a_table_is_json(tmp_path):
     [
         ({"shares": [0.5, 1.0]}, "shares: 1.0 is not a share"),
         ({"shares": []}, "shares: no share"),
-        ({"metric": "acuracy"}, "did you mean 'accuracy'"),
         ({"criterion": "taylr"}, "did you mean 'taylor'"),
         ({"criterion": "taylor"}, "needs data"),
         ({"protect": ["9"]}, "no module matches '9'"),

@@ -331,6 +331,11 @@ def linear(task, outputs=1):
         ),
         ({"metrics": lambda o, t: o.x}, "task.metrics: the metric '<lambda>' fails on the first batch: AttributeError"),
         (
+            {"metrics": "accuracy"},
+            r"task.metrics: the metric 'accuracy' is for class numbers .N,., and the targets are \[2\] of torch.float32",
+        ),
+        ({"metrics": "macro_f1"}, r"task.metrics: the metric 'macro_f1' is for class numbers"),
+        (
             {"loss": lambda o, t: (o[:, 0] - t) ** 2},
             r"task.loss: the loss '<lambda>' gives \[2\], not one number.*mean",
         ),

@@ -45,7 +45,7 @@ def data_for(
     if not reads_data(criterion):
         return [], loss_fn
     if criterion not in NEED_DATA:  # one's own takes what there is
-        return list(batches or ()), loss_fn
+        return list(() if batches is None else batches), loss_fn
     needs_loss = criterion != ACTIVATION
     if batches is None or (loss_fn is None and needs_loss):
         fix = "give batches and loss_fn" if needs_loss else "give batches"
