@@ -223,7 +223,8 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> Layers:
 
     Args:
         values: ``line`` (which they belong to), ``name, technique, engine, batch, latency`` and ``throughput``, its
-            ``unit``, and the texts of the tooltip ``tip_latency`` and ``tip_throughput``. A point with a ``caveat`` is hollow.
+            ``unit``, and the texts of the tooltip ``tip_latency`` and ``tip_throughput``. A point with a ``caveat`` is
+            hollow.
         x_title: of the axis of latency.
         limit: of latency, drawn as a dashed line.
     """
