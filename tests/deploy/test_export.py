@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,20 @@ def test_a_model_without_a_task(engine, tmp_path):
         assert set(found) == set(wanted)
         for name, x in wanted.items():
             assert np.allclose(found[name], x.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "torch"])
+def test_files_hold_no_example_inputs_and_no_paths(engine, tmp_path):
+    examples = tuple(torch.full((2, 4), 1234.5) for _ in range(2))
+    folder = export(Two().eval(), tmp_path, engine=engine, example_inputs=examples).folder
+    if engine == "torch":
+        with zipfile.ZipFile(folder / "model.pt2") as package:
+            content = b"".join(package.read(name) for name in package.namelist())
+    else:
+        content = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert np.float32(1234.5).tobytes() * 4 not in content
+    assert str(Path(__file__).parent).encode() not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
 
 
 def test_a_quantized_model_keeps_its_answers(tmp_path):
