@@ -68,13 +68,17 @@ def loss_of(loss: str | Loss, output: Any, targets: Any, label_smoothing: float)
         )
     if isinstance(loss, str):
         return _named(loss, output, targets, label_smoothing)
+    return one_number(loss(output, targets), name_of(loss), "task.loss")
+
+
+def one_number(found: Any, name: str, key: str) -> Tensor:
+    """What an own loss gives, as a scalar; raises UserError where it is none."""
     import torch
 
-    found = loss(output, targets)
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         what = list(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-        message = f"the loss '{name_of(loss)}' gives {what}, not one number"
-        raise UserError(message, key="task.loss", fix="return the mean over the examples: .mean()")
+        message = f"the loss '{name}' gives {what}, not one number"
+        raise UserError(message, key=key, fix="return the mean over the examples: .mean()")
     return found.reshape(())
 
 
