@@ -259,6 +259,27 @@ def test_a_folder_for_from_pretrained(tmp_path):
     assert said.stdout == f"accuracy {int(right) / 64:.6f} ({int(right)} of 64)\n", said.stderr
 
 
+SHAPES = """
+import runpy
+import sys
+sys.argv = sys.argv[1:]
+found = runpy.run_path("infer.py", run_name="__main__")
+print({full: model.inputs[0].get_partial_shape().to_string() for full, model in found["compiled"].items()})
+"""
+
+
+def test_openvino_compiles_full_batches_for_their_shape(tmp_path):
+    task = Digits(image_size=8, limit=40)
+    folder = export(linear_digits(), tmp_path, engine="openvino", task=task, test_files=True).folder
+    done = run_alone(folder, "-c", SHAPES, "test/test.csv")
+    assert "True: '[32,1,8,8]'" in done.stdout, done.stderr
+    assert "False: '[?,1,8,8]'" in done.stdout
+
+
+def linear_digits():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
 def test_names_of_classes_that_need_care(tmp_path):
     import openvino
 
