@@ -27,7 +27,7 @@ METRICS = {
     "segmentation": ("mean_iou", "openvino"),
     "detection": ("map", "onnxruntime"),
     "regression": ("mae", "openvino"),
-    "multilabel": ("multilabel_f1", "onnxruntime"),
+    "multilabel": ("macro_f1", "onnxruntime"),
     "retrieval": ("recall_at_1", "openvino"),
 }
 
