@@ -77,8 +77,8 @@ def compare(
             else; a reference that runs on none of the engines.
     """
     example = example_of(inputs)
-    sizes = [batch_size_of(example)] if batch_sizes is None else list(batch_sizes)
-    config = Measure(batch_sizes=sizes, seconds=seconds)
+    sizes = [batch_size_of(example)] if batch_sizes is None else batch_sizes
+    config = Measure(batch_sizes=sizes, seconds=seconds)  # type: ignore[arg-type]
     examples = {n: example if batch_sizes is None else resized(example, n) for n in config.batch_sizes}
     if evaluate is not None and not callable(evaluate):
         raise UserError(f"{evaluate!r} is no function", key="evaluate", value=evaluate, fix="it takes a session")
