@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optkit.core.metric import Metric
+    from optkit.core.workload import Workload
 
 POOL = "pool"  # a split: train, and behind it what the task has without labels, whose targets are NO_LABEL
 NO_LABEL = -1
@@ -100,6 +101,9 @@ def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]
         return dims
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
     return (*dims[:named], dims[named:])
+
+
+OUTPUT_KINDS = (CLASSES, LABELS, VALUES, CLASS_MAPS, EMBEDDINGS, OTHER)
 
 
 class Task(Protocol):
@@ -208,6 +212,16 @@ class OfAnyLength(Protocol):
 
     def encode(self, start: int, count: int) -> tuple[Tensor, ...]:
         """Model inputs of train texts from place ``start`` on, tokenized now and padded to the length."""
+        ...
+
+
+@runtime_checkable
+class HasWorkloads(Protocol):
+    """A task whose requests are more than one call of the model on a batch."""
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:
+        """What is timed; the first is the one that verdicts and searches use."""
         ...
 
 

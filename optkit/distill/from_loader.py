@@ -18,11 +18,10 @@ from optkit.core.checks import check_choice, is_number
 from optkit.core.errors import UserError, own_code
 from optkit.core.loaders import Pick, model_inputs
 from optkit.core.metric import Metric
-from optkit.core.task import CLASSES, OTHER, Batch, Task
+from optkit.core.task import CLASSES, OTHER, OUTPUT_KINDS, Batch, Task
 from optkit.distill.objective import DistillationObjective
 from optkit.distill.terms import read_terms
 from optkit.metrics.classification import Accuracy
-from optkit.tasks.loader import OUTPUT_KINDS
 from optkit.tasks.losses import Loss, loss_of, output_kind_of, resolve_loss
 from optkit.training import Trainer
 

@@ -15,7 +15,8 @@ from optkit.core.engine import Engine, Session
 from optkit.core.records import Measurement
 from optkit.core.setting import Setting
 from optkit.core.structure import tensors
-from optkit.core.task import Task
+from optkit.core.task import HasWorkloads, Task
+from optkit.core.workload import FORWARD
 from optkit.measure.config import Measure, tasks_to_measure
 from optkit.measure.energy import energy_counters, measure_energy
 from optkit.measure.latency import measure_latency
@@ -160,8 +161,13 @@ class Bench:
             label: self._conditions(name, task, batch_size) | {"of": of} for label, (of, name) in keys.items()
         }
         wanted = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
-        found = measure_latency(by_key, task.example(batch_size), self.config, self.seed, wanted, conditions)
-        return list(found.values())
+        workloads = task.workloads if isinstance(task, HasWorkloads) else (FORWARD,)
+        inputs = task.example(batch_size)
+        found: list[Measurement] = []
+        for workload in workloads:
+            timed_together = measure_latency(by_key, inputs, self.config, self.seed, wanted, conditions, workload)
+            found += timed_together.values()
+        return found
 
     def _memory(self, sessions: dict[str, Session], task: Task, batch_size: int) -> list[Measurement]:
         """Side by side: memory, unlike time, is not disturbed by a neighbour."""

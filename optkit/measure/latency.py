@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,14 @@ from optkit.core.progress import track
 from optkit.core.records import Measurement
 from optkit.core.seeds import derive_seed
 from optkit.core.statistics import median
+from optkit.core.workload import FORWARD, Workload
 from optkit.measure.config import Measure
 from optkit.measure.disturbance import MOMENT_S, LoadWatch, OtherLoad
 from optkit.measure.precision import CHECKED_AT, Pair, has_intervals, precise_enough
 from optkit.measure.turns import timing_turn
 
 log = logging.getLogger(__name__)
+Request = Callable[[], Any]
 CALLS = 5
 MIN_ROUNDS, MAX_ROUNDS = 20, 400
 ENOUGH_ROUNDS = 30  # for an interval, nearly always
@@ -56,6 +58,7 @@ def measure_latency(
     seed: int,
     pairs: Sequence[Pair],
     conditions: Mapping[str, dict[str, Any]],
+    workload: Workload = FORWARD,
 ) -> dict[str, Measurement]:
     """The median latency of each session with its interval, all timed in the same rounds; raw keeps the rounds.
 
@@ -63,10 +66,12 @@ def measure_latency(
         sessions, inputs, seed, pairs: as for `interleaved`.
         config: how long, how precisely, and how often again.
         conditions: of each session, besides what is known of the timing.
+        workload: what a request is.
     """
-    series = interleaved(sessions, inputs, config.seconds, seed, config.retries, config.precision, pairs)
+    series = interleaved(sessions, inputs, config.seconds, seed, config.retries, config.precision, pairs, workload)
     stated = {} if config.p99_limit_ms is None else {"p99_limit_ms": config.p99_limit_ms}
-    together = {"interleaved": uuid.uuid4().hex[:12]} | stated
+    counted = {"workload": workload.name, "count": workload.count(inputs), "unit": workload.unit}
+    together = {"interleaved": uuid.uuid4().hex[:12]} | counted | stated
     return {name: _measurement(series[name], conditions[name] | together) for name in sessions}
 
 
@@ -92,6 +97,7 @@ def interleaved(
     retries: int = 0,
     precision: float | None = None,
     pairs: Sequence[Pair] = (),
+    workload: Workload = FORWARD,
 ) -> dict[str, Series]:
     """Times sessions in rounds. In each round every session, in random order, is called once untimed and then timed.
 
@@ -108,14 +114,16 @@ def interleaved(
         precision: timing stops sooner where every wanted ratio is known to this precision, half the interval's width
             over its value (`precise_enough`); None spends all the time.
         pairs: the sessions whose ratios are wanted, numerator first; without any, each latency itself is.
+        workload: what a call is.
     """
+    requests = {name: workload.request(session, inputs) for name, session in sessions.items()}
     with timing_turn(f"timing {', '.join(sessions)}"):
         keep_freed_memory()
-        for session in sessions.values():
-            _warm_up(session, inputs)
+        for request in requests.values():
+            _warm_up(request)
         found: list[_Try] = []
         while len(found) <= retries and all(one.load.disturbs for one in found):
-            found.append(_timed(sessions, inputs, seconds, derive_seed(seed, "turns", len(found)), precision, pairs))
+            found.append(_timed(requests, seconds, derive_seed(seed, "turns", len(found)), precision, pairs))
             if found[-1].load.disturbs:
                 again = "; timed again" if len(found) <= retries else ""
                 log.info("latency: other work keeps %.1f cores busy%s", found[-1].load.peak, again)
@@ -131,15 +139,14 @@ class _Try:
 
 
 def _timed(
-    sessions: Mapping[str, Session],
-    inputs: tuple[Tensor, ...],
+    requests: Mapping[str, Request],
     seconds: float,
     seed: int,
     precision: float | None,
     pairs: Sequence[Pair],
 ) -> _Try:
     """Latencies by session, ``(rounds, calls)``."""
-    names = list(sessions)
+    names = list(requests)
     samples = {name: np.empty((MAX_ROUNDS, CALLS)) for name in names}
     random = np.random.default_rng(seed)
     collecting = gc.isenabled()
@@ -148,7 +155,7 @@ def _timed(
         watch, begin = LoadWatch(), time.perf_counter()
         for done in track(range(1, MAX_ROUNDS + 1), "latency, rounds at most", MAX_ROUNDS):
             for place in random.permutation(len(names)):
-                samples[names[place]][done - 1] = _time_calls(sessions[names[place]], inputs, CALLS)
+                samples[names[place]][done - 1] = _time_calls(requests[names[place]], CALLS)
                 watch.look()
             so_far = {name: times[:done] for name, times in samples.items()}
             stopped = _stopped(so_far, done, time.perf_counter() - begin, seconds, precision, pairs)
@@ -178,21 +185,21 @@ def _stopped(
     return "time" if rounds >= ENOUGH_ROUNDS or has_intervals(samples, pairs) else None
 
 
-def _warm_up(session: Session, inputs: tuple[Tensor, ...]) -> None:
+def _warm_up(request: Request) -> None:
     """Blocks of calls until one is no longer faster than that before it, by more than 5%; at least 2, at most 20."""
     last = np.inf
     for _ in range(20):
-        now = float(np.median(_time_calls(session, inputs, CALLS)))
+        now = float(np.median(_time_calls(request, CALLS)))
         if now >= (1 - STEADY) * last:
             return
         last = now
 
 
-def _time_calls(session: Session, inputs: tuple[Tensor, ...], calls: int) -> NDArray[np.float64]:
-    session(*inputs)
+def _time_calls(request: Request, calls: int) -> NDArray[np.float64]:
+    request()
     times = np.empty(calls)
     for call in range(calls):
         start = time.perf_counter_ns()
-        session(*inputs)
+        request()
         times[call] = (time.perf_counter_ns() - start) / 1e6
     return times

@@ -235,7 +235,9 @@ def _margin(
 def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Row:
     if latency is None or latency.value is None:
         names = ("p50_ms", "p50_ms_ci", "p99_ms", "calls")
-        empty: Row = dict.fromkeys((*(f"latency_{name}" for name in names), "throughput", "p99_limit_ms"))
+        empty: Row = dict.fromkeys(
+            (*(f"latency_{name}" for name in names), "throughput", "throughput_unit", "p99_limit_ms")
+        )
         return empty
     samples = _samples(latency)
     # made anew: older ledgers hold limits outside the rounds
@@ -245,7 +247,8 @@ def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Ro
         "latency_p50_ms_ci": found.ci,
         "latency_p99_ms": float(np.quantile(samples, 0.99)) if samples.size >= MIN_CALLS else None,
         "latency_calls": samples.size,
-        "throughput": batch_size / found.value * 1e3,
+        "throughput": latency.conditions.get("count", batch_size) / found.value * 1e3,
+        "throughput_unit": f"{latency.conditions.get('unit', 'examples')}/s",
         "p99_limit_ms": latency.conditions.get("p99_limit_ms"),
     }
 

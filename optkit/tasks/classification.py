@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.checks import check_count
-from optkit.core.errors import UserError, first_line
+from optkit.core.errors import UserError, first_line, own_code
+from optkit.core.instantiate import NAMED, locate, own_part
+from optkit.core.metric import TAKES, observed
 from optkit.core.task import CLASSES, NO_LABEL, POOL, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.given import spread
+from optkit.tasks.losses import check_first, one_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,19 +69,30 @@ class Classification(ABC, Generic[S]):
     Attributes:
         limit: at most so many examples a split (a smoke run); None for all.
         metrics: names of `optkit.metrics.registry.METRICS`, dotted paths, or metrics; the first one budgets.
+        loss_function: the dotted path of a loss of your own: a function of logits ``(N, classes)`` and class numbers
+            ``(N,)`` that gives a scalar, the mean over the examples. None is cross-entropy.
     """
 
     limit: int | None = None
     metrics: Any = ("accuracy",)
+    loss_function: str | None = field(default=None, metadata=NAMED)
 
     def __post_init__(self) -> None:
         self.metrics = resolve_metrics(self.metrics)
+        if self.loss_function is not None:
+            own_part(self.loss_function, (), "loss_function", "loss")
         if self.limit is not None:
             check_count("limit", self.limit)
 
     @abstractmethod
     def load(self) -> tuple[dict[str, S], list[str]]:
         """The splits, examples without labels as ``unlabelled`` among them, and the class names. Called once."""
+
+    @abstractmethod
+    def batches(
+        self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
+    ) -> Iterator[Batch]:
+        """As `optkit.core.task.Task.batches`."""
 
     @abstractmethod
     def seen(self) -> Any:
@@ -170,17 +184,42 @@ class Classification(ABC, Generic[S]):
 
     def mismatch(self, output: Any, count: int) -> str | None:
         shape = list(output.shape) if hasattr(output, "shape") else type(output).__name__
-        if shape == [count, len(self.classes)]:
-            return None
-        return f"it gives {shape} for {count} examples of {len(self.classes)} classes: logits, one for each class"
+        if shape != [count, len(self.classes)]:
+            return f"it gives {shape} for {count} examples of {len(self.classes)} classes: logits, one for each class"
+        import torch
+
+        batch = next(self.batches("train", count))
+        output = output.detach().float()[: len(batch)]
+        if self.loss_function is not None:
+            with torch.enable_grad():
+                loss = self.loss(output.clone().requires_grad_(), batch)
+            check_first(loss, str(self.loss_function), "task.loss_function")
+        for metric in self.metrics:
+            observed(metric, output, batch)
+        return None
 
     def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         from torch.nn import functional as F
 
+        if self.loss_function is not None:
+            return self._own_loss(self.loss_function, logits, batch, label_smoothing)
         total = F.cross_entropy(
             logits, batch.targets, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
         )
         return total / (batch.targets != NO_LABEL).sum().clamp(min=1)
+
+    @staticmethod
+    def _own_loss(path: str, logits: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+        key = "task.loss_function"
+        if label_smoothing:
+            fix = "leave it out, or smooth in your own loss"
+            raise UserError("label smoothing is of the built-in loss", key=key, value=path, fix=fix)
+        labelled = batch.targets != NO_LABEL
+        if not labelled.any():
+            return logits.sum() * 0.0
+        with own_code(f"the loss '{path}' fails", key, TAKES):
+            found = locate(path, key)(logits[labelled], batch.targets[labelled])
+        return one_number(found, path, key)
 
 
 def write_labels(folder: Path, columns: Mapping[str, Sequence[str]], labels: Sequence[str]) -> Path:

@@ -17,10 +17,10 @@ from optkit.core.identity import identity
 from optkit.core.instantiate import locate
 from optkit.core.memory import available_memory
 from optkit.core.metric import Metric, observed
-from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, OTHER, POOL, VALUES, Batch
+from optkit.core.task import CLASS_MAPS, CLASSES, LABELS, OUTPUT_KINDS, POOL, VALUES, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.given import Given, as_examples, code_of_data, spread
-from optkit.tasks.losses import Loss, loss_of, name_of, output_kind_of, resolve_loss
+from optkit.tasks.losses import Loss, check_first, loss_of, name_of, output_kind_of, resolve_loss
 from optkit.tasks.picking import Pick, Picking
 from optkit.tasks.reading import order_seed
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
-OUTPUT_KINDS = (CLASSES, LABELS, VALUES, CLASS_MAPS, EMBEDDINGS, OTHER)
 SPLIT_SEED = 0
 FORWARD = "it takes the module and a batch, and calls the module with the batch's inputs"
 
@@ -293,11 +292,7 @@ class LoaderTask:
             if self.output_kind in (CLASSES, CLASS_MAPS) and classes is not None and shape[1:2] != [classes]:
                 return f"it gives {shape} for {count} examples of {classes} classes: logits, one for each class"
             loss = self.loss(output, batch)
-        if not bool(loss.isfinite()):
-            raise UserError(f"the loss of the first batch is {loss.item()}", key="task.loss", fix="check data and loss")
-        if not loss.requires_grad:
-            fix = "compute it from the model's output by torch alone, without detach(), item() or numpy"
-            raise UserError(f"the loss '{name_of(self._loss)}' has no gradient", key="task.loss", fix=fix)
+        check_first(loss, name_of(self._loss), "task.loss")
         for metric in self.metrics:
             observed(metric, mapped(output, lambda x: x.detach()), batch)
         return None

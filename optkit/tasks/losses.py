@@ -65,14 +65,28 @@ def loss_of(loss: str | Loss, output: Any, targets: Any, label_smoothing: float)
         raise UserError(
             "label smoothing is for loss=cross_entropy", key="label_smoothing", value=label_smoothing, fix=fix
         )
-    import torch
-
     with own_code(f"the loss '{name_of(loss)}' fails", "task.loss", TAKES):
         found = _named(loss, output, targets, label_smoothing) if isinstance(loss, str) else loss(output, targets)
+    return one_number(found, name_of(loss), "task.loss")
+
+
+def check_first(loss: Tensor, name: str, key: str) -> None:
+    """Raises UserError for a loss of the first batch that is not finite, or by which nothing can be trained."""
+    if not bool(loss.isfinite()):
+        raise UserError(f"the loss of the first batch is {loss.item()}", key=key, fix="check data and loss")
+    if not loss.requires_grad:
+        fix = "compute it from the model's output by torch alone, without detach(), item() or numpy"
+        raise UserError(f"the loss '{name}' has no gradient", key=key, fix=fix)
+
+
+def one_number(found: Any, name: str, key: str) -> Tensor:
+    """What an own loss gives, as a scalar; raises UserError where it is none."""
+    import torch
+
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         what = list(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-        message = f"the loss '{name_of(loss)}' gives {what}, not one number"
-        raise UserError(message, key="task.loss", fix="return the mean over the examples: .mean()")
+        message = f"the loss '{name}' gives {what}, not one number"
+        raise UserError(message, key=key, fix="return the mean over the examples: .mean()")
     return found.reshape(())
 
 

@@ -51,7 +51,7 @@ def times(monkeypatch):
     def install(noise):
         random, clock = np.random.default_rng(3), [0.0]
 
-        def calls(session, inputs, number):
+        def calls(request, number):
             clock[0] += 0.05
             return np.exp(noise * random.standard_normal(number))
 

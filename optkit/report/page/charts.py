@@ -222,8 +222,9 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> Layers:
     """Throughput against latency, both on logarithmic axes: a line for each variant and engine through its batch sizes.
 
     Args:
-        values: ``line`` (which they belong to), ``name, technique, engine, batch, latency`` and ``throughput``, and the
-            texts of the tooltip ``tip_latency`` and ``tip_throughput``. A point with a ``caveat`` is hollow.
+        values: ``line`` (which they belong to), ``name, technique, engine, batch, latency`` and ``throughput``, its
+            ``unit``, and the texts of the tooltip ``tip_latency`` and ``tip_throughput``. A point with a ``caveat`` is
+            hollow.
         x_title: of the axis of latency.
         limit: of latency, drawn as a dashed line.
     """
@@ -241,7 +242,7 @@ def curves(values: Values, x_title: str, limit: float | None = None) -> Layers:
     )
     y = alt.Y(
         "throughput:Q",
-        title="examples a second (log)",
+        title=f"{values[0]['unit']} (log)",
         scale=alt.Scale(type="log", nice=False, padding=18),
         axis=_log_axis(alt, values, "throughput", "~s"),
     )

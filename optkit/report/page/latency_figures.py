@@ -50,7 +50,7 @@ def _curve(swept: list[Sweep], length: str) -> Figure:
         Table(TABLE if swept[0].limit is not None else TABLE[:-1], body, frozenset({0, 1})),
         charts.curves(values, f"{which} latency of a batch, ms (log)", limit).to_dict(),
         f"Throughput against {which} latency of {len(swept)} pairs of variant and engine over batch sizes; the most is "
-        f"{best['throughput']:,.0f} examples/s, {best['name']} on {best['engine']} at batch {best['batch']}, at "
+        f"{best['throughput']:,.0f} {best['unit']}, {best['name']} on {best['engine']} at batch {best['batch']}, at "
         f"{best['latency']:.3g} ms.",
         caption,
         wide=True,
@@ -62,7 +62,8 @@ def _point(row: Row, which: str) -> dict[str, Any]:
         "line": f"{name(row)} on {row['engine']}", "name": name(row), "technique": row["technique"],
         "engine": row["engine"], "batch": row["batch_size"], "latency": row[f"latency_{which}_ms"],
         "throughput": row["throughput"], "tip_latency": f"{row[f'latency_{which}_ms']:.3g} ms",
-        "tip_throughput": f"{row['throughput']:,.0f} examples/s", "caveat": row["caveat"] or "",
+        "unit": row["throughput_unit"],
+        "tip_throughput": f"{row['throughput']:,.0f} {row['throughput_unit']}", "caveat": row["caveat"] or "",
     }  # fmt: skip
 
 
