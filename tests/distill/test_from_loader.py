@@ -138,3 +138,8 @@ def test_a_mistake_is_one_line(case):
 def test_a_loss_that_is_not_finite_ends_training():
     with pytest.raises(StageError, match="the loss became nan in epoch 1"):
         optkit.distill_from(TEACHER, STUDENT, PAIRS, epochs=1, loss=lambda o, t: o.sum() * float("nan"))
+
+
+def test_a_student_without_parameters_is_refused():
+    with pytest.raises(UserError, match="student: the student has nothing to train"):
+        optkit.distill_from(TEACHER, nn.Identity(), [X[:32]])
