@@ -35,11 +35,17 @@ def run(inputs):
     return dict(zip(OUTPUTS, session.run(OUTPUTS, inputs)))
 """,
     "openvino": """\
-model = openvino.Core().compile_model(HERE / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "$precision"})
+core, compiled = openvino.Core(), {}
 
 
 def run(inputs):
-    return {name: x for name, x in zip(OUTPUTS, model(inputs).values())}
+    full = len(next(iter(inputs.values()))) == $batch_size
+    if full not in compiled:
+        model = core.read_model(HERE / "model.xml")
+        if full:  # as it was measured: kernels for one shape round otherwise than those for any shape
+            model.reshape({name: x.shape for name, x in inputs.items()})
+        compiled[full] = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "$precision"})
+    return dict(zip(OUTPUTS, compiled[full](inputs).values()))
 """,
     "torch": """\
 model = torch.export.load(HERE / "model.pt2").module()  # may run code of the file: open your own alone
@@ -83,6 +89,8 @@ for start in range(0, len(todo), $batch_size):  # the batch size that it was mea
         answer = CLASSES[row.argmax()]
         if label is None:
             print(example, answer)
+        elif label not in CLASSES:
+            sys.exit(f"'{label}' is none of the classes in preprocess.json")
         else:
             right.append(answer == label)
 if right:
@@ -131,7 +139,7 @@ def examples(arguments):
     """Image files with their class: of a table (file, label), of a folder of class folders, or None."""
     for path in map(Path, arguments):
         if path.suffix == ".csv":
-            with open(path, newline="", encoding="utf-8") as table:
+            with open(path, newline="", encoding="utf-8-sig") as table:
                 yield from ((path.parent / row["file"], row["label"]) for row in csv.DictReader(table))
         elif path.is_dir():
             for file in sorted(file for file in path.glob("*/**/*") if file.suffix.lower() in SUFFIXES):
@@ -156,6 +164,7 @@ SAME_SIZE = """\
 
 OF_TEXTS = '''
 TOKENIZER = Tokenizer.from_file(str(HERE / RULES["tokenizer"]))  # it cuts and pads as well
+csv.field_size_limit(2**31 - 1)  # characters of a text
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
@@ -169,7 +178,7 @@ def examples(arguments):
     """Texts with their class: of a table, or None."""
     for argument in arguments:
         if argument.endswith(".csv"):
-            with open(argument, newline="", encoding="utf-8") as table:
+            with open(argument, newline="", encoding="utf-8-sig") as table:
                 for row in csv.DictReader(table):
                     yield $row, row["label"]
         else:
@@ -314,11 +323,11 @@ def _usage(kind: str | None, rules: Mapping[str, Any], classifies: bool) -> tupl
         return (
             ("python infer.py IMAGE...", "the class of each image"),
             ("python infer.py FOLDER", "the accuracy on a folder of class folders"),
-            ("python infer.py TABLE.csv", "the accuracy on a table with the columns file and label"),
+            ("python infer.py TABLE.csv", "the accuracy on a table with the columns file and label, a class name"),
         )
     table = (
         "python infer.py TABLE.csv",
-        f"the accuracy on a table with the columns {', '.join(rules['columns'])} and label",
+        f"the accuracy on a table with the columns {', '.join(rules['columns'])} and label, a class name",
     )
     return (table,) if len(rules["columns"]) > 1 else (('python infer.py "a text"...', "the class of each text"), table)
 

@@ -54,6 +54,7 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
         _turn_weights(exported.model)
         _multiply(exported.model)
     _name_outputs(exported.model, names(structure))
+    _drop_origin(exported.model)
     return exported.model_proto.SerializeToString(), structure
 
 
@@ -83,6 +84,13 @@ def _name_outputs(model: Any, wanted: list[str]) -> None:
         if (other := taken.get(name, output)) is not output:
             other.name = f"{name}_within"
         output.name = name
+
+
+def _drop_origin(model: Any) -> None:
+    """Removes what torch's exporter notes of each node: the paths and lines of the source that it came from."""
+    for part in (model.graph, *model.functions.values()):
+        for node in part.all_nodes():
+            node.metadata_props.clear()
 
 
 def _failures() -> tuple[type[Exception], ...]:

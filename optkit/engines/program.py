@@ -55,12 +55,22 @@ def save_program(
             program = _export_free(module, example_inputs)
     except export_failures() as error:
         raise StageError(f"torch cannot export this model: {innermost_reason(error)}") from error
+    _drop_origin(program)
     part = path.with_name(f".{path.stem}-{os.getpid()}.pt2")
     try:
         torch.export.save(program, part, extra_files=dict(texts or {}))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _drop_origin(program: ExportedProgram) -> None:
+    """Removes the example inputs, which may be training data, and the paths of the source files."""
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def _plain(structure: Structure, tensors: Iterable[Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,20 @@ def test_a_model_without_a_task(engine, tmp_path):
             assert np.allclose(found[name], x.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "torch"])
+def test_files_hold_no_example_inputs_and_no_paths(engine, tmp_path):
+    examples = tuple(torch.full((2, 4), 1234.5) for _ in range(2))
+    folder = export(Two().eval(), tmp_path, engine=engine, example_inputs=examples).folder
+    if engine == "torch":
+        with zipfile.ZipFile(folder / "model.pt2") as package:
+            content = b"".join(package.read(name) for name in package.namelist())
+    else:
+        content = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert np.float32(1234.5).tobytes() * 4 not in content
+    assert str(Path(__file__).parent).encode() not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
+
+
 def test_a_quantized_model_keeps_its_answers(tmp_path):
     import onnxruntime
 
@@ -242,6 +257,27 @@ def test_a_folder_for_from_pretrained(tmp_path):
         right = (loaded(*batch.inputs).logits.argmax(-1) == batch.targets).sum()
     said = run_alone(done.folder, "infer.py", "test/test.csv", refused=("optkit",))
     assert said.stdout == f"accuracy {int(right) / 64:.6f} ({int(right)} of 64)\n", said.stderr
+
+
+SHAPES = """
+import runpy
+import sys
+sys.argv = sys.argv[1:]
+found = runpy.run_path("infer.py", run_name="__main__")
+print({full: model.inputs[0].get_partial_shape().to_string() for full, model in found["compiled"].items()})
+"""
+
+
+def test_openvino_compiles_full_batches_for_their_shape(tmp_path):
+    task = Digits(image_size=8, limit=40)
+    folder = export(linear_digits(), tmp_path, engine="openvino", task=task, test_files=True).folder
+    done = run_alone(folder, "-c", SHAPES, "test/test.csv")
+    assert "True: '[32,1,8,8]'" in done.stdout, done.stderr
+    assert "False: '[?,1,8,8]'" in done.stdout
+
+
+def linear_digits():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 
 
 def test_names_of_classes_that_need_care(tmp_path):

@@ -107,7 +107,15 @@ def test_an_image_of_another_size_where_none_is_resized(tmp_path):
     assert "other.png: 28x30 pixels; the model was measured on 11x11" in done.stderr
 
 
-TEXTS = ['a "quoted" text, with a comma', "two\nlines", "", "Ünïcödé 漢字 🙂", "word " * 60, "  spaces  ", "tab\there"]
+TEXTS = [
+    'a "quoted" text, with a comma',
+    "two\nlines",
+    "",
+    "Ünïcödé 漢字 🙂",
+    "word " * 30_000,
+    "  spaces  ",
+    "tab\there",
+]
 
 
 def table(path, pairs):
@@ -131,6 +139,25 @@ def test_texts(tmp_path, pairs, limit):
         path=str(data), text_columns=columns, vocab_size=512, max_length=24, limit=limit, validation_share=0.3
     )
     check(task, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_table_of_ones_own(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        table(data / f"{split}.csv", pairs=False)
+    task = TextFiles(path=str(data), text_columns=["second"], vocab_size=512, max_length=24, validation_share=0.3)
+    folder = export(Head(2).eval(), tmp_path / "export", engine="torch", task=task).folder
+    own = tmp_path / "own.csv"
+    long = "word " * 30_000  # longer than the csv module takes by itself
+    own.write_text(f"second,label\nfine,good\n,good\n{long},bad\n", encoding="utf-8-sig")  # as spreadsheets write it
+    done = run_alone(folder, "infer.py", own, refused=("optkit",))
+    assert done.stdout.endswith(" of 3)\n"), done.stderr
+    own.write_text("second,label\nfine,1\n", encoding="utf-8")
+    done = run_alone(folder, "infer.py", own, refused=("optkit",))
+    assert done.returncode == 1
+    assert done.stderr == "'1' is none of the classes in preprocess.json\n"
 
 
 def test_every_value_of_a_pixel():

@@ -61,7 +61,7 @@ def test_controls_get_the_same_training_and_the_same_macs(recipe):
     assert random["prune"].params["criterion"] == "random"
     shown = rows(records)
     margins = {r["control"]: r for r in shown if r["control"] and r["stage"] == "tune"}
-    accuracy = {r["control"]: r["accuracy"] for r in shown if r["stage"] == "tune"}
+    accuracy = {r["control"]: r["quality"] for r in shown if r["stage"] == "tune"}
     for control, row in margins.items():
         assert row["control_margin"] == pytest.approx(accuracy[None] - accuracy[control])
     lines = against_controls(shown, "{:+.3f}".format)
@@ -117,7 +117,7 @@ def test_a_control_without_a_teacher_is_the_chain_trained_by_the_labels(taught, 
         assert all(torch.equal(control[key], expected[key]) for key in expected)
         assert not all(torch.equal(control[key], own[key]) for key in own)
     shown = rows(records)
-    accuracy = {(r["control"], r["stage"]): r["accuracy"] for r in shown}
+    accuracy = {(r["control"], r["stage"]): r["quality"] for r in shown}
     margins = {r["stage"]: r["control_margin"] for r in shown if r["control"]}
     for stage, margin in margins.items():
         assert margin == pytest.approx(accuracy[None, stage] - accuracy[NO_TEACHER, stage])
