@@ -371,6 +371,8 @@ def _naming(stage: str) -> Iterator[None]:
             yield
     except UserError as error:
         key = f"stages.{stage}.{error.key}" if error.key else f"stages.{stage}"
+        if str(error.key).startswith("task."):  # not the stage's, but the recipe's
+            key = str(error.key)
         raise type(error)(error.message, key=key, value=error.value, fix=error.fix) from error
     except StageError as error:
         fix = f"{error.fix}; the same command continues" if error.fix else "the same command continues from here"

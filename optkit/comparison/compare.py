@@ -77,6 +77,8 @@ def compare(
             else; a reference that runs on none of the engines.
     """
     example = example_of(inputs)
+    if isinstance(batch_sizes, int):
+        raise UserError(f"{batch_sizes} is no list", key="batch_sizes", value=batch_sizes, fix=f"[{batch_sizes}]")
     sizes = [batch_size_of(example)] if batch_sizes is None else list(batch_sizes)
     config = Measure(batch_sizes=sizes, seconds=seconds)
     examples = {n: example if batch_sizes is None else resized(example, n) for n in config.batch_sizes}

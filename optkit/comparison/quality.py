@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from optkit.core.engine import Session
-from optkit.core.errors import UserError, first_line
+from optkit.core.errors import UserError, own_code
 from optkit.core.influence import interval_of_any, interval_of_share, paired_metric_difference
 from optkit.core.statistics import Estimate, PairedDifference, paired_difference, proportion
 
@@ -28,13 +28,13 @@ def scores_of(evaluate: Evaluate, session: Session, label: str) -> Scores:
         UserError: it raises, or gives anything else.
     """
     log.info("evaluating %s", label)
-    try:
+    with own_code(f"fails on {label}", "evaluate"):
         found = evaluate(session)
-    except Exception as error:
-        raise UserError(f"fails on {label}: {type(error).__name__}: {first_line(error)}", key="evaluate") from error
     if found is None:
         raise UserError(f"returns nothing for {label}", key="evaluate", fix=FIX)
     try:
+        if isinstance(found, str):  # which numpy would read
+            raise TypeError
         scores = np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found, dtype=np.float64)
     except (TypeError, ValueError) as error:
         message = f"gives a {type(found).__name__} for {label}, which is no number"

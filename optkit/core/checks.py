@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeGuard
 
@@ -39,6 +39,12 @@ def check_count(key: str, value: object, least: int = 1) -> None:
     """Raise a UserError unless ``value`` is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{value!r} is not a whole number of at least {least}", key=key, value=value)
+
+
+def check_distinct(key: str, names: Sequence[object], fix: str) -> None:
+    """Raise a UserError for a name that is there twice."""
+    if repeated := [name for name in names if list(names).count(name) > 1]:
+        raise UserError(f"it has '{repeated[0]}' twice", key=key, value=repeated[0], fix=fix)
 
 
 def check_pattern(key: str, pattern: str, paths: Iterable[str], what: str = "module") -> list[str]:

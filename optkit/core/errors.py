@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -79,6 +80,23 @@ def raise_if_full(error: Exception, place: Path | str) -> None:
 def first_line(error: BaseException) -> str:
     """The first line that is not blank of what an error says, or the name of its type if it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def own_code(what: str, key: str, fix: str | None = None) -> Iterator[None]:
+    """Runs code of the user's: what it raises becomes a UserError of one line, ``WHAT: TYPE: REASON``.
+
+    Errors of optkit's own pass as they are, as do a full disk and what is no ``Exception``.
+    """
+    try:
+        yield
+    except OptkitError:
+        raise
+    except Exception as error:
+        raise_if_full(error, "the disk")
+        kind = type(error).__name__
+        reason = f"{kind}: {first_line(error)}" if str(error) else kind
+        raise UserError(f"{what}: {reason}", key=key, fix=fix) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, own_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +33,8 @@ def model_inputs(batch: Any, pick: Pick | None = None, number: int = 1, key: str
     if pick is not None:
         if not callable(pick):
             raise UserError(f"{pick!r} is no function of a batch", key="inputs", value=pick, fix=FIX)
-        try:
+        with own_code(f"inputs fails on {what}, a {_described(batch)}", "inputs"):
             found = pick(batch)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            message = f"inputs fails on {what}, a {_described(batch)}: {type(error).__name__}: {error}"
-            raise UserError(message, key="inputs") from error
         what, key = f"inputs gives for {what} what", "inputs"
     if isinstance(found, torch.Tensor):
         return (found,)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.errors import UserError
+from optkit.core.errors import UserError, own_code
 from optkit.core.influence import interval_of_any, interval_of_error, interval_of_share, paired_metric_difference
 from optkit.core.statistics import Estimate, PairedDifference
 from optkit.core.task import Batch
 
+TAKES = "it takes the model's output and the targets of a batch"
 SHARE, ERROR, ANY = "share", "error", "any"  # between 0 and 1; 0 and above; any number
 _INTERVALS: dict[str, Callable[[float, NDArray[np.float64]], Estimate]] = {
     SHARE: interval_of_share, ERROR: interval_of_error, ANY: interval_of_any,
@@ -152,8 +153,10 @@ def check_table(table: NDArray[np.float64], batch: Batch, name: str) -> NDArray[
 
 
 def observed(metric: Metric, output: Any, batch: Batch) -> NDArray[np.float64]:
-    """What a metric keeps of a batch, ``(N, k)``; raises UserError as `check_table`."""
-    return check_table(np.asarray(metric.observe(output, batch), dtype=np.float64), batch, metric.name)
+    """What a metric keeps of a batch, ``(N, k)``; raises UserError as `check_table`, and where the metric fails."""
+    with own_code(f"the metric '{metric.name}' fails", "task.metrics", TAKES):
+        table = np.asarray(metric.observe(output, batch), dtype=np.float64)
+    return check_table(table, batch, metric.name)
 
 
 def stacked(tables: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

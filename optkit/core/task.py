@@ -103,6 +103,9 @@ def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]
     return (*dims[:named], dims[named:])
 
 
+OUTPUT_KINDS = (CLASSES, LABELS, VALUES, CLASS_MAPS, EMBEDDINGS, OTHER)
+
+
 class Task(Protocol):
     """Data with its splits, a loss and metrics.
 

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.checks import check_choice, is_number
-from optkit.core.errors import UserError, first_line
+from optkit.core.errors import UserError, own_code
 from optkit.core.loaders import Pick, model_inputs
 from optkit.core.metric import Metric
-from optkit.core.task import CLASSES, OTHER, Batch, Task
+from optkit.core.task import CLASSES, OTHER, OUTPUT_KINDS, Batch, Task
 from optkit.distill.objective import DistillationObjective
 from optkit.distill.terms import read_terms
 from optkit.metrics.classification import Accuracy
-from optkit.tasks.loader import OUTPUT_KINDS
 from optkit.tasks.losses import Loss, loss_of, output_kind_of, resolve_loss
 from optkit.training import Trainer
 
@@ -104,7 +102,10 @@ def distill_from(
     task = cast("Task", _BatchesOfLoader(loader, own_loss, inputs, targets, output_kind))
     weight = _weight_of_teacher(alpha, loss)
     trained = copy.deepcopy(student).eval()
-    device = next(chain(trained.parameters(), trained.buffers())).device
+    if not any(parameter.requires_grad for parameter in trained.parameters()):
+        fix = "parameters with requires_grad learn"
+        raise UserError("the student has nothing to train", key="student", fix=fix)
+    device = next(trained.parameters()).device
     with (
         tempfile.TemporaryDirectory() as folder,
         DistillationObjective(task, trained, teacher, terms, alpha=weight, seed=seed) as objective,
@@ -194,11 +195,8 @@ class _BatchesOfLoader:
 
     def _picked(self, given: Any, number: int) -> Any:
         assert self.pick_targets is not None
-        try:
+        with own_code(f"targets fails on batch {number}", "targets"):
             return self.pick_targets(given)
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            message = f"targets fails on batch {number}: {type(error).__name__}: {error}"
-            raise UserError(message, key="targets") from error
 
     def forward(self, module: nn.Module, batch: Batch) -> Any:
         return module(*batch.inputs)
@@ -207,9 +205,8 @@ class _BatchesOfLoader:
         assert self.own_loss is not None
         try:
             return loss_of(self.own_loss, output, batch.targets, label_smoothing)
-        except (UserError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            message = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"fails on a batch: {message}", key="loss") from error
+        except UserError as error:
+            raise UserError(error.message, key="loss", value=error.value, fix=error.fix) from error
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return next(self.batches("train", batch_size)).inputs

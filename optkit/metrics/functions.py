@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.errors import UserError
 from optkit.core.metric import ANY, MetricOfSums
 from optkit.core.task import Batch
 
@@ -34,8 +35,12 @@ class MeanScore(MetricOfSums):
         """``(N, 1)``: the scores."""
         import torch
 
-        scores = torch.as_tensor(self.function(output, batch.targets)).detach().double().cpu().numpy()
-        return scores[:, None] if scores.ndim == 1 else scores[None]
+        scores = torch.as_tensor(self.function(output, batch.targets)).detach()
+        if scores.is_complex() or scores.shape != (len(batch),):
+            what = f"{list(scores.shape)}{' of complex numbers' if scores.is_complex() else ''}"
+            message = f"the metric '{self.name}' gives {what} for a batch of {len(batch)} examples"
+            raise UserError(message, key="task.metrics", fix="it must give one number for each example, (N,)")
+        return scores.double().cpu().numpy()[:, None]
 
     def of_sums(self, sums: NDArray[np.float64], count: float) -> NDArray[np.float64]:
         return sums[..., 0] / count

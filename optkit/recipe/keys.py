@@ -7,11 +7,14 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from optkit.core.identity import identity
 from optkit.core.instantiate import TARGET, named_paths
 from optkit.core.metric import Metric
 from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, OwnParts, Task
+
+LIBRARIES = ("evaluate", "torchmetrics")  # their metrics hold what they have seen
 
 
 def target_of(thing: object) -> str:
@@ -68,15 +71,21 @@ def of_task(task: Task) -> list[Any]:
 
 def identity_of(metric: Metric) -> list[Any]:
     """What stands for a metric: its class, its fields and its code."""
-    fields = {name: _named(value) for name, value in vars(metric).items()}
+    # what does not compare is what a metric keeps while it works
+    passing = {field.name for field in fields(metric) if not field.compare} if is_dataclass(metric) else ()
+    held = {name: _named(value) for name, value in vars(metric).items() if name not in passing}
     functions = [value for value in vars(metric).values() if isinstance(value, FunctionType)]
     code = [code_of_module(function.__module__) for function in functions]
-    return [target_of(metric), fields, code_of_classes(type(metric).__mro__), code]
+    return [target_of(metric), held, code_of_classes(type(metric).__mro__), code]
 
 
 def _named(value: Any) -> Any:
-    plain = isinstance(value, (bool, int, float, str, type(None)))
-    return value if plain else getattr(value, "__qualname__", str(value))
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, Metric):
+        return identity_of(value)
+    of_library = type(value).__module__.partition(".")[0] in LIBRARIES
+    return str(value) if of_library else identity(value)
 
 
 def pool_of(stage: Stage, task: Task) -> list[str]:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optkit.core.checks import check_count
-from optkit.core.errors import UserError, first_line
+from optkit.core.errors import UserError, first_line, own_code
 from optkit.core.instantiate import NAMED, locate, own_part
-from optkit.core.metric import observed
+from optkit.core.metric import TAKES, observed
 from optkit.core.task import CLASSES, NO_LABEL, POOL, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.given import spread
-from optkit.tasks.losses import one_number, tried
+from optkit.tasks.losses import check_first, one_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -186,12 +186,16 @@ class Classification(ABC, Generic[S]):
         shape = list(output.shape) if hasattr(output, "shape") else type(output).__name__
         if shape != [count, len(self.classes)]:
             return f"it gives {shape} for {count} examples of {len(self.classes)} classes: logits, one for each class"
+        import torch
+
         batch = next(self.batches("train", count))
         output = output.detach().float()[: len(batch)]
         if self.loss_function is not None:
-            tried(f"the loss '{self.loss_function}'", "task.loss_function", lambda: self.loss(output, batch))
+            with torch.enable_grad():
+                loss = self.loss(output.clone().requires_grad_(), batch)
+            check_first(loss, str(self.loss_function), "task.loss_function")
         for metric in self.metrics:
-            tried(f"the metric '{metric.name}'", "task.metrics", lambda m=metric: observed(m, output, batch))  # type: ignore[misc]
+            observed(metric, output, batch)
         return None
 
     def loss(self, logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -213,7 +217,9 @@ class Classification(ABC, Generic[S]):
         labelled = batch.targets != NO_LABEL
         if not labelled.any():
             return logits.sum() * 0.0
-        return one_number(locate(path, key)(logits[labelled], batch.targets[labelled]), path, key)
+        with own_code(f"the loss '{path}' fails", key, TAKES):
+            found = locate(path, key)(logits[labelled], batch.targets[labelled])
+        return one_number(found, path, key)
 
 
 def write_labels(folder: Path, columns: Mapping[str, Sequence[str]], labels: Sequence[str]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy as np
 from optkit.core.checks import is_number
 from optkit.core.errors import UserError, did_you_mean, first_line
 from optkit.tasks.inspection import content_hash
-from optkit.tasks.pictures import PictureInput, picture_size
+from optkit.tasks.pictures import PictureInput, file_below, picture_size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "task.annotations"
+MOST = 1e9  # pixels
 OUTSIDE = 1.0  # pixels by which a box may end outside its picture: COCO's own do, by rounding
 
 
@@ -61,7 +61,7 @@ def read_coco(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {first_line(error)}", key=KEY, fix="give COCO's JSON") from error
     for name in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(name), list):
@@ -79,6 +79,8 @@ def class_names(data: Mapping[str, Any], path: Path) -> list[str]:
         UserError: there is none, one without an id or a name, or two of one.
     """
     categories = data["categories"]
+    for category in categories:
+        _check_id(category.get("id", 0), f"{path}: category")
     for name in ("id", "name"):
         values = [_given(category, name, f"{path}: category", category.get("id", "?")) for category in categories]
         if repeated := [value for value in values if values.count(value) > 1]:
@@ -115,22 +117,25 @@ def read_pictures(data: Mapping[str, Any], path: Path, images: Path, classes: Se
     found: dict[Any, BoxedPicture] = {}
     for entry in data["images"]:
         name, place = (_given(entry, key, f"{path}: image", entry.get("id", "?")) for key in ("file_name", "id"))
+        _check_id(place, f"{path}: image")
         if place in found:
             raise UserError(f"{path} has two images of the id {place}", key=KEY, fix="give each an id of its own")
-        file = images / str(name)
-        if not file.is_file():
-            raise UserError(f"{path} names {file}, which is not there", key="task.images", fix="set task.images")
+        file = file_below(images, str(name), str(path))
         size = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
         found[place] = BoxedPicture(file, size)
     for entry in data["annotations"]:
         what = f"{path}: annotation {entry.get('id', '?')}"
+        for key in ("image_id", "category_id"):
+            _check_id(entry.get(key), what)
         if (picture := found.get(entry.get("image_id"))) is None:
             raise UserError(f"{what} is of the image {entry.get('image_id')!r}, which is not there", key=KEY)
         if entry.get("category_id") not in label:
             raise UserError(f"{what} is of the category {entry.get('category_id')!r}, which is not there", key=KEY)
         picture.boxes.append(_box(entry.get("bbox"), what))
         picture.labels.append(label[entry["category_id"]])
-        picture.crowds.append(int(bool(entry.get("iscrowd", 0))))
+        if (crowd := entry.get("iscrowd", 0)) not in (0, 1):
+            raise UserError(f"{what} has the iscrowd {crowd!r}", key=KEY, fix="0 or 1")
+        picture.crowds.append(int(crowd))
         picture.ids.append(entry.get("id", "?"))
     if not any(picture.boxes for picture in found.values()):
         raise UserError(f"{path} has no box", key=KEY, fix="annotations hold a bbox: x, y, width, height")
@@ -157,6 +162,11 @@ def check_pictures(pictures: Iterable[BoxedPicture], found: Iterable[Mapping[str
             picture.boxes[place] = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
 
 
+def _check_id(value: Any, what: str) -> None:
+    if not isinstance(value, (int, str, type(None))):
+        raise UserError(f"{what} has the id {value!r}", key=KEY, fix="ids are whole numbers")
+
+
 def _given(entry: Mapping[str, Any], name: str, what: str, place: Any) -> Any:
     if name not in entry:
         raise UserError(f"{what} {place} has no '{name}'", key=KEY)
@@ -164,7 +174,7 @@ def _given(entry: Mapping[str, Any], name: str, what: str, place: Any) -> Any:
 
 
 def _box(values: Any, what: str) -> tuple[float, float, float, float]:
-    good = isinstance(values, list) and len(values) == 4 and all(is_number(x) and math.isfinite(x) for x in values)
+    good = isinstance(values, list) and len(values) == 4 and all(is_number(x) and abs(x) < MOST for x in values)
     if not good:
         raise UserError(f"{what} has no box of four numbers: {values!r}", key=KEY, fix="x, y, width, height in pixels")
     x, y, width, height = map(float, values)

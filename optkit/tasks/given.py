@@ -6,13 +6,14 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.errors import OptkitError, UserError, first_line
+from optkit.core.errors import UserError, first_line, own_code
 from optkit.core.identity import identity
 from optkit.core.instantiate import locate
 from optkit.core.seeds import derive_seed
@@ -23,6 +24,7 @@ from optkit.tasks.reading import in_batches, seeded
 log = logging.getLogger(__name__)
 HASHED = 1000  # examples of a split
 FAST_S = 0.0005  # for an example
+REPAIR = "repair the data, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -63,21 +65,17 @@ class FromDataset:
     def _collated(self, places: list[int]) -> Any:
         split = self.picking.split
         if hasattr(self.data, "__getitems__"):
-            rows = self._tried(lambda: self.data.__getitems__(places), f"{split} examples {_listed(places)}")
+            with own_code(f"{split} examples {_listed(places)} cannot be read", f"task.{split}", REPAIR):
+                rows = self.data.__getitems__(places)
         else:
-            rows = [self._tried(lambda n=n: self.data[n], f"{split} example {n}") for n in places]  # type: ignore[misc]
-        return self._tried(lambda: self.collate(rows), f"{split} examples {_listed(places)}, as a batch,")
+            rows = [self._row(place) for place in places]
+        with own_code(f"{split} examples {_listed(places)} cannot be made a batch", f"task.{split}", REPAIR):
+            return self.collate(rows)
 
-    def _tried(self, read: Callable[[], Any], what: str) -> Any:
-        try:
-            return read()
-        except OptkitError:
-            raise
-        except Exception as error:
-            kind = type(error).__name__
-            reason = f"{kind}: {first_line(error)}" if str(error) else kind
-            fix = "repair the data, or leave it out"
-            raise UserError(f"{what} cannot be read: {reason}", key=f"task.{self.picking.split}", fix=fix) from error
+    def _row(self, place: int) -> Any:
+        split = self.picking.split
+        with own_code(f"{split} example {place} cannot be read", f"task.{split}", REPAIR):
+            return self.data[place]
 
     def subset(self, index: NDArray[np.int64]) -> FromDataset:
         return replace(self, places=index if self.places is None else self.places[index])
@@ -158,8 +156,11 @@ def as_examples(
     key = f"task.{picking.split}"
     if isinstance(given, str):
         given = locate(given, key)
-    if not _is_data(given) and callable(given):
-        given = given()
+    if isinstance(given, type) or (not _is_data(given) and callable(given)):
+        name, module = getattr(given, "__name__", type(given).__name__), str(getattr(given, "__module__", ""))
+        is_ours = module.startswith("optkit.")
+        with nullcontext() if is_ours else own_code(f"'{name}' fails", key, "it is called without arguments"):
+            given = given()
     if isinstance(given, torch_data.DataLoader):
         if given.batch_sampler is not None and not isinstance(given.dataset, torch_data.IterableDataset):
             check_order(given, key)
@@ -179,6 +180,9 @@ def as_examples(
         _check_some(examples, key)
         return examples if workers is not None else replace(examples, workers=workers_for(examples))
     if not hasattr(given, "__iter__"):
+        if hasattr(given, "__getitem__"):
+            fix = "a Dataset says how many examples it has: __len__"
+            raise UserError(f"a {type(given).__name__} has no length", key=key, value=str(given), fix=fix)
         fix = "give a Dataset, a DataLoader, any iterable of batches, or a function that returns one"
         raise UserError(f"a {type(given).__name__} is no data", key=key, value=str(given), fix=fix)
     return _check_some(read_once(given, picking, most_bytes), key)
@@ -248,7 +252,7 @@ def read_once(given: Any, picking: Picking, most_bytes: float) -> InMemory:
         fix = "give a list, a loader, or an object whose __iter__ begins anew"
         raise UserError(f"a {type(given).__name__} can be read only once", key=key, fix=fix)
     found, taken = [], 0
-    for batch in given:
+    for batch in _read(given, key):
         inputs, targets = picking(batch)
         found.append((inputs, targets))
         taken += sum(x.numel() * x.element_size() for x in inputs)
@@ -265,6 +269,18 @@ def read_once(given: Any, picking: Picking, most_bytes: float) -> InMemory:
         fix = "give a Dataset, and collate=... if its examples differ in shape"
         raise UserError(f"the batches differ in shape: {first_line(error)}", key=key, fix=fix) from error
     return InMemory(Batch(inputs, targets, torch.arange(len(inputs[0]))))
+
+
+def _read(batches: Any, key: str) -> Iterator[Any]:
+    number, iterator = 0, iter(batches)
+    while True:
+        with own_code(f"batch {number} cannot be read", key, REPAIR):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
+        number += 1
 
 
 def joined(parts: Sequence[Any]) -> Any:

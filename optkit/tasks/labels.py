@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.checks import check_distinct
 from optkit.core.errors import UserError, did_you_mean
 from optkit.tasks.csv_files import as_numbers
 from optkit.tasks.split_files import Table
@@ -52,9 +53,7 @@ def numbered(
     Raises:
         UserError: rows without a label, a label that is neither a number nor one of the classes, a class named twice.
     """
-    if repeated := [name for name in classes_from or () if list(classes_from or ()).count(name) > 1]:
-        message = f"it has '{repeated[0]}' twice"
-        raise UserError(message, key="task.classes_from", value=repeated[0], fix="give each class once")
+    check_distinct("task.classes_from", classes_from or (), "give each class once")
     for split, values in labels.items():
         _check(split, values, column)
     in_files = next((names for table in _train_first(tables) if (names := table.class_names(column))), None)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optkit.core.checks import check_choice, check_count, check_share
-from optkit.core.errors import UserError
+from optkit.core.checks import check_choice, check_count, check_distinct, check_share
+from optkit.core.errors import UserError, own_code
 from optkit.core.identity import identity
 from optkit.core.instantiate import locate
 from optkit.core.memory import available_memory
 from optkit.core.metric import Metric, observed
-from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, OTHER, POOL, VALUES, Batch
+from optkit.core.task import CLASS_MAPS, CLASSES, LABELS, OUTPUT_KINDS, POOL, VALUES, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.given import Given, as_examples, code_of_data, spread
-from optkit.tasks.losses import Loss, loss_of, name_of, output_kind_of, resolve_loss, tried
+from optkit.tasks.losses import Loss, check_first, loss_of, name_of, output_kind_of, resolve_loss
 from optkit.tasks.picking import Pick, Picking
 from optkit.tasks.reading import order_seed
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
-OUTPUT_KINDS = (CLASSES, LABELS, VALUES, CLASS_MAPS, EMBEDDINGS, OTHER)
 SPLIT_SEED = 0
+FORWARD = "it takes the module and a batch, and calls the module with the batch's inputs"
 
 
 class LoaderTask:
@@ -101,6 +101,8 @@ class LoaderTask:
         for key, value, least in (("limit", limit, 1), ("workers", workers, 0)):
             if value is not None:
                 check_count(key, value, least)
+        if classes is not None:
+            _check_classes(classes)
         self._given = {"train": train, "validation": validation, "test": test}
         for name in ("train", "test"):
             if self._given[name] is None:
@@ -274,25 +276,44 @@ class LoaderTask:
         Raises:
             UserError: a loss or a metric fails on it, or gives something of another shape.
         """
+        import torch
+
         from optkit.core.structure import as_float, mapped
 
-        batch = self._first(count)
-        if self._forward is not None:
-            given = output  # what the module has given for these inputs
-            output = tried("the function", "task.forward", lambda: self.forward(lambda *_: given, batch))  # type: ignore[arg-type]
-        output = mapped(as_float(output), lambda x: x.detach())
-        shape, classes = list(getattr(output, "shape", ())), self._num_classes
-        if self.output_kind in (CLASSES, CLASS_MAPS) and classes is not None and shape[1:2] != [classes]:
-            return f"it gives {shape} for {count} examples of {classes} classes: logits, one for each class"
-        loss = tried(f"the loss '{name_of(self._loss)}'", "task.loss", lambda: self.loss(output, batch))
-        if not bool(loss.isfinite()):
-            raise UserError(f"the loss of the first batch is {float(loss)}", key="task.loss", fix="check data and loss")
+        batch, classes = self._first(count), self._num_classes
+        with torch.enable_grad():
+            output = mapped(output, _with_gradient)
+            if self._forward is not None:
+                given = output  # what the module has given for these inputs
+                with own_code(f"the function '{name_of(self._forward)}' fails", "task.forward", FORWARD):
+                    output = self.forward(lambda *_: given, batch)  # type: ignore[arg-type]
+            output = as_float(output)
+            shape = list(getattr(output, "shape", ()))
+            if self.output_kind in (CLASSES, CLASS_MAPS) and classes is not None and shape[1:2] != [classes]:
+                return f"it gives {shape} for {count} examples of {classes} classes: logits, one for each class"
+            loss = self.loss(output, batch)
+        check_first(loss, name_of(self._loss), "task.loss")
         for metric in self.metrics:
-            tried(f"the metric '{metric.name}'", "task.metrics", lambda m=metric: observed(m, output, batch))  # type: ignore[misc]
+            observed(metric, mapped(output, lambda x: x.detach()), batch)
         return None
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return self._first(batch_size).inputs
+
+
+def _with_gradient(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_() if x.is_floating_point() else x
+
+
+def _check_classes(classes: Any) -> None:
+    """Raises UserError unless they are names, each of its own, or how many there are."""
+    if isinstance(classes, int):
+        check_count("classes", classes)
+        return
+    if isinstance(classes, str) or not isinstance(classes, Iterable) or not list(classes):
+        fix = "the names in the order of their numbers, or how many there are"
+        raise UserError(f"{classes!r} are no class names", key="classes", value=classes, fix=fix)
+    check_distinct("classes", list(map(str, classes)), "give each class once")
 
 
 def _located(part: Any, key: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from optkit.core.errors import UserError, did_you_mean, first_line
-from optkit.core.instantiate import locate
+from optkit.core.errors import UserError, own_code
+from optkit.core.instantiate import check_part, locate
+from optkit.core.metric import TAKES
 from optkit.core.task import CLASS_MAPS, CLASSES, LABELS, NO_LABEL, OTHER, VALUES
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ def resolve_loss(loss: str | Loss) -> str | Loss:
         UserError: there is no such loss.
     """
     if isinstance(loss, str) and loss not in KINDS:
-        if "." not in loss:
-            fix = f"{did_you_mean(loss, KINDS)}, or a dotted path to your own"
-            raise UserError(f"no loss '{loss}'", key="loss", value=loss, fix=fix)
+        check_part(loss, KINDS, "loss")
         loss = locate(loss, "loss")
     if isinstance(loss, type):
         loss = loss()
@@ -66,9 +65,18 @@ def loss_of(loss: str | Loss, output: Any, targets: Any, label_smoothing: float)
         raise UserError(
             "label smoothing is for loss=cross_entropy", key="label_smoothing", value=label_smoothing, fix=fix
         )
-    if isinstance(loss, str):
-        return _named(loss, output, targets, label_smoothing)
-    return one_number(loss(output, targets), name_of(loss), "task.loss")
+    with own_code(f"the loss '{name_of(loss)}' fails", "task.loss", TAKES):
+        found = _named(loss, output, targets, label_smoothing) if isinstance(loss, str) else loss(output, targets)
+    return one_number(found, name_of(loss), "task.loss")
+
+
+def check_first(loss: Tensor, name: str, key: str) -> None:
+    """Raises UserError for a loss of the first batch that is not finite, or by which nothing can be trained."""
+    if not bool(loss.isfinite()):
+        raise UserError(f"the loss of the first batch is {loss.item()}", key=key, fix="check data and loss")
+    if not loss.requires_grad:
+        fix = "compute it from the model's output by torch alone, without detach(), item() or numpy"
+        raise UserError(f"the loss '{name}' has no gradient", key=key, fix=fix)
 
 
 def one_number(found: Any, name: str, key: str) -> Tensor:
@@ -105,21 +113,6 @@ def _named(loss: str, output: Any, targets: Any, label_smoothing: float) -> Tens
         "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits, "mse": F.mse_loss, "l1": F.l1_loss,
     }  # fmt: skip
     return named[loss](output, targets.to(output.dtype))
-
-
-def tried(what: str, key: str, function: Callable[[], Any]) -> Any:
-    """What a user's function gives.
-
-    Raises:
-        UserError: it raises something; one line that names the function.
-    """
-    try:
-        return function()
-    except UserError:
-        raise
-    except Exception as error:
-        message = f"{what} fails on the first batch: {type(error).__name__}: {first_line(error)}"
-        raise UserError(message, key=key, fix="it takes the model's output and the targets of a batch") from error
 
 
 def name_of(part: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from optkit.core.errors import UserError, did_you_mean
+from optkit.core.errors import UserError, did_you_mean, own_code
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,8 @@ class Picking:
 
     def _picked(self, given: Any, pick: Pick, key: str, several: type) -> Any:
         if callable(pick):
-            return pick(given)
+            with own_code(f"the function fails on a batch of {self.split}, {_shown(given)}", f"task.{key}"):
+                return pick(given)
         if isinstance(pick, (str, int)):
             return self._part(given, pick, key)
         parts = [(name, self._part(given, name, key)) for name in pick or ()]

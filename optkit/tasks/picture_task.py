@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optkit.core.checks import check_count, is_number
+from optkit.core.checks import check_count, check_positive, is_number
 from optkit.core.errors import UserError
 from optkit.core.seeds import seed_sequence
 from optkit.core.task import CLASS_MAPS, LABELS, OTHER, Batch
@@ -63,6 +63,8 @@ class PictureOptions:
             if values is not None and (len(values) != 3 or not all(map(is_number, values))):
                 message = f"{list(values)} is not one number for each of red, green and blue"
                 raise UserError(message, key=name, value=values)
+        for value in self.std or ():
+            check_positive("std", value)
 
     @property
     def size(self) -> tuple[int, int] | None:

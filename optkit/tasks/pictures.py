@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,31 @@ class PictureInput:
         if self.size is not None and picture.size != self.size[::-1]:
             picture = stretched(picture, self.size) if self.whole else fitted(picture, self.size[0])
         return np.array(picture).transpose(2, 0, 1)
+
+
+def file_below(folder: Path, name: object, what: str, key: str = "task.images") -> Path:
+    """The file of a name that data give. Links within the folder are followed.
+
+    Args:
+        folder: that names are below.
+        name: such as ``a/0001.png``.
+        what: names it, for the error.
+        key: the config key to blame.
+
+    Raises:
+        UserError: it is not there, or it would lie outside of the folder.
+    """
+    file = folder / str(name or "")
+    try:
+        is_there = file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_there = False
+    fix = "names are below task.images or task.path"
+    if not is_there:
+        raise UserError(f"{what} names {str(file)[:200] if name else 'nothing'}, which is not there", key=key, fix=fix)
+    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)):
+        raise UserError(f"{what} names {file}, which is not in {folder}", key=key, fix=fix)
+    return file
 
 
 def read_rgb(path: Path) -> Any:

@@ -192,8 +192,12 @@ class Scale:
     @classmethod
     def of(cls, numbers: Numbers, columns: Sequence[str], option: str) -> Scale:
         """That of columns ``(N, columns)``; raises UserError for one that never varies."""
-        mean, std = numbers.mean(0), numbers.std(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = numbers.mean(0), numbers.std(0)
         for column, deviation, middle in zip(columns, std, mean, strict=True):
+            if not np.isfinite(deviation):
+                message = f"'{column}' has numbers too large to take their deviation"
+                raise UserError(message, key=f"task.{option}", value=column, fix="scale the column")
             if deviation <= 1e-12 * max(1.0, abs(middle)):
                 message = f"'{column}' is {middle:g} in every train row"
                 raise UserError(message, key=f"task.{option}", value=column, fix="leave it out")

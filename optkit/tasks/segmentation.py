@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from optkit.core.checks import check_count, check_distinct
 from optkit.core.errors import UserError
 from optkit.core.task import CLASS_MAPS, NO_LABEL, Batch
 from optkit.tasks.inspection import inspected
@@ -70,6 +71,9 @@ class Segmentation(PictureTask):
         if only := sorted(set(self.images) ^ set(self.masks)):
             there = "images" if only[0] in self.images else "masks"
             raise UserError(f"{only[0]} has {there} alone", key="path", value=path, fix="give both, or neither")
+        check_distinct("classes_from", classes_from or (), "give each class once")
+        if ignore is not None:
+            check_count("ignore", ignore, least=0)
         self.classes_from, self.ignore, self.mask_values = classes_from, ignore, mask_values
         super().__init__(
             self.images,

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.checks import check_distinct
 from optkit.core.errors import UserError, did_you_mean
+from optkit.tasks.pictures import file_below
 from optkit.tasks.split_files import Table, read_folder
 from optkit.tasks.split_folders import check_folder
 from optkit.tasks.split_names import find_tables, needed_for
@@ -47,13 +49,7 @@ def picture_files(table: Table, split: str, column: str, folder: Path) -> list[P
     """
     found = []
     for row, name in enumerate(table.column(column, "file_column", split)):
-        file = folder / str(name)
-        if not isinstance(name, str) or not name or not file.is_file():
-            message = f"{split}: row {row} of '{column}' names {file if name else 'nothing'}, which is not there"
-            raise UserError(
-                message, key="task.file_column", value=column, fix="names are below task.images or task.path"
-            )
-        found.append(file)
+        found.append(file_below(folder, name, f"{split}: row {row} of '{column}'", "task.file_column"))
     return found
 
 
@@ -136,8 +132,7 @@ def named(columns: Any, option: str) -> list[str]:
     found = [columns] if isinstance(columns, str) else list(columns or ())
     if not found or not all(isinstance(name, str) for name in found):
         raise UserError("no column is named", key=option, value=columns, fix="for example [price]")
-    if repeated := [name for name in found if found.count(name) > 1]:
-        raise UserError(f"it has '{repeated[0]}' twice", key=option, value=repeated[0], fix="name each column once")
+    check_distinct(option, found, "name each column once")
     return found
 
 

@@ -29,7 +29,7 @@ def timed(monkeypatch):
     """Latencies as the test says, by place; what `interleaved` is asked is kept."""
     ms, asked, load = {}, [], [OtherLoad(0.0, 0.0)]
 
-    def interleaved(sessions, inputs, seconds, seed, retries, precision, pairs):
+    def interleaved(sessions, inputs, seconds, seed, retries, precision, pairs, workload):
         asked.append({"inputs": inputs, "seconds": seconds, "seed": seed, "pairs": list(pairs)})
         noise = np.random.default_rng(0).normal(1, 0.001, (40, 5))
         return {place: Series(ms.get(place, 1.0) * noise, load[0]) for place in sessions}
@@ -51,7 +51,7 @@ def test_every_model_is_timed_on_every_engine_in_the_same_rounds(timed):
     ms, asked, _ = timed
     ms |= {"a on eager": 6.0, "a on other": 3.0, "b on eager": 2.0, "b on other": 1.5}
     engines = {"eager": Eager(), "other": "eager"}
-    found = optkit.compare({"a": net(), "b": net(1)}, X, engines=engines, seconds=3, seed=7, batch_sizes=[2, 9])
+    found = optkit.compare({"a": net(), "b": net(1)}, X, engines=engines, seconds=3, seed=7, batch_sizes=(2, 9))
     assert [len(one["inputs"][0]) for one in asked] == [2, 9]
     torch.testing.assert_close(asked[1]["inputs"][0], torch.cat([X, X, X])[:9])
     assert {(one["seconds"], one["seed"]) for one in asked} == {(3, 7)}
@@ -182,6 +182,7 @@ WRONG = {
     "too many inputs": ({"inputs": (X, X)}, r"models\['a'\]: does not take the example \[4, 6\], \[4, 6\]: TypeError"),
     "inputs by name": ({"inputs": {"x": X}}, "inputs: a dict of x is no example of the model's inputs"),
     "no batch size": ({"batch_sizes": [0]}, "batch_sizes: .* are not batch sizes"),
+    "a batch size alone": ({"batch_sizes": 4}, r"batch_sizes: 4 is no list .\[4\]"),
     "no batch dimension": ({"inputs": (X, X[:2]), "batch_sizes": [2]}, "batch_sizes: inputs of the shapes"),
     "no threads": ({"threads": 0}, "threads: 0 is not a whole number"),
     "no time": ({"seconds": 0}, "seconds: 0 is not a time"),

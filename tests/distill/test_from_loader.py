@@ -112,8 +112,8 @@ WRONG = {
     "a dict": ({"loader": [{"x": X}]}, r"loader: batch 1 is a dict of x, and no tensors .*batch\['x'\]"),
     "targets that are not there": ({"loader": [X], "loss": F.cross_entropy}, "targets: batch 1, a Tensor, has no targets"),
     "targets that fail": ({"loss": F.cross_entropy, "targets": lambda b: b["y"]}, "targets: targets fails on batch 1"),
-    "a loss that fails": ({"loss": lambda o, t: o @ t}, "loss: fails on a batch: RuntimeError"),
-    "a loss of another shape": ({"loss": lambda o, t: o.sum(1)}, r"loss: fails on a batch: .* gives \[32\], not one number"),
+    "a loss that fails": ({"loss": lambda o, t: o @ t}, "loss: the loss '<lambda>' fails: RuntimeError"),
+    "a loss of another shape": ({"loss": lambda o, t: o.sum(1)}, r"loss: the loss .* gives \[32\], not one number"),
     "a name that is no loss": ({"loss": "cross_entrpy"}, "loss: no loss 'cross_entrpy' .*did you mean 'cross_entropy'"),
     "no function": ({"loss": 3}, "loss: a int is no loss"),
     "alpha without a loss": ({"alpha": 0.5}, "alpha: there is no loss for the rest"),
@@ -138,3 +138,8 @@ def test_a_mistake_is_one_line(case):
 def test_a_loss_that_is_not_finite_ends_training():
     with pytest.raises(StageError, match="the loss became nan in epoch 1"):
         optkit.distill_from(TEACHER, STUDENT, PAIRS, epochs=1, loss=lambda o, t: o.sum() * float("nan"))
+
+
+def test_a_student_without_parameters_is_refused():
+    with pytest.raises(UserError, match="student: the student has nothing to train"):
+        optkit.distill_from(TEACHER, nn.Identity(), [X[:32]])

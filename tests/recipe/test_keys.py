@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import optkit
 from optkit.core.imports import imported_sources
 from optkit.core.source_digest import DECIDE_NOTHING, FIND_BY_NAME
-from optkit.recipe.keys import sources
+from optkit.core.task import Batch
+from optkit.metrics.functions import MeanScore
+from optkit.metrics.libraries import TorchMetric
+from optkit.metrics.transformed import Transformed
+from optkit.recipe.keys import identity_of, sources
 
 CUT, TRAIN, STATIC = "optkit.prune.stages.structured", "optkit.training.stages", "optkit.quantize.stages.static"
 DIGITS, TEACH = "optkit.tasks.digits", "optkit.distill.stages"
@@ -122,3 +127,27 @@ def test_a_class_counts_with_those_that_it_derives_from_and_those_within_it():
     }
     of_gradual = {"optkit.prune.stages.gradual", "optkit.prune.stages.magnitude", TRAIN, "optkit.training.config"}
     assert set(sources(GradualPruning())) == of_gradual
+
+
+def scored(threshold):
+    def score(outputs, targets):
+        return (outputs[:, 0] > threshold) == (targets > 0)
+
+    return score
+
+
+def test_what_stands_for_a_metric_is_the_same_in_every_process_and_changes_with_what_its_functions_hold():
+    metrics = [Transformed(MeanScore(scored(x)), lambda *pair: pair) for x in (0.0, 0.0, 0.5)]
+    first, same, other = (json.dumps(identity_of(metric)) for metric in metrics)
+    assert " at 0x" not in first
+    assert first == same
+    assert first != other
+
+
+def test_what_a_metric_keeps_while_it_works_does_not_stand_for_it():
+    library = pytest.importorskip("torchmetrics")
+    metric = TorchMetric(library.MeanSquaredError(), "mse", classes=False)
+    before = identity_of(metric)
+    output = torch.zeros(4, 2)
+    metric.value(metric.observe(output, Batch((output,), output, torch.arange(4))))
+    assert identity_of(metric) == before

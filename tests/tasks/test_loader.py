@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
 from optkit.core.errors import SealedSplitError, UserError
+from optkit.core.metric import observed
 from optkit.core.structure import as_float
 from optkit.core.task import SealedTask
 from optkit.tasks import LoaderTask
@@ -28,6 +29,17 @@ class Noisy(Dataset):
     def __getitem__(self, place):
         drawn = random.random() + np.random.random() + torch.rand(3)
         return place + self.noise * drawn.float(), place % 3
+
+
+class NoLength(Dataset):
+    def __getitem__(self, place):
+        return torch.ones(2), 0
+
+
+class Broken:
+    def __iter__(self):
+        yield torch.ones(2, 3), torch.ones(2)
+        raise OSError("no more")
 
 
 class Failing(Noisy):
@@ -329,7 +341,7 @@ def linear(task, outputs=1):
             {"metrics": lambda o, t: (o[:, 0] - t).abs().mean()},
             r"task.metrics: the metric '<lambda>' gives .* for a batch of 2",
         ),
-        ({"metrics": lambda o, t: o.x}, "task.metrics: the metric '<lambda>' fails on the first batch: AttributeError"),
+        ({"metrics": lambda o, t: o.x}, "task.metrics: the metric '<lambda>' fails: AttributeError"),
         (
             {"metrics": "accuracy"},
             r"task.metrics: the metric 'accuracy' is for class numbers .N,., and the targets are \[2\] of torch.float32",
@@ -339,13 +351,19 @@ def linear(task, outputs=1):
             {"loss": lambda o, t: (o[:, 0] - t) ** 2},
             r"task.loss: the loss '<lambda>' gives \[2\], not one number.*mean",
         ),
+        ({"loss": lambda o, t: o.detach().sum()}, "task.loss: the loss '<lambda>' has no gradient"),
+        (
+            {"metrics": lambda o, t: (o[:, 0] - t).abs()[:, None]},
+            r"the metric '<lambda>' gives \[2, 1\] for a batch of 2",
+        ),
+        ({"metrics": lambda o, t: (o[:, 0] - t) * 1j}, r"the metric '<lambda>' gives \[2\] of complex numbers"),
         ({"loss": lambda o, t: 1.0}, "task.loss: the loss '<lambda>' gives a float, not one number"),
         ({"loss": lambda o, t: o.mean() * float("nan")}, "task.loss: the loss of the first batch is nan"),
         (
             {"loss": nn.CrossEntropyLoss()},
-            "task.loss: the loss 'CrossEntropyLoss' fails on the first batch: RuntimeError",
+            "task.loss: the loss 'CrossEntropyLoss' fails: RuntimeError",
         ),
-        ({"forward": lambda m, b: m(*b.inputs).out}, "task.forward: the function fails on the first batch"),
+        ({"forward": lambda m, b: m(*b.inputs).out}, "task.forward: the function '<lambda>' fails: AttributeError"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_any_training(options, message):
@@ -363,6 +381,25 @@ def test_an_output_that_does_not_fit_the_classes_is_said():
     )
 
 
+def test_a_class_by_dotted_path_is_made():
+    assert task(train=f"{__name__}.Noisy", validation=Noisy(5)).size("train") == 30
+
+
+def late(output, targets):
+    if len(targets) > 2:
+        raise RuntimeError("late\nand long")
+    return output.sum()
+
+
+@pytest.mark.parametrize("part", ["loss", "metrics"])
+def test_what_fails_after_the_first_batch_is_named_too(part):
+    found = numbers(**{part: late if part == "loss" else lambda o, t: late(o, t).expand(len(t))})
+    assert found.mismatch(linear(found), 2) is None
+    batch = next(found.batches("train", 8))
+    with pytest.raises(UserError, match=rf"task.{part}: the {part[:4]}\S* '\S+' fails: RuntimeError: late"):
+        found.loss(batch.inputs[0], batch) if part == "loss" else observed(found.metrics[0], batch.inputs[0], batch)
+
+
 def sampled(data):
     return DataLoader(data, 4, sampler=WeightedRandomSampler([1.0] * len(data), len(data)))
 
@@ -375,6 +412,14 @@ def sampled(data):
         (lambda: task(metrics="acuracy"), "no metric 'acuracy'"),
         (lambda: task(output_kind="class"), "output_kind: no output_kind 'class' .did you mean 'classes'"),
         (lambda: task(validation_share=2), "validation_share: 2 is not a share"),
+        (lambda: task(classes=0), "classes: 0 is not a whole number of at least 1"),
+        (lambda: task(classes="cat"), "classes: 'cat' are no class names"),
+        (lambda: task(classes=2.5), "classes: 2.5 are no class names"),
+        (lambda: task(classes=["a", "a"]), "classes: it has 'a' twice"),
+        (lambda: task(train=lambda: 1 / 0).fingerprint, "task.train: '<lambda>' fails: ZeroDivisionError: division by zero"),
+        (lambda: task(train=f"{__name__}.NoLength").fingerprint, "task.train: a NoLength has no length"),
+        (lambda: task(train=Broken()).fingerprint, "task.train: batch 1 cannot be read: OSError: no more"),
+        (lambda: task(inputs=lambda batch: batch.x).fingerprint, "task.inputs: the function fails on a batch of train"),
         (lambda: task(workers=-1), "workers: -1 is not a whole number"),
         (lambda: task(train=7).fingerprint, "task.train: a int is no data"),
         (lambda: task(train=iter([])).fingerprint, "task.train: a list_iterator can be read only once"),

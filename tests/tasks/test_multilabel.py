@@ -66,6 +66,7 @@ BAD = {
     "an empty cell": (COLUMNS, {"square": ""}, r"train: row 3 of 'square' is None, not 0 or 1"),
     "a text": (COLUMNS, {"square": "yes"}, r"train: row 3 of 'square' is 'yes', not 0 or 1"),
     "a file that is not there": (COLUMNS, {"file": "gone.png"}, r"task\.file_column: train: row 3 of 'file' names .*gone\.png, which is not there"),
+    "a file elsewhere": (COLUMNS, {"file": "train/../../outside.png"}, r"train: row 3 of 'file' names .*outside\.png, which is not in "),
     "no file": (LISTS, {"file": ""}, r"train: row 3 of 'file' names nothing, which is not there"),
     "a label that there is not": (LISTS | {"labels_from": SHAPES}, {"shapes": "disk"}, r"task\.list_column: train: row 3 has the label 'disk', .*did you mean 'disc'"),
 }  # fmt: skip
@@ -74,6 +75,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_cells_are_told_of_before_anything_is_trained(scenes, case):
     options, cells, message = BAD[case]
+    (scenes.parent / "outside.png").write_bytes((scenes / "train/images/0000.png").read_bytes())
     edit(scenes / "train.csv", 3, **cells)
     with pytest.raises(UserError, match=message):
         Multilabel(path=str(scenes), **options).model_defaults()

@@ -17,6 +17,10 @@ def by_example(logits, targets):
     return (logits - torch.eye(10)[targets]).square().mean(1)
 
 
+def detached(logits, targets):
+    return logits.detach().mean()
+
+
 def broken(logits, targets):
     raise ValueError("no such thing")
 
@@ -45,9 +49,10 @@ def test_the_loss_is_ones_own_and_leaves_out_what_has_no_label():
     [
         ({"loss_function": f"{__name__}.sqared"}, "loss_function: .* has no 'sqared' .*did you mean 'squared'"),
         ({"loss_function": f"{__name__}.by_example"}, r"task.loss_function: .* gives \[2\], not one number"),
-        ({"loss_function": f"{__name__}.broken"}, "fails on the first batch: ValueError: no such thing"),
+        ({"loss_function": f"{__name__}.broken"}, "fails: ValueError: no such thing"),
+        ({"loss_function": f"{__name__}.detached"}, "task.loss_function: the loss .* has no gradient"),
         ({"metrics": [f"{__name__}.whole"]}, "task.metrics: the metric 'whole'"),
-        ({"metrics": [f"{__name__}.broken"]}, "the metric 'broken' fails on the first batch: ValueError"),
+        ({"metrics": [f"{__name__}.broken"]}, "the metric 'broken' fails: ValueError"),
     ],
 )
 def test_mistakes_are_found_on_the_first_examples(options, message):

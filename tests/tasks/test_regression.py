@@ -96,6 +96,7 @@ BAD = {
     "NaN": ({"covered": "nan"}, r"row 3 of 'covered' is 'nan', not a finite number"),
     "infinite": ({"covered": "inf"}, r"row 3 of 'covered' is 'inf', not a finite number"),
     "an empty cell": ({"covered": ""}, r"row 3 of 'covered' is empty, not a finite number"),
+    "a number too large": ({"covered": "1e300"}, r"task\.target_columns: 'covered' has numbers too large"),
     "a file that is not there": ({"file": "gone.png"}, r"task\.file_column: train: row 3 of 'file' names .*gone\.png"),
 }
 

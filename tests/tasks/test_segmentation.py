@@ -153,6 +153,9 @@ def _put(value):
 
 
 BAD = {
+    "a class named twice": (lambda s: None, {"classes_from": ["a", "b", "b", "c"]}, "classes_from: it has 'b' twice"),
+    "no number to ignore": (lambda s: None, {"ignore": "x"}, "ignore: 'x' is not a whole number"),
+    "a deviation of 0": (lambda s: None, {"mean": [0, 0, 0], "std": [1, 1, 0]}, "std: 0 is not a number above 0"),
     "a mask of another size": (
         lambda s: _mask(s / "train/masks/0003.png", lambda m: m.resize((40, 48))),
         {},
