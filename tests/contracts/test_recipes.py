@@ -20,10 +20,6 @@ ATTENTION = [*TEXTS, "vit_tiny_digits"]
 DATA = {
     "resnet20_cifar10": [
         "task._target_=optkit.tasks.ImageFolder",
-        "~task.dataset",
-        "~task.image_column",
-        "~task.label_column",
-        "~task.classes_from",
         "task.image_size=16",
     ],
     "minilm_sst2": [
