@@ -12,6 +12,7 @@ from torch import Tensor
 from optkit.core.errors import UserError
 from optkit.core.metric import ANY, ERROR, MetricOfSums
 from optkit.core.ratios import quotient_or_zero
+from optkit.core.statistics import Estimate
 from optkit.core.task import Batch
 
 
@@ -74,6 +75,10 @@ class R2(MetricOfSums):
         """``(N, 3 * targets)``: squared errors, targets, and squared targets."""
         ours, targets = _numbers(output, batch)
         return np.concatenate([(ours - targets) ** 2, targets, targets**2], axis=1)
+
+    def interval(self, table: NDArray[np.float64], pseudo: NDArray[np.float64] | None = None) -> Estimate:
+        found = super().interval(table, pseudo)
+        return Estimate(found.value, found.low, min(found.high, 1.0))
 
     def of_sums(self, sums: NDArray[np.float64], count: float) -> NDArray[np.float64]:
         errors, first, second = np.moveaxis(sums.reshape(*sums.shape[:-1], 3, self.targets), -2, 0)

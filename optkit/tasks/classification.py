@@ -223,7 +223,14 @@ class Classification(ABC, Generic[S]):
 
 
 def write_labels(folder: Path, columns: Mapping[str, Sequence[str]], labels: Sequence[str]) -> Path:
-    """Writes ``test.csv``: columns, and the class names of the examples as ``label``."""
+    """Writes ``test.csv``: columns, and the class names of the examples as ``label``.
+
+    Raises:
+        UserError: one of the columns is called ``label``.
+    """
+    if "label" in columns:
+        message = "a column of texts is called 'label', which names the classes in test.csv"
+        raise UserError(message, key="--test-files", fix="leave --test-files out, or rename the column")
     path = folder / "test.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)

@@ -255,3 +255,13 @@ def test_a_library_s_metric_with_several_numbers_is_refused(labelled):
         metric.value(table)
     assert in_batches(chosen := EvaluateMetric(Several(), "one", key="recall"), logits, targets) is not None
     assert chosen.value(table) == 0.6
+
+
+def test_the_interval_of_r2_ends_at_1():
+    random = np.random.default_rng(0)
+    targets = torch.from_numpy(random.standard_normal((12, 1)))
+    outputs = targets + 1e-4 * torch.from_numpy(random.standard_t(1.5, (12, 1)))
+    metric = R2()
+    table = metric.observe(outputs, Batch((outputs,), targets, torch.arange(12)))
+    found = metric.interval(table)
+    assert found.low < found.value <= found.high <= 1.0
