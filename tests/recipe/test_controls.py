@@ -64,7 +64,7 @@ def test_controls_get_the_same_training_and_the_same_macs(recipe):
     accuracy = {r["control"]: r["quality"] for r in shown if r["stage"] == "tune"}
     for control, row in margins.items():
         assert row["control_margin"] == pytest.approx(accuracy[None] - accuracy[control])
-    lines = against_controls(shown, "{:+.3f}".format)
+    lines = against_controls(shown)
     named = [(line.split()[0], next(c for c in (RANDOM_PRUNE, SMALLER_DENSE) if c in line)) for line in lines]
     assert named == [("prune", RANDOM_PRUNE), ("tune", RANDOM_PRUNE), ("tune", SMALLER_DENSE)]
 
@@ -121,7 +121,7 @@ def test_a_control_without_a_teacher_is_the_chain_trained_by_the_labels(taught, 
     margins = {r["stage"]: r["control_margin"] for r in shown if r["control"]}
     for stage, margin in margins.items():
         assert margin == pytest.approx(accuracy[None, stage] - accuracy[NO_TEACHER, stage])
-    lines = against_controls(shown, "{:+.3f}".format)
+    lines = against_controls(shown)
     assert [line.split()[0] for line in lines] == ["recover", "tune"]
 
 
