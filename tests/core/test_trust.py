@@ -164,7 +164,7 @@ def test_of_optkits_models_only_these_can_be_reached():
                 found.add(path.rpartition(".")[2])
     assert found == {
         "BasicBlock", "ResNetCIFAR", "SmallCNN", "MLP", "torchvision", "huggingface", "ImageClassifier",
-        "TextClassifier",
+        "TextClassifier", "UNet", "DenseDetector",
     }  # fmt: skip
 
 

@@ -175,7 +175,13 @@ except Interruption as error:
 @pytest.mark.slow
 def test_ctrl_c_ends_the_workers_in_one_line():
     started = subprocess.Popen(
-        [sys.executable, "-c", SLOW], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", SLOW],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell without job control starts background work, such as these tests, with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert started.stdout.readline() == "read\n"
     workers = psutil.Process(started.pid).children(recursive=True)
