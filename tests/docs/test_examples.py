@@ -16,7 +16,7 @@ SCRIPTS = ["own_data", "own_metric"]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script_and_recipe_run(name, tmp_path):
-    for file in (ROOT / "docs/examples").glob("own_*"):
+    for file in (ROOT / "docs/examples").glob("own_*.*"):
         shutil.copy(file, tmp_path)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     small = ["stages.train.trainer.epochs=2", "measure.seconds=0.05", "~engines.inductor"]
