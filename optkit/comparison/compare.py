@@ -26,7 +26,7 @@ from optkit.core.caveat import is_disturbed, timing_caveat
 from optkit.core.checks import check_count
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import StageError, UserError
-from optkit.core.records import Measurement
+from optkit.core.records import REFERENCE, Measurement
 from optkit.core.statistics import Estimate, ratio_of_medians
 from optkit.core.threads import use_threads
 from optkit.measure.config import Measure
@@ -40,7 +40,7 @@ def compare(
     models: Mapping[str, Any],
     inputs: Tensor | tuple[Tensor, ...],
     *,
-    engines: Engines = ("eager",),
+    engines: Engines = (REFERENCE,),
     evaluate: Evaluate | None = None,
     reference: str | None = None,
     threads: int | None = None,

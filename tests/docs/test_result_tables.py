@@ -14,6 +14,7 @@ FIGURE = re.compile(r"[-+]?\d[\d.,]*(%| |$)")
 TYPED_TABLES = {
     "docs/distillation.md": 4,
     "docs/examples.md": 2,
+    "docs/kinds.md": 1,
     "docs/measuring.md": 2,
     "docs/pruning-coverage.md": 3,
     "docs/pruning.md": 8,

@@ -135,7 +135,10 @@ def test_a_session_follows_torch_where_it_shares_its_threads(mlp):
 
 
 # where bundled engines and targets are named: their tables, their files, and the packages that older records depend on
+# an export writes files for programs that are not optkit, each in a way of its own
+EXPORTS = {"cli.py", "deploy/card.py", "deploy/exporting.py", "deploy/formats.py", "deploy/script.py"}
 HOMES = {
+    *EXPORTS,
     "engines/__init__.py",
     "engines/registry.py",
     "quantize/graph/targets/registry.py",
