@@ -62,7 +62,7 @@ def test_a_failed_write_leaves_the_earlier_package(tmp_path, monkeypatch):
     path = tmp_path / "model.pt2"
     path.write_bytes(b"earlier")
 
-    def full(program, part):
+    def full(program, part, extra_files):
         part.write_bytes(b"half")
         raise OSError("no space left")
 
