@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from optkit.core.identity import identity
 from optkit.core.instantiate import TARGET, named_paths
 from optkit.core.metric import Metric
-from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
+from optkit.core.source_digest import code_of_classes, code_of_paths
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
 from optkit.core.task import POOL, OwnParts, Task
 
@@ -74,9 +73,7 @@ def identity_of(metric: Metric) -> list[Any]:
     # what does not compare is what a metric keeps while it works
     passing = {field.name for field in fields(metric) if not field.compare} if is_dataclass(metric) else ()
     held = {name: _named(value) for name, value in vars(metric).items() if name not in passing}
-    functions = [value for value in vars(metric).values() if isinstance(value, FunctionType)]
-    code = [code_of_module(function.__module__) for function in functions]
-    return [target_of(metric), held, code_of_classes(type(metric).__mro__), code]
+    return [target_of(metric), held, code_of_classes(type(metric).__mro__)]
 
 
 def _named(value: Any) -> Any:
