@@ -6,6 +6,8 @@ from optkit.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from optkit.comparison.compare import compare
+    from optkit.core.version import __version__
+    from optkit.costs.estimate import cost
     from optkit.deploy.exporting import export
     from optkit.deploy.hub import push
     from optkit.distill.from_loader import distill_from
@@ -17,16 +19,18 @@ if TYPE_CHECKING:
     from optkit.quantize.qat.graph import convert_qat, prepare_qat
     from optkit.quantize.static import quantize_static
     from optkit.quantize.weight_only import quantize_weight_only
+    from optkit.reproduction import reproduce
     from optkit.runs import run
+    from optkit.searches.search import search
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__version__ = "0.1.0"
 __all__ = [
     "__version__",
     "compare",
     "compile",
     "convert_qat",
+    "cost",
     "distill_from",
     "export",
     "load",
@@ -37,5 +41,7 @@ __all__ = [
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight_only",
+    "reproduce",
     "run",
+    "search",
 ]

@@ -6,9 +6,10 @@ import copy
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,26 +23,31 @@ from torch import nn
 from optkit.core.allocator import keep_freed_memory
 from optkit.core.artifact import FILES, WEIGHTS, Artifact
 from optkit.core.cache import new_file, write_text
+from optkit.core.checksums import ENTRY
 from optkit.core.engine import packages_of
-from optkit.core.environment import check_single_process, environment
+from optkit.core.environment import environment
 from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full
-from optkit.core.ledger import LEDGER_NAME, Ledger
+from optkit.core.ledger import LEDGER_NAME, UNMEASURED_NAME, Ledger, forget_measured, unmeasured
 from optkit.core.locks import exclusive
 from optkit.core.logs import RUN_LOG, log_file
+from optkit.core.processes import current, is_lost, one_process_only
 from optkit.core.records import Cost, Record
 from optkit.core.stage import Context, Outcome
-from optkit.core.store import StageStore
+from optkit.core.store import StageStore, open_store
 from optkit.core.surgeries import surgery_name
 from optkit.core.task import SealedTask
 from optkit.core.threads import use_threads
 from optkit.core.variant import Step, Variant
 from optkit.measure import Bench
+from optkit.measure.config import LATER
 from optkit.measure.peaks import peaks
 from optkit.models import ModelSpec
 from optkit.recipe.chain import START
-from optkit.recipe.keys import params_of, target_of
+from optkit.recipe.keys import params_of, parts, target_of
+from optkit.recipe.manifest import beginning, recorded
 from optkit.recipe.plan import OWN, Plan, PlannedStep, build_other, not_run_on, work_device
 from optkit.recipe.recipe import MODEL, Recipe
+from optkit.training import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +77,9 @@ def run(plan: Plan) -> Run:
 
     The same recipe finds the same run folder: what its ledger and the store hold is not done again.
 
+    In several processes (`optkit.core.processes.joined`) all call it. What trains runs in all of them. The first does
+    all else, and writes, while the others wait.
+
     Args:
         plan: of a recipe. A chain besides the recipe's own that fails ends there, and is named in the result; so is a
             control, where there are other chains.
@@ -82,8 +91,9 @@ def run(plan: Plan) -> Run:
         UserError: a mistake found before any work; nothing is left behind.
         StageError: a stage failed; everything finished before it is kept.
     """
-    check_single_process()
     keep_freed_memory()
+    if plan.is_study:
+        one_process_only("a study of several chains")
     with use_threads(plan.threads):
         return _Fold(plan).run()
 
@@ -104,31 +114,57 @@ class _Fold:
     """One run on its way."""
 
     def __init__(self, plan: Plan):
-        self.plan, self.recipe = plan, plan.recipe
+        self.plan, self.recipe, self.processes = plan, plan.recipe, current()
         self.engine_packages = packages_of([plan.recipe.reference, *plan.recipe.engines.values()])
         self.folder = Path(self.recipe.out) / plan.run
         self.sealed = SealedTask(self.recipe.task)
         self.device = work_device()
+        self.later = self.recipe.measure.when == LATER
         self.made: dict[str, Artifact] = {}
         self.num_made = 0
 
     def run(self) -> Run:
+        self._check_same_plan()
         if not self.recipe.fresh and not self._missing():
             return Run(self.folder, worked=False)
-        self.folder = _open_folder(self.folder, self.recipe, self.recipe.fresh)
+        opened = self.processes.first(lambda: str(_open_folder(self.folder, self.recipe, self.recipe.fresh)))
+        self.folder = _seen_here(Path(opened))
         self.store = _store(self.recipe, self.folder)
-        with exclusive(self.folder / ".lock", f"running {self.recipe.name}"), log_file(self.folder / RUN_LOG):
+        with ExitStack() as stack:
+            if self.processes.is_first:
+                stack.enter_context(exclusive(self.folder / ".lock", f"running {self.recipe.name}"))
+                stack.enter_context(log_file(self.folder / RUN_LOG))
             missing = self._missing()  # another process may have finished the run meanwhile
-            return self._advance_all(missing) if missing else Run(self.folder, worked=False)
+            if not missing:
+                return Run(self.folder, worked=False)
+            if self.processes.is_first:
+                begins = beginning(self.plan)
+                stack.enter_context(recorded(self.folder, self.recipe, self.plan.threads, self.engine_packages, begins))
+            return self._advance_all(missing)
+
+    def _check_same_plan(self) -> None:
+        """Raises a UserError if the processes of a run do not plan the same."""
+        plans = self.processes.gather(self.plan.run)
+        if others := [rank for rank, name in enumerate(plans) if name != plans[0]]:
+            message = f"process 0 plans {plans[0]}, and process {others[0]} plans {plans[others[0]]}"
+            fix = "they need the same data, versions and kind of machine"
+            raise UserError(message, key="WORLD_SIZE", fix=fix)
 
     def _missing(self) -> list[PlannedStep]:
-        """The steps whose record is not in the ledger."""
-        recorded = {record.variant for record in Ledger(self.folder / LEDGER_NAME).records()}
+        """The steps whose record is not in the ledger; that are not made yet, where they are measured later."""
+        recorded = self.processes.first(self._recorded)
         return [step for step in self.plan.measured if step.id not in recorded]
 
+    def _recorded(self) -> list[str]:
+        """The variants whose record is there, or, where they are measured later, an entry in its place."""
+        waiting = unmeasured(self.folder) if self.later else []
+        return [record.variant for record in [*Ledger(self.folder / LEDGER_NAME).records(), *waiting]]
+
     def _advance_all(self, missing: list[PlannedStep]) -> Run:
-        """Makes and measures the steps in turn, as the only process that works on this run."""
+        """Makes and measures the steps in turn, as the only processes that work on this run."""
         log.info("run folder: %s", self.folder)
+        if self.processes.several:
+            log.info("%d processes train, and the first of them measures", self.processes.size)
         bench = Bench(
             self.recipe.task,
             self.recipe.engines,
@@ -151,6 +187,7 @@ class _Fold:
                     raise
                 failed[step.id] = str(error)
                 log.warning("%s", error)
+        self.processes.first(lambda: forget_measured(self.folder))
         return Run(
             self.folder,
             worked=True,
@@ -165,28 +202,43 @@ class _Fold:
 
     def _advance(self, step: PlannedStep, missing: bool, bench: Bench) -> None:
         """Makes a step's variant, or finds it, and measures it if its record is missing."""
-        artifact = self.store.find(step.id) or self._made_here_or_elsewhere(step)
-        self.made[step.id] = artifact
+        if not self._is_there(step):
+            self._make_once(step)
+        if step.id not in self.made and not self._find(step):
+            raise StageError("its variant was taken out of the store meanwhile")
         if step.number >= 0:
-            folder = self.folder / "variants" / step.folder
-            _link(artifact.folder, folder)
-            if missing:
-                self._measure(step, artifact, bench, self._export(artifact, folder))
+            self.processes.first(lambda: self._show(step, self.made[step.id], missing, bench))
 
-    def _made_here_or_elsewhere(self, step: PlannedStep) -> Artifact:
-        """Makes a step's variant, or waits for the process that does."""
-        with self.store.making(step.id, f"making {step.name} of {self.recipe.name}"):
-            artifact = self.store.find(step.id)
-            if artifact is None:
-                artifact = self._make(step)
+    def _show(self, step: PlannedStep, artifact: Artifact, missing: bool, bench: Bench) -> None:
+        """Puts a variant into the run's folder, and measures it."""
+        folder = self.folder / "variants" / step.folder
+        _link(artifact.folder, folder)
+        if missing:
+            self._measure(step, artifact, bench, self._export(artifact, folder))
+
+    def _make_once(self, step: PlannedStep) -> None:
+        """Makes a step's variant, or waits for another run that does."""
+        making = self.store.making(step.id, f"making {step.name} of {self.recipe.name}")
+        with making if self.processes.is_first else nullcontext():
+            if not self._is_there(step):
+                self._make(step)
                 self.num_made += step.stage is not None
-        return artifact
+
+    def _is_there(self, step: PlannedStep) -> bool:
+        """Whether the first process finds a step's variant in the store."""
+        return self.processes.first(lambda: self._find(step))
+
+    def _find(self, step: PlannedStep) -> bool:
+        """Takes a step's variant up if it is in the store."""
+        if (artifact := self.store.find(step.id)) is not None:
+            self.made[step.id] = artifact
+        return artifact is not None
 
     def _export(self, artifact: Artifact, folder: Path) -> dict[str, Any]:
         """Puts what ``from_pretrained`` loads beside a Hugging Face model whose own config can express it; says so."""
         from optkit.models.pretrained import HUGGINGFACE, is_huggingface, save_pretrained
 
-        if artifact.variant.model["target"] != HUGGINGFACE:
+        if artifact.variant.model["target"] not in HUGGINGFACE:
             return {}
         module = artifact.module(self.plan.trusted)
         if "float" not in artifact.variant.traits or not is_huggingface(module):
@@ -199,21 +251,33 @@ class _Fold:
             exported.rename(final)
         return {"from_pretrained": reason is None} | ({"from_pretrained_reason": reason} if reason else {})
 
-    def _make(self, step: PlannedStep) -> Artifact:
-        """Applies a stage to its parent and puts the result into the store."""
+    def _make(self, step: PlannedStep) -> None:
+        """Puts a step's variant into the store. All processes train and share out data; the first does all else."""
+        trains = step.stage is not None and any(isinstance(part, Trainer) for part in parts(step.stage))
+        if not trains and not getattr(step.stage, "in_all_processes", False):
+            self.processes.first(lambda: self._put(*self._applied(step)))
+            return
+        share = max(1, self.plan.threads // self.processes.local_size)
+        with use_threads(share):
+            applied = self._applied(step)
+        self.processes.first(lambda: self._put(*applied))
+
+    def _applied(self, step: PlannedStep) -> tuple[Variant, nn.Module, Artifact | None]:
+        """A step's variant, its module, and the variant it was made of."""
         if step.stage is None or step.parent is None:
             module = self.plan.spec.build(step.seed).eval()
-            variant = _start(self.plan.spec, step.id, module)
-            return self.store.put(variant, module, self.recipe.task.example(2))
+            return _start(self.plan.spec, step.id, module), module, None
         parent = self.made[step.parent]
         log.info("stage %s: %s", step.name, target_of(step.stage))
         wall, device = time.perf_counter(), time.process_time()
         outcome = step.stage.apply(parent.module(self.plan.trusted), self._context(step, parent))
         cost = Cost(round(time.perf_counter() - wall + outcome.resumed_s, 3), round(time.process_time() - device, 3))
         log.info("stage %s: done in %.1f s", step.name, cost.wall_s)
-        child = _child(step, parent.variant, outcome, cost)
-        differs = partial(_check_differs, parent)
-        return self.store.put(child, outcome.module, self.recipe.task.example(2), check=differs)
+        return _child(step, parent.variant, outcome, cost), outcome.module, parent
+
+    def _put(self, variant: Variant, module: nn.Module, parent: Artifact | None) -> None:
+        check = {} if parent is None else {"check": partial(_check_differs, parent)}
+        self.store.put(variant, module, self.recipe.task.example(2), **check)
 
     def _context(self, step: PlannedStep, parent: Artifact) -> Context:
         return Context(
@@ -237,7 +301,14 @@ class _Fold:
     def _measure(self, step: PlannedStep, artifact: Artifact, bench: Bench, facts: dict[str, Any]) -> None:
         baseline = self.made[self.plan.baseline.id]
         is_baseline = step.id == self.plan.baseline.id
-        measurements = bench.measure(artifact, baseline, is_baseline, lambda text: log.info("%s: %s", step.name, text))
+        measurements, where = [], environment(self.plan.threads, self.engine_packages)
+        if not self.later:
+
+            def say(text: str) -> None:
+                log.info("%s: %s", step.name, text)
+
+            measurements = bench.measure(artifact, baseline, is_baseline, say)
+            where |= {"peaks": peaks(self.plan.threads)}
         variant = artifact.variant
         skipped = not_run_on(self.recipe.engines, variant.traits)
         record = Record(
@@ -253,13 +324,13 @@ class _Fold:
             facts=variant.facts | facts | ({"not_run_on": skipped} if skipped else {}),
             measurements=measurements,
             cost=self._preparation() if is_baseline else variant.cost,
-            environment=environment(self.plan.threads, self.engine_packages) | {"peaks": peaks(self.plan.threads)},
+            environment=where,
             data=self.recipe.task.facts(),
             chain=list(step.chain),
             control=step.control,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        Ledger(self.folder / LEDGER_NAME).append(record)
+        Ledger(self.folder / (UNMEASURED_NAME if self.later else LEDGER_NAME)).append(record)
 
     def _preparation(self) -> Cost:
         """What all the stages took that made the baseline."""
@@ -331,14 +402,24 @@ def make_folder(folder: Path, fresh: bool) -> Path:
             raise cannot_write(folder, error, key="out", fix=fix) from error
 
 
+def _seen_here(folder: Path) -> Path:
+    """A folder that the first process has made; raises a UserError on a machine that does not see it."""
+    for _ in range(20):  # network file systems show new folders late
+        if folder.is_dir():
+            return folder
+        time.sleep(0.5)
+    where = f"process {current().rank} on {socket.gethostname()} sees no {folder}"
+    raise UserError(where, key="out", fix="set out and store to folders that all machines see")
+
+
 def _store(recipe: Recipe, folder: Path) -> StageStore:
-    return StageStore(folder / "store" if recipe.fresh else Path(recipe.store or f"{recipe.out}/store"))
+    return open_store(str(folder / "store") if recipe.fresh else recipe.store or f"{recipe.out}/store", recipe.name)
 
 
 def _link(source: Path, folder: Path) -> None:
     """A variant of the store in the run's folder: hard links, so it takes no room and outlives the store."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in (*FILES, ENTRY):
         if not (source / name).is_file():
             continue
         with new_file(folder / name, key="out") as temporary:
@@ -369,6 +450,11 @@ def _naming(stage: str) -> Iterator[None]:
     try:
         with _Noting(f"in stage '{stage}'; the same command continues from here"):
             yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        message = f"stage '{stage}': another process of the run ended without a word"
+        raise StageError(message, fix="see its machine's log; the same command continues from here") from error
     except UserError as error:
         key = f"stages.{stage}.{error.key}" if error.key else f"stages.{stage}"
         if str(error.key).startswith("task."):  # not the stage's, but the recipe's

@@ -12,17 +12,19 @@ from typing import Any
 from optkit.core.allocator import keep_freed_memory
 from optkit.core.artifact import Artifact, open_artifact
 from optkit.core.engine import packages_of
-from optkit.core.environment import check_single_process, environment, same_timing
+from optkit.core.environment import environment, same_timing
 from optkit.core.errors import StageError, UserError
-from optkit.core.instantiate import TARGET
-from optkit.core.ledger import LEDGER_NAME, Ledger, read, unique
+from optkit.core.ledger import LEDGER_NAME, Ledger, forget_measured, unmeasured, variants_of
 from optkit.core.locks import exclusive
+from optkit.core.processes import one_process_only
 from optkit.core.records import Record, variant_folder
 from optkit.core.setting import Setting
-from optkit.core.task import OfAnyLength
+from optkit.core.task import HasPrompts, OfAnyLength
 from optkit.core.threads import use_threads
-from optkit.measure import Bench, Measure, reference_name, tasks_to_measure
+from optkit.measure import Bench, Measure, reference_name, settings_of
+from optkit.measure.config import prompt_lengths
 from optkit.measure.peaks import peaks
+from optkit.recipe.manifest import recorded
 from optkit.recipe.plan import check_engines, not_run_on, threads_of, trusted_names
 from optkit.recipe.recipe import Recipe
 
@@ -33,7 +35,8 @@ Key = tuple[int, str]  # a variant's step and id
 def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[Setting] | None] | None = None) -> None:
     """Measures variants of a run again, each beside the baseline, and appends the records to the run's ledger.
 
-    The variants are those in the run's folder: the store may be gone, and the folder may be a copy.
+    Those that are not measured yet (``measure=later``) are measured for the first time. The variants are those in the
+    run's folder: the store may be gone, and the folder may be a copy.
 
     Args:
         folder: of the run.
@@ -48,34 +51,40 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
 
     The process keeps freed memory from here on, as in a run (`keep_freed_memory`).
     """
-    check_single_process()
+    one_process_only("optkit measure")
     keep_freed_memory()
-    threads = threads_of(recipe)
-    with exclusive(folder / ".lock", f"measuring {folder.name} again"), use_threads(threads):
+    threads, packages = threads_of(recipe), packages_of([recipe.reference, *recipe.engines.values()])
+    with (
+        exclusive(folder / ".lock", f"measuring {folder.name} again"),
+        use_threads(threads),
+        recorded(folder, recipe, threads, packages),
+    ):
         _measure_again(folder, recipe, threads, wanted)
+        forget_measured(folder)
 
 
 def configured(recipe: Recipe) -> set[Setting]:
     """The settings that a recipe measures in."""
-    tasks = tasks_to_measure(recipe.task, recipe.measure)
-    return {Setting.of({"batch_size": b} | task.conditions()) for task in tasks for b in recipe.measure.batch_sizes}
+    return settings_of(recipe.task, recipe.measure)
 
 
 def _measure_again(
     folder: Path, recipe: Recipe, threads: int, wanted: Mapping[Key, Collection[Setting] | None] | None
 ) -> None:
-    records = unique(read(folder))
+    waiting = unmeasured(folder)
+    records = variants_of(folder)
+    records.sort(key=lambda record: record.variant != record.baseline)  # what others are measured beside comes first
     baseline = next((r for r in records if r.variant == r.baseline), None)
     if baseline is None:
         raise UserError(f"the ledger at {folder} has no baseline", fix="continue the run first")
     here = environment(threads, packages_of([recipe.reference, *recipe.engines.values()]))
-    _check(baseline, recipe, here, partly=wanted is not None)
+    _check(baseline, recipe, here, partly=wanted is not None and baseline not in waiting)
     chosen = dict(wanted) if wanted is not None else dict.fromkeys((r.step, r.variant) for r in records)
     todo = _settings(baseline, recipe, chosen)
     needed = [r for r in records if r is baseline or (r.step, r.variant) in todo]
     artifacts = {(record.step, record.variant): _artifact(folder, record) for record in needed}
     here |= {"peaks": peaks(threads)}
-    trusted = trusted_names(recipe, str(recipe.model.get(TARGET)))
+    trusted = trusted_names(recipe)
     config = _covering(recipe, [setting for settings in todo.values() for setting in settings])
     bench = Bench(recipe.task, recipe.engines, config, recipe.reference, threads, trusted, recipe.seed)
     book = Ledger(folder / LEDGER_NAME)
@@ -98,7 +107,7 @@ def _measure_again(
             data=recipe.task.facts(),
             facts=facts | ({"not_run_on": skipped} if skipped else {}),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            measured_again=record.measured_again + 1,
+            measured_again=record.measured_again + (record not in waiting),
         )
         book.append(again)
 
@@ -132,12 +141,12 @@ def _check(baseline: Record, recipe: Recipe, here: Mapping[str, Any], partly: bo
     if measured is not None and measured != given:
         message = "these are other data than those that the run was measured on"
         raise UserError(message, key="task", fix="set task.path=... to the same data")
-    if reference_name(recipe.engines, recipe.reference) != baseline.reference:
+    if baseline.measurements and reference_name(recipe.engines, recipe.reference) != baseline.reference:
         message = f"'{baseline.reference}' is what the run calls the engine that speedups are taken against"
         raise UserError(message, key=f"engines.{baseline.reference}", fix="give the added engine another name")
     if partly and not same_timing(here, baseline.environment):
         message = "the run was measured on another machine, with other threads or other versions of the engines"
-        raise UserError(message, key="--rows", fix="leave --rows out: rows of two machines do not stand in one report")
+        raise UserError(message, key="--rows", fix="--rows all: rows of two machines do not stand in one report")
 
 
 def _settings(
@@ -146,8 +155,8 @@ def _settings(
     """The settings of each variant to measure; the baseline is measured wherever it was not yet."""
     usual = configured(recipe)
     todo = {key: set(usual if settings is None else settings) for key, settings in wanted.items()}
-    known = {Setting.of(m.conditions) for m in baseline.primary}
-    missing = {setting for settings in todo.values() for setting in settings} - known
+    wanted_anywhere = {setting for settings in todo.values() for setting in settings}
+    missing = {s for s in wanted_anywhere if baseline.find_primary(**s.conditions) is None}
     if missing:
         todo.setdefault((baseline.step, baseline.variant), set()).update(missing)
     return todo
@@ -156,9 +165,11 @@ def _settings(
 def _covering(recipe: Recipe, settings: Sequence[Setting]) -> Measure:
     """What to measure, with the batch sizes and lengths of these settings among those of the recipe."""
     measure = recipe.measure
-    sizes = sorted({*measure.batch_sizes, *(s.batch_size for s in settings)})
+    measure = replace(measure, batch_sizes=sorted({*measure.batch_sizes, *(s.batch_size for s in settings)}))
     lengths = {s.sequence_length for s in settings if s.sequence_length is not None}
-    if not lengths or not isinstance(recipe.task, OfAnyLength):
-        return replace(measure, batch_sizes=sizes)
-    own = measure.sequence_lengths or [recipe.task.conditions()["sequence_length"]]
-    return replace(measure, batch_sizes=sizes, sequence_lengths=sorted({*own, *lengths}))
+    if lengths and isinstance(recipe.task, HasPrompts):
+        return replace(measure, prompt_lengths=sorted({*prompt_lengths(measure), *lengths}))
+    if lengths and isinstance(recipe.task, OfAnyLength):
+        own = measure.sequence_lengths or [recipe.task.conditions()["sequence_length"]]
+        return replace(measure, sequence_lengths=sorted({*own, *lengths}))
+    return measure

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError
+from optkit.core.ledger import LEDGER_NAME
 from optkit.core.logs import RUN_LOG, log_file
+from optkit.core.processes import current, joined
 
 if TYPE_CHECKING:
     import pandas
 
+    from optkit.costs.result import Costs
     from optkit.report.rows import Row
 
 log = logging.getLogger("optkit")
@@ -63,6 +66,8 @@ class Run:
 def run(recipe: str | Path, *overrides: str) -> Run:
     """Runs a recipe, or continues it: the same recipe finds its run folder, and does only what is left.
 
+    In a script that ``torchrun`` starts, all processes call it.
+
     Args:
         recipe: the name of a bundled recipe, or a file.
         overrides: such as ``stages.prune.amount=0.7``.
@@ -75,37 +80,48 @@ def run(recipe: str | Path, *overrides: str) -> Run:
         if not isinstance(one, str) or one.startswith("-"):
             fix = "overrides are texts such as 'seed=1'; several runs are a loop, and flags are of the command line"
             raise UserError(f"{one!r} is no override", key="overrides", value=one, fix=fix)
-    from optkit.recipe.compose import launch
+    from optkit.launch import launch
 
     found: list[Run] = []
-    launch(str(recipe), overrides, lambda cfg: found.append(run_composed(cfg)))
+    with joined():
+        launch(str(recipe), overrides, lambda cfg: found.append(run_composed(cfg)))
     return found[0]
 
 
-def run_composed(cfg: Any, show: Callable[[Run], None] = lambda run: None) -> Run:
-    """Runs a composed recipe, writes its report, and sends it to the recipe's tracker.
+def run_composed(cfg: Any, show: Callable[[Run | Costs], None] = lambda result: None) -> Run:
+    """Runs a composed recipe, writes its report, and sends it to the recipe's tracker; of several processes the first
+    does all but the run.
 
     Args:
-        cfg: from `optkit.recipe.compose.launch`.
-        show: called when the report is written.
+        cfg: from `optkit.launch.launch`.
+        show: called when the report is written, and when the costs are known that the recipe asks for.
     """
-    from optkit.recipe.compose import to_recipe, to_tracker
+    from optkit.recipe.compose import to_cost, to_recipe, to_tracker
 
-    recipe, tracker = to_recipe(cfg), to_tracker(cfg)
+    recipe, tracker, planned = to_recipe(cfg), to_tracker(cfg), to_cost(cfg)
+    if planned is not None:
+        planned.check(recipe.measure)
     from optkit.pipeline import run as run_plan
     from optkit.recipe.plan import make_plan
 
     finished = run_plan(make_plan(recipe))
+    done = Run(finished.folder, finished.worked, finished.failed)
+    current().first(lambda: _report(done, tracker, planned, show))
+    return done
+
+
+def _report(done: Run, tracker: Any, planned: Any, show: Callable[[Run | Costs], None]) -> None:
     from optkit.report import write_report
 
-    if not finished.worked:
-        log.info("%s is complete: nothing was run (fresh=true starts over)", finished.folder)
-    with log_file(finished.folder / RUN_LOG):
-        write_report(finished.folder)
-    done = Run(finished.folder, finished.worked, finished.failed)
+    if not done.worked:
+        log.info("%s is complete: nothing was run (fresh=true starts over)", done.folder)
+        log.info("optkit reproduce %s runs it anew and compares the results", done.folder)
+    with log_file(done.folder / RUN_LOG):
+        write_report(done.folder)
     show(done)
-    if tracker is not None:
+    if planned is not None and (costs := planned.of(done.folder)) is not None:
+        show(costs)
+    if tracker is not None and (done.folder / LEDGER_NAME).is_file():
         from optkit.report.trackers import send
 
-        send(finished.folder, tracker)
-    return done
+        send(done.folder, tracker)

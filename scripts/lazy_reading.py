@@ -3,7 +3,8 @@
 The files are hard links to 1,000 JPEG images that are made here, in class folders of a temporary folder, which is
 removed at the end. The reading is a process of its own, which starts with nothing but the folder: it imports torch,
 lists the files, makes the fingerprint, and trains a small network. Memory is that of the process and of its workers,
-shared pages counted once (PSS).
+shared pages counted once (PSS). ``OMP_NUM_THREADS`` limits the threads that train and the workers that read:
+leave it unset to see all cores busy.
 
     python -m scripts.lazy_reading
 
@@ -60,11 +61,11 @@ def measure(folder: Path, size: int, batch_size: int, batches: int) -> dict[str,
     model = SmallCNN(in_channels=3, num_classes=defaults["num_classes"], widths=(8, 16))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     memory: list[float] = []
-    first, before, clock, seconds, used = 0.0, 0.0, 0.0, 0.0, 0.0
+    first, before, clock, seconds, used, workers = 0.0, 0.0, 0.0, 0.0, 0.0, 0
     for n, batch in enumerate(task.batches("train", batch_size, training=True, seed=0)):
         if n == 0:
             first = time.time() - started
-            before, clock = _cpu_seconds(), time.perf_counter()
+            before, clock, workers = _cpu_seconds(), time.perf_counter(), len(_processes()) - 1
         if n == batches:
             seconds, used = time.perf_counter() - clock, _cpu_seconds() - before
             break
@@ -82,6 +83,8 @@ def measure(folder: Path, size: int, batch_size: int, batches: int) -> dict[str,
         "batches": batches,
         "images_per_s": round(batches * batch_size / seconds),
         "busy_cores": round(used / seconds, 2),
+        "threads": torch.get_num_threads(),
+        "workers": workers,
         "memory_mb": memory,
         "memory_halves_mb": [round(float(np.mean(half)), 1) for half in np.array_split(memory, 2)],
         "facts": task.facts(),

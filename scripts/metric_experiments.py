@@ -8,13 +8,14 @@ of the paired difference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from optkit.core.metric import Metric
 from optkit.core.statistics import Estimate
 from optkit.metrics.classification import BalancedAccuracy, MacroF1
+from optkit.metrics.language import Perplexity
 from optkit.metrics.multilabel import MultilabelF1, MultilabelMAP
 from optkit.metrics.regression import R2, MeanAbsoluteError, RootMeanSquareError
 from optkit.metrics.retrieval import RecallAtK
@@ -103,6 +104,25 @@ def embeddings(random: np.random.Generator, n: int) -> Tables:
     return table(found), table(found + 0.2 * random.standard_normal((n, 16)))
 
 
+def blocks(random: np.random.Generator, n: int, memory: float) -> Tables:
+    """Blocks of 255 tokens of which neighbours are alike; the candidate's losses are 3% higher, and noisier.
+
+    Args:
+        memory: correlation of the losses of neighbouring blocks.
+    """
+    from scipy.signal import lfilter
+
+    def alike() -> np.ndarray:
+        noise = random.standard_normal(n)
+        noise[1:] *= np.sqrt(1 - memory**2)
+        return lfilter([1.0], [1.0, -memory], noise)
+
+    loss = 3 + 0.35 * alike()
+    other = 1.03 * loss + 0.03 * alike()
+    ours, theirs = (np.stack([255 * x, np.full(n, 255.0)], axis=1) for x in (loss, other))
+    return ours, theirs
+
+
 # metric, how its tables are drawn, and the fewest and most examples of an experiment
 METRICS: dict[str, tuple[Metric, Draw, int, int]] = {
     "balanced_accuracy": (BalancedAccuracy(), labels, 300, 3000),
@@ -114,6 +134,8 @@ METRICS: dict[str, tuple[Metric, Draw, int, int]] = {
     "multilabel_f1": (MultilabelF1(4), found_labels, 200, 2000),
     "multilabel_map": (MultilabelMAP(4), several_labels, 300, 500),
     "recall_at_1": (RecallAtK(1), embeddings, 400, 401),
+    "perplexity": (Perplexity(), partial(blocks, memory=0.0), 100, 400),
+    "perplexity_alike": (Perplexity(), partial(blocks, memory=0.6), 100, 400),
 }
 
 

@@ -27,11 +27,12 @@ from optkit.core.errors import OptkitError
 from optkit.core.records import unpack_values
 from optkit.core.statistics import paired_difference
 from optkit.core.task import SealedTask, Task
+from optkit.launch import launch
 from optkit.measure.quality import measure_quality
 from optkit.pipeline import baseline
 from optkit.quantize import quantize_static
 from optkit.quantize.stages.calibrated import Calibration
-from optkit.recipe.compose import launch, to_recipe
+from optkit.recipe.compose import to_recipe
 from optkit.recipe.plan import make_plan
 from scripts.quantize_speed import NATIVE
 

@@ -63,7 +63,7 @@ def native_openvino(model: nn.Module, x: Inputs, batches: list[Inputs]) -> Nativ
     data = nncf.Dataset([arrays(batch) for batch in batches])
     kind = {"model_type": nncf.ModelType.TRANSFORMER} if is_text else {}
     quantized = nncf.quantize(read, data, subset_size=len(batches), **kind)
-    request = OpenVINO()._compile(quantized, x).create_infer_request()
+    request = OpenVINO().compile_model(quantized, x).create_infer_request()
     return Native(lambda inputs: request.infer(arrays(inputs), share_inputs=True, share_outputs=True)[0])
 
 

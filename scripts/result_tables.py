@@ -23,7 +23,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from optkit.core import ledger
 from optkit.core.setting import Setting
@@ -32,12 +31,16 @@ from optkit.report.plot import save_tradeoff
 from optkit.report.rows import TIMED, Row, rows
 from optkit.report.tables import BRIEF, QUALITY, markdown
 from optkit.report.written import first
+from scripts.results import machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path("docs/results")
 LEDGERS = RESULTS / "ledgers"
 MARKED = re.compile(r"(<!-- results: (?P<name>[\w-]+)(?P<wide> wide)? -->\n).*?(<!-- end -->)", re.DOTALL)
-EXPERIMENTS = ("distill_accuracy", "prune_accuracy", "prune_latency_budget")
+EXPERIMENTS = (
+    "cost_results", "distill_accuracy", "generation_bench", "language_results", "prune_accuracy",
+    "prune_latency_budget", "training_bench",
+)  # fmt: skip
 COLUMNS = (QUALITY, "speedup", "size MB")
 OWN_PATH = re.compile(r'"/[^"]*"')
 
@@ -76,18 +79,6 @@ def _doubt(found: Sequence[Row]) -> list[str]:
 
 def _machine(found: Sequence[Row]) -> str:
     return str(found[0]["machine"])
-
-
-def machine(environment: dict[str, Any]) -> str:
-    """The processor, its instructions for int8 and bf16, and the versions, in a sentence."""
-    cpu, packages = environment["cpu"], environment["packages"]
-    isa = [
-        name for name in cpu["isa"] if name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
-    ]
-    named = ", ".join(
-        f"{name} {packages[name]}" for name in ("torch", "torchao", "openvino", "onnxruntime") if name in packages
-    )
-    return f"{environment['threads']} threads on {cpu['name']} ({', '.join(isa)}); {named}."
 
 
 def load(path: Path) -> list[Row]:

@@ -53,3 +53,15 @@ class Results:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def machine(environment: dict[str, Any]) -> str:
+    """The processor, its instructions for int8 and bf16, and the versions, in a sentence."""
+    cpu, packages = environment["cpu"], environment["packages"]
+    isa = [
+        name for name in cpu["isa"] if name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")
+    ]
+    named = ", ".join(
+        f"{name} {packages[name]}" for name in ("torch", "torchao", "openvino", "onnxruntime") if name in packages
+    )
+    return f"{environment['threads']} threads on {cpu['name']} ({', '.join(isa)}); {named}."

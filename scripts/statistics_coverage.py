@@ -5,7 +5,8 @@
 Kinds of experiment, drawn anew each time:
 
 - a difference of accuracies on shared test examples;
-- ratios of latencies timed in turn, over 30 to 200 rounds and over 20, on a machine that drifts: an autoregressive
+- ratios of latencies timed in turn, over 30 to 200 rounds and over 20, of 5 calls and of one (``single_calls``), on a
+  machine that drifts: an autoregressive
   noise that both sides share, and one of each side's own;
 - the same where one round in ten of each side is slowed 2 to 100 times, at random (``slow_rounds``), or in runs of
   three rounds on average, as beside a load that comes and goes (``slow_runs``);
@@ -53,12 +54,16 @@ def accuracy_delta(random: np.random.Generator) -> tuple[Estimate, float]:
 
 
 def latency_ratio(
-    random: np.random.Generator, rounds: int | None = None, slow: str | None = None
+    random: np.random.Generator, rounds: int | None = None, slow: str | None = None, calls: tuple[int, int] = (5, 5)
 ) -> tuple[Estimate, float]:
-    """30 to 200 rounds of 5 calls; noise of 3 to 15% that both sides share, and 1 to 5% of their own, with memory."""
+    """30 to 200 rounds of 5 calls, or of as many as each side makes.
+
+    Noise of 3 to 15% that both sides share, and 1 to 5% of their own, with memory.
+    """
     rounds = int(random.integers(30, 200)) if rounds is None else rounds
-    own, calls = random.uniform(0.01, 0.05, 2), random.uniform(0.005, 0.03, 2)
-    sides, truth = _timed_in_turn(random, rounds, own, calls, slow)
+    own, of_calls = random.uniform(0.01, 0.05, 2), random.uniform(0.005, 0.03, 2)
+    sides, truth = _timed_in_turn(random, rounds, own, of_calls, slow)
+    sides = [side[:, :count] for side, count in zip(sides, calls, strict=True)]
     return ratio_of_medians(*sides), truth
 
 
@@ -187,6 +192,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "accuracy_delta": accuracy_delta,
     "latency_ratio": latency_ratio,
     "latency_ratio_20_rounds": partial(latency_ratio, rounds=20),
+    "single_calls": partial(latency_ratio, calls=(1, 1)),
+    "single_calls_20_rounds": partial(latency_ratio, rounds=20, calls=(1, 1)),
+    "single_and_5_calls_20_rounds": partial(latency_ratio, rounds=20, calls=(1, 5)),
     "slow_rounds": partial(latency_ratio, slow="rounds"),
     "slow_rounds_20_rounds": partial(latency_ratio, rounds=20, slow="rounds"),
     "slow_runs": partial(latency_ratio, slow="runs"),

@@ -12,7 +12,7 @@ from optkit.core.cache import new_file, write_text
 from optkit.core.errors import StageError
 from optkit.core.ledger import Ledger
 from optkit.core.logs import log_file
-from optkit.core.store import StageStore
+from optkit.core.store import FolderStore
 from optkit.core.variant import Variant
 from optkit.engines import Eager
 from optkit.measure import Measure
@@ -124,7 +124,7 @@ def test_a_checkpoint_leaves_the_one_before(disk):
 
 
 def test_a_variant_is_there_whole_or_not(disk, mlp, digits):
-    store = StageStore(disk.folder)
+    store = FolderStore(disk.folder)
     disk.leave(4)
     with pytest.raises(StageError, match=FULL):
         store.put(Variant("id", None, frozenset({"float"}), {}), mlp, digits.example(2))

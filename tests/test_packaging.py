@@ -3,15 +3,21 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from optkit.core.extras import EXTRAS
+from optkit.core.version import version_of_source
 from optkit.engines import ONNXRuntime, OpenVINO
 
 ROOT = Path(__file__).parent.parent
+DISTRIBUTIONS = {
+    "vl_convert": "vl-convert-python", "mlflow": "mlflow-skinny", "submitit": "hydra-submitit-launcher"
+}  # fmt: skip
 OPTIONAL = {**EXTRAS, **{engine.name: engine.packages for engine in (ONNXRuntime, OpenVINO)}}
 
 
@@ -40,6 +46,17 @@ def test_the_wheel_holds_recipes_and_conf(wheel):
         files = {f"optkit/{f.relative_to(ROOT)}" for f in (ROOT / folder).rglob("*.yaml")}
         assert files
         assert files <= names
+
+
+def test_the_wheel_has_the_version_that_the_code_says(wheel):
+    said = Parser().parsestr(_metadata(wheel))
+    assert Version(said["Version"]) == Version(version_of_source(ROOT))
+    assert wheel.name.startswith(f"optkit-{said['Version']}-")
+
+
+def _metadata(wheel):
+    archive = zipfile.ZipFile(wheel)
+    return archive.read(next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))).decode()
 
 
 def test_the_wheel_says_that_it_is_typed(wheel):
@@ -74,7 +91,7 @@ def test_every_extra_names_what_pyproject_installs():
         names = {Requirement(one).name.lower().replace("_", "-") for one in declared[extra]}
         assert len(modules) == len(names)
         for module in modules:
-            word = {"vl_convert": "vl-convert-python", "mlflow": "mlflow-skinny"}.get(module, module)
+            word = DISTRIBUTIONS.get(module, module.replace("_", "-"))
             assert word in names
 
 
@@ -142,6 +159,7 @@ def test_without_extras_a_recipe_runs_and_what_is_missing_names_its_extra(withou
             "--format",
             "html",
         ): 'no page: altair, vl_convert not installed (pip install "optkit[report]")',
+        ("search", "quickstart"): 'no search: optuna not installed (pip install "optkit[search]")',
         ("run", "quickstart", "tracker=mlflow"): '(pip install "optkit[mlflow]")',
         ("run", "quickstart", "+engine@engines.openvino=openvino"): '(pip install "optkit[openvino]")',
     }.items():

@@ -1,4 +1,4 @@
-"""The variants of a run measured again: on another machine, at other batch sizes, in a copy of its folder."""
+"""The variants of a run measured later or again: on another machine, at other batch sizes, in a copy of its folder."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from optkit.prune import MagnitudePruning
 from optkit.recipe.plan import make_plan
 from optkit.recipe.recipe import Recipe
 from optkit.remeasure import measure_again
-from optkit.report import read_rows
+from optkit.report import read_rows, summarize, write_report
 from optkit.report.selection import changed_keys, select
 from optkit.training import Train, Trainer
 from tests.report.runs import busy, chain, sweep, write_run
@@ -42,15 +42,87 @@ def recipe(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(recipe):
-    folder = run(make_plan(recipe)).folder
-    shutil.rmtree(folder.parent / "store")
-    return folder
+    return run(make_plan(recipe)).folder
 
 
 @pytest.fixture
 def folder(finished, tmp_path):
-    """A copy of a run's folder; its store is gone."""
+    """A copy of a run's folder, without its store."""
     return shutil.copytree(finished, tmp_path / "copied")
+
+
+@pytest.fixture(scope="module")
+def waiting(recipe, finished, tmp_path_factory):
+    """The same recipe, whose run makes its variants only, in a folder of its own; they are in the store already."""
+    measure = replace(recipe.measure, when="later")
+    return replace(recipe, measure=measure, out=str(tmp_path_factory.mktemp("later")), store=f"{recipe.out}/store")
+
+
+@pytest.fixture(scope="module")
+def made(waiting):
+    return run(make_plan(waiting)).folder
+
+
+@pytest.fixture
+def unmeasured(made, tmp_path):
+    """A copy of the folder of a run that is not measured."""
+    return shutil.copytree(made, tmp_path / "copied")
+
+
+def test_the_run_is_the_same_and_says_what_is_not_measured_yet(recipe, waiting, made):
+    assert make_plan(recipe).run == make_plan(waiting).run == made.name
+    assert [(r.stage, r.measurements, "peaks" in r.environment) for r in ledger.unmeasured(made)] == [
+        ("train", [], False), ("mask", [], False)
+    ]  # fmt: skip
+    assert not (made / "ledger.jsonl").exists()
+    line = f"Not measured yet: 0-train, 1-mask. Measure them: optkit measure {made}"
+    assert summarize(made).splitlines() == [f"run folder: {made}", line]
+    write_report(made)
+    assert (made / "report.md").read_text() == f"{line}\n"
+    with pytest.raises(UserError, match=rf"nothing of this run is measured yet \(optkit measure {made}\)"):
+        read_rows([made])
+    with pytest.raises(UserError, match="is not measured yet"):
+        ledger.read(made)
+    # all that it makes is made
+    assert not run(make_plan(waiting)).worked
+
+
+def test_a_copy_is_measured_and_has_the_rows_of_a_run_that_measures(waiting, unmeasured, finished):
+    measure_again(unmeasured, waiting, select(unmeasured, None))
+    assert not (unmeasured / "unmeasured.jsonl").exists()
+    records = ledger.read(unmeasured)
+    assert [(r.stage, r.measured_again) for r in records] == [("train", 0), ("mask", 0)]
+    for ours, theirs in zip(records, ledger.read(finished), strict=True):
+        assert (ours.variant, ours.facts.keys(), ours.data) == (theirs.variant, theirs.facts.keys(), theirs.data)
+        assert [(m.name, m.conditions.get("of")) for m in ours.measurements] == [
+            (m.name, m.conditions.get("of")) for m in theirs.measurements
+        ]
+        assert [m.raw for m in ours.primary] == [m.raw for m in theirs.primary]
+    # from here on it is a run like any other
+    assert select(unmeasured, None) is None
+    with pytest.raises(UserError, match="all of this run is measured"):
+        select(unmeasured, "unmeasured")
+
+
+def test_the_rows_that_are_measured_are_shown_and_the_others_named(waiting, unmeasured, caplog):
+    measure_again(unmeasured, waiting, select(unmeasured, "train"))
+    rows = read_rows([unmeasured])
+    assert {row["stage"] for row in rows} == {"train"}
+    assert f"Not measured yet: 1-mask. Measure them: optkit measure {unmeasured}" in caplog.text
+    measure_again(unmeasured, waiting, select(unmeasured, None))
+    assert {row["stage"] for row in read_rows([unmeasured])} == {"train", "mask"}
+
+
+def test_the_same_recipe_measures_in_its_own_folder(waiting, made):
+    done = run(make_plan(replace(waiting, measure=replace(waiting.measure, when="now"))))
+    assert (done.folder, done.worked, done.made) == (made, True, 0)
+    assert len(ledger.read(made)) == 2
+    assert not (made / "unmeasured.jsonl").exists()
+
+
+def test_when_is_now_or_later():
+    with pytest.raises(UserError, match="when: no when 'latr' \\(did you mean 'later'"):
+        Measure(when="latr")
 
 
 def _answers(records):
@@ -96,7 +168,7 @@ def test_one_variant_at_another_batch_size_brings_the_baseline_there(folder, rec
 def test_on_another_machine_the_whole_run_is_measured(folder, recipe, monkeypatch):
     there = {"cpu": {"name": "Another", "cores": 64, "isa": []}, "threads": 1, "packages": {}, "gpu": None}
     monkeypatch.setattr("optkit.remeasure.environment", lambda threads, engine_packages: dict(there))
-    with pytest.raises(UserError, match="leave --rows out"):
+    with pytest.raises(UserError, match="--rows all: rows of two machines"):
         measure_again(folder, recipe, select(folder, "mask"))
     measure_again(folder, replace(recipe, measure=replace(recipe.measure, batch_sizes=[8])))
     # figures of the first machine stay in the ledger, and out of the report
@@ -122,7 +194,7 @@ def test_what_is_not_the_runs_is_refused_before_any_work(folder, recipe, digits,
 def test_one_process_of_torchrun_is_refused(folder, recipe, monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="torchrun started 2"):
+    with pytest.raises(UserError, match="WORLD_SIZE is 2"):
         measure_again(folder, recipe)
 
 
@@ -154,16 +226,14 @@ def test_only_what_measures_may_be_overridden(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_measures_a_copy_of_a_run_and_says_what_it_shows_now(optkit_command, tmp_path):
+def test_the_command_measures_a_copy_of_a_run_and_says_what_it_shows_now(command_here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "test.yaml").write_text(RECIPE)
-    done = optkit_command("run", "test.yaml", "~engines.inductor", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    last = [line for line in done.stdout.splitlines() if line.strip()]
-    assert any(line.startswith("run folder: runs/test-") for line in last)
+    done = command_here("run", "test.yaml", "~engines.inductor")
+    assert any(line.startswith("run folder: runs/test-") for line in done.stdout.splitlines())
     shutil.move(next((tmp_path / "runs").glob("test-*")), tmp_path / "copied")
     shutil.rmtree(tmp_path / "runs")
-    done = optkit_command("measure", "copied", "measure.batch_sizes=[2,4]", "measure.seconds=0.02", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = command_here("measure", "copied", "measure.batch_sizes=[2,4]", "measure.seconds=0.02")
     assert "run folder: copied" in done.stdout
     assert {p.name for p in tmp_path.iterdir()} == {"test.yaml", "copied"}
     rows = json.loads((tmp_path / "copied/report.json").read_text())
@@ -174,7 +244,7 @@ def test_the_command_measures_a_copy_of_a_run_and_says_what_it_shows_now(optkit_
         (["copied", "--rows", "msak"], "no variant 'msak'"),
         (["nowhere"], "no ledger at nowhere"),
     ):
-        done = optkit_command("measure", *arguments, cwd=tmp_path)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert said in done.stderr
+        done = command_here("measure", *arguments)
+        assert isinstance(done.exception, UserError)
+        assert said in str(done.exception)
     assert len(ledger.read(tmp_path / "copied")) == 4

@@ -137,7 +137,7 @@ FUNCTIONS = {
     "DistillationObjective": distill,
     "compile": lambda model, _: compile_model(model, (IMAGES,), engine="eager")(IMAGES),
     "interleaved": lambda model, _: interleaved({"one": model}, (IMAGES,), 0.01, 0),
-    "measure_peaks": lambda model, _: measure_peaks(1, size=64, seconds=0.001, copied=1 << 16),
+    "measure_peaks": lambda model, _: measure_peaks(1, size=64, seconds=0.001, copied=1 << 16, read=1 << 16),
 }  # fmt: skip
 
 

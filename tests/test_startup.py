@@ -42,6 +42,8 @@ MISSPELT = {
     "a stage in the chain": ([*RUN, "chain=[train,prunee]"], "did you mean 'prune'"),
     "a control": ([*RUN, "controls=[x]"], "controls: no control 'x'"),
     "a baseline": ([*RUN, "baseline=tran"], "did you mean 'train'"),
+    "a limit of a search": (["search", "quickstart", "--max-drop=-1"], "--max-drop: -1.0 is out of range"),
+    "a key of a search": (["search", "quickstart", "sed=1"], "did you mean 'seed'"),
     "a command": (["rnu"], "No such command 'rnu'"),
     "a run to report": (["report", "NOTHERE"], "no ledger at NOTHERE"),
 }  # fmt: skip
@@ -71,15 +73,24 @@ for arguments in json.loads(sys.argv[1]):
 print(json.dumps(answers))
 """
 IMPORTED = """
-import json, sys
+import json, os, sys
 from importlib import import_module
 import torch
-before = set(sys.modules)
-package = import_module(sys.argv[1])
-alone = set(sys.modules)
-for name in package.__all__:
-    getattr(package, name)
-print(json.dumps([sorted(alone - before), sorted(set(sys.modules) - before)]))
+before, found = set(sys.modules), {}
+for name in sys.argv[1:]:
+    reading, writing = os.pipe()
+    if not os.fork():  # each package in a process that has imported torch alone
+        package = import_module(name)
+        alone = set(sys.modules)
+        for member in package.__all__:
+            getattr(package, member)
+        with open(writing, "w") as file:
+            json.dump([sorted(alone - before), sorted(set(sys.modules) - before)], file)
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        found[name] = json.load(file)
+print(json.dumps(found))
 """
 
 
@@ -144,10 +155,16 @@ def test_importing_optkit_imports_nothing_else():
     assert not distributions(modules)
 
 
+@pytest.fixture(scope="module")
+def imported():
+    """The modules that importing a package, and then its public names, brings besides torch, by package."""
+    return run_python(IMPORTED, *(f"optkit.{package}" for package in BROUGHT))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", BROUGHT)
-def test_a_package_brings_torch_and_little_else(package):
-    alone, modules = run_python(IMPORTED, f"optkit.{package}")
+def test_a_package_brings_torch_and_little_else(imported, package):
+    alone, modules = imported[f"optkit.{package}"]
     assert distributions(modules) - needed_by("torch") <= {"numpy"} | IF_INSTALLED | BROUGHT[package]
     # a stage is not imported before it is asked for
     assert not [name for name in alone if ".stages." in name]

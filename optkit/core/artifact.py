@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optkit.core.checksums import ENTRY, damage
 from optkit.core.compat.versions import version_of
 from optkit.core.errors import OptkitError, UserError, first_line
 from optkit.core.probe import PROBE_FILE, load_probe, save_probe
@@ -69,19 +70,21 @@ class Artifact:
     made_with: Mapping[str, str | None] = field(default_factory=dict)
 
     def module(self, trusted: Iterable[str] = ()) -> nn.Module:
-        """The module, in eval mode.
+        """The module, in eval mode. What the store wrote is checked: see `optkit.core.checksums`.
 
         Args:
             trusted: names of what may be called to rebuild it, besides optkit's models and stages: see
                 `optkit.core.trust`.
 
         Raises:
-            UserError: it names code that is not trusted, or these versions of torch and others do not give the
-                structure that was saved; the message names both versions.
+            UserError: its files are damaged, it names code that is not trusted, or these versions of torch and others
+                do not give the structure that was saved; the message names both versions.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_model
 
         trusted = check_trust(trusted)
+        self._check_files()
         example = tuple(spec.zeros() for spec in self.inputs)
         with torch.random.fork_rng(devices=[]):
             module = rebuild(self.variant.model, trusted)
@@ -89,10 +92,18 @@ class Artifact:
                 stage = stage_class(surgery["by"], trusted)
                 with self._by_version():
                     module = stage.replay(module, surgery["data"], example)
-        with self._by_version():
-            load_model(module, self.folder / WEIGHTS)
-        load_probe(module, self.folder)
+        try:
+            with self._by_version():
+                load_model(module, self.folder / WEIGHTS)
+            load_probe(module, self.folder)
+        except SafetensorError as error:
+            raise UserError(f"damaged: {error}", key=str(self.folder), fix="make it again") from error
         return module.eval()
+
+    def _check_files(self) -> None:
+        """Raises UserError if its files are not those that were saved; a file is hashed once a process."""
+        if wrong := damage(self.folder):
+            raise UserError(f"damaged: {wrong}", key=str(self.folder), fix="make it again")
 
     @contextmanager
     def _by_version(self) -> Iterator[None]:
@@ -125,6 +136,7 @@ def save_artifact(folder: Path, variant: Variant, module: nn.Module, example: tu
     from safetensors.torch import save_model
 
     inputs = tuple(InputSpec.of(x) for x in example)
+    (folder / ENTRY).unlink(missing_ok=True)  # of what was saved there before
     save_model(module, str(folder / WEIGHTS))
     save_probe(module, folder)
     made_with = {name: version_of(name) for name in MADE_WITH}

@@ -25,6 +25,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optkit"
 
 
+def is_kept(kind: str, key: str) -> bool:
+    """Whether the folder is there that `kept` gives."""
+    return (cache_dir() / kind / key).is_dir()
+
+
 def kept(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder kept under ``kind`` and ``key``; what is not there yet is made by ``make(folder)``, by one process."""
     from optkit.core.locks import exclusive  # describes a lock's owner with this file's write_json

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from optkit.core.cgroup import cpu_quota
+from optkit.core.processes import OMP, ignored_omp_num_threads
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ def _quota() -> Limit | None:
 
 
 def _omp_num_threads() -> Limit | None:
-    """OpenMP's variable: a number, or a list of which the first is for the outermost level; nothing else counts."""
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    """OpenMP's variable: a number, or a list of which the first is for the outermost level; nothing else counts.
+
+    Nor does the 1 that torchrun sets: a run plans, and measures, with the threads that it has in one process.
+    """
+    if ignored_omp_num_threads():
+        return None
+    text = os.environ.get(OMP, "").split(",")[0].strip()
     return Limit(int(text), "OMP_NUM_THREADS") if text.isdecimal() and int(text) > 0 else None

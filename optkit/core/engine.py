@@ -96,6 +96,7 @@ class Engine(ABC):
         int8_target: the int8 target whose graphs it runs in int8 kernels; None for an engine without such kernels.
         channels_last: whether its convolutions read activations ``(N, C, H, W)`` in the order ``(N, H, W, C)``.
         shares_torch_threads: whether its kernels run on torch's own threads, so that a session follows their number.
+        fills_batches: whether a batch smaller than the compiled one is filled up to it, and takes as long.
     """
 
     name: ClassVar[str]
@@ -105,6 +106,7 @@ class Engine(ABC):
     int8_target: ClassVar[str | None] = None
     channels_last: ClassVar[bool] = False
     shares_torch_threads: ClassVar[bool] = False
+    fills_batches: ClassVar[bool] = False
 
     def unavailable(self) -> str | None:
         """Why this engine does not work on this machine, with the fix; None when it works."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hmac
 import platform
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -12,7 +12,6 @@ from typing import Any
 from optkit.core.allocator import keeps_freed_memory
 from optkit.core.compat.versions import version_of
 from optkit.core.cores import usable_cores
-from optkit.core.errors import UserError
 
 PACKAGES = (
     "optkit",
@@ -73,6 +72,14 @@ def gpu() -> dict[str, Any] | None:
     return {"name": torch.cuda.get_device_name(), "driver": driver.read_text().strip() if driver.exists() else None}
 
 
+@cache
+def machine() -> str:
+    """8 hex digits that tell this machine from others: of a keyed hash of its id and its name, which stay here."""
+    ids = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+    own = next((path.read_text().strip() for path in ids if path.is_file()), "")
+    return hmac.digest(b"optkit", f"{own} {platform.node()}".encode(), "sha256").hex()[:8]
+
+
 def has_int8_dot_product(recorded: Mapping[str, Any]) -> bool | None:
     """Whether the processor of a recorded environment multiplies int8 faster than floats; None if it is not known."""
     isa = recorded.get("cpu", {}).get("isa")
@@ -114,15 +121,3 @@ def environment(threads: int, engine_packages: Iterable[str]) -> dict[str, Any]:
         "packages": versions(engine_packages),
         "engine_packages": list(engine_packages),
     }
-
-
-def check_single_process() -> None:
-    """Refuses to work as one of several processes of ``torchrun``: each would do all of the work.
-
-    Raises:
-        UserError: this is such a process.
-    """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world not in ("", "1") and ("RANK" in os.environ or "LOCAL_RANK" in os.environ):
-        fix = "start optkit without torchrun, or unset WORLD_SIZE"
-        raise UserError(f"optkit works in one process so far, and torchrun started {world}", fix=fix)

@@ -82,6 +82,12 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says, where OpenVINO has the reason, or its type's name if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 @contextmanager
 def own_code(what: str, key: str, fix: str | None = None) -> Iterator[None]:
     """Runs code of the user's: what it raises becomes a UserError of one line, ``WHAT: TYPE: REASON``.

@@ -13,7 +13,11 @@ EXTRAS = {
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
+    "slurm": ("submitit",),
+    "ray": ("ray",),
+    "search": ("optuna",),
     "detection": ("pycocotools",),
+    "language": ("compressed_tensors", "gguf", "openvino_genai", "openvino_tokenizers", "peft"),
 }
 
 
@@ -22,21 +26,22 @@ def missing(extra: str, modules: Sequence[str] = ()) -> str | None:
 
     Args:
         extra: one of `EXTRAS`, or another one of pyproject.toml.
-        modules: that another one brings.
+        modules: those that are needed, also of another one; all by default.
     """
     absent = [name for name in modules or EXTRAS[extra] if find_spec(name) is None]
     return f"{', '.join(absent)} not installed ({install(extra)})" if absent else None
 
 
-def need(extra: str, what: str, key: str | None = None) -> None:
+def need(extra: str, what: str, key: str | None = None, modules: Sequence[str] = ()) -> None:
     """Raises UserError unless an extra is installed.
 
     Args:
         extra: one of `EXTRAS`.
         what: there is none without it, such as ``page``.
         key: the config key or option that asked for it.
+        modules: those of its modules that are needed; all by default.
     """
-    if reason := missing(extra):
+    if reason := missing(extra, modules):
         raise UserError(f"no {what}: {reason}", key=key)
 
 

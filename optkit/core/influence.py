@@ -54,16 +54,20 @@ def interval_of_any(value: float, pseudo: NDArray[np.float64]) -> Estimate:
     return Estimate(value, value - half, value + half)
 
 
-def paired_metric_difference(delta: float, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> PairedDifference:
+def paired_metric_difference(
+    delta: float, ours: NDArray[np.float64], theirs: NDArray[np.float64], confidence: float = CONFIDENCE
+) -> PairedDifference:
     """How a metric differs between two variants, from pseudo-values on the same examples.
 
-    Few differing examples would give an interval of no width. So two examples are added, one that counts for and one
-    against the candidate, each as much as a differing example does (as Bonett and Price, 2012, add them for shares).
+    Few differing examples would give an interval of no width. So, unless all differ, two examples are added, one that
+    counts for and one against the candidate, each as much as a differing example does (as Bonett and Price, 2012, add
+    them for shares).
 
     Args:
         delta: the candidate's metric less the reference's.
         ours: the candidate's pseudo-values, ``(n,)``.
         theirs: the reference's, of the same examples in the same order.
+        confidence: of the interval.
 
     Raises:
         ValueError: two vectors of different lengths.
@@ -76,7 +80,7 @@ def paired_metric_difference(delta: float, ours: NDArray[np.float64], theirs: ND
     error = math.sqrt(_variance_of_mean(extended))
     if error == 0:
         return PairedDifference(Estimate(delta, delta, delta), 1.0 if delta == 0 else 0.0, 0.0)
-    half = _quantile(extended) * error
+    half = _quantile(extended, confidence) * error
     p_value = float(2 * t.sf(abs(delta) / error, _freedom(extended)))
     detectable = (norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(POWER)) * error
     return PairedDifference(Estimate(delta, delta - half, delta + half), p_value, float(detectable))
@@ -100,27 +104,28 @@ def loss_within_p(loss: float, ours: NDArray[np.float64], theirs: NDArray[np.flo
 
 
 def _differences(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Differences of pseudo-values about their mean, and behind them the two that are added."""
+    """Differences of pseudo-values about their mean; behind them two that are added, unless all examples differ.
+
+    Each counts as much as a differing example does, by their root mean square, or that of the reference's about their
+    mean if none differs.
+    """
     moved = ours - theirs
-    counts = _size_of_a_difference(moved, theirs)
-    return np.append(moved - moved.mean(), [counts, -counts])
-
-
-def _size_of_a_difference(moved: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Root mean square over the examples that differ; over all of the reference's, about their mean, if none does."""
     differing = moved[np.abs(moved) > 1e-12 * max(1.0, float(np.abs(theirs).max()))]
+    if differing.size == moved.size > 1:
+        return moved - moved.mean()
     found = differing if differing.size else theirs - theirs.mean()
-    return float(np.sqrt((found**2).mean()))
+    counts = float(np.sqrt((found**2).mean()))
+    return np.append(moved - moved.mean(), [counts, -counts])
 
 
 def _variance_of_mean(values: NDArray[np.float64]) -> float:
     return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.inf
 
 
-def _quantile(values: NDArray[np.float64]) -> float:
+def _quantile(values: NDArray[np.float64], confidence: float = CONFIDENCE) -> float:
     from scipy.stats import t
 
-    return float(t.ppf((1 + CONFIDENCE) / 2, _freedom(values)))
+    return float(t.ppf((1 + confidence) / 2, _freedom(values)))
 
 
 def _freedom(values: NDArray[np.float64]) -> float:

@@ -22,6 +22,7 @@ from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
 
 TARGET = "_target_"
 NAMED = {"optkit": "named"}  # metadata of a dataclass's field whose value, or items, name built-ins or dotted paths
+UNKEYED = {"optkit": "unkeyed"}  # of a field that decides how work is done, and not what comes of it
 FROZEN = "<frozen importlib"
 
 

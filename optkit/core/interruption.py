@@ -1,4 +1,4 @@
-"""How a process ends on Ctrl-C, SIGTERM or the end of its terminal: soon, with its child processes, in one line."""
+"""How a process ends on a signal: soon, with its child processes, in one line; a training saves its state first."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import os
 import select
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import WARNING
 from types import FrameType
 
-import psutil
-
 from optkit.core.logs import complain
+from optkit.core.processes import of_run
 
 GRACE_S = 10.0  # for the main thread to leave a call into C++
+SAVE_S = 120.0  # for a training to come to the end of its step and save
 SIGNALS = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "terminated (SIGTERM)",
     signal.SIGHUP: "the terminal was closed (SIGHUP)",
+    signal.SIGUSR1: "asked to stop (SIGUSR1)",
 }
+SAVED_FIRST = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take the machine away
 
 
 class Interruption(BaseException):
@@ -33,11 +37,62 @@ class Interruption(BaseException):
         self.number = number
 
 
+class _Saving:
+    """Whether work is on that saves its state when a signal asks it to, and the signal."""
+
+    active = False
+    asked = 0
+
+
+_saving = _Saving()
+
+
+@contextmanager
+def saves_when_asked() -> Iterator[None]:
+    """Inside it SIGTERM and SIGUSR1 interrupt nothing: the work looks for `asked` between its steps, saves, and raises.
+
+    A signal that was not looked for is raised at the end of the block.
+
+    Raises:
+        Interruption: at the end.
+    """
+    _saving.active, _saving.asked = True, 0
+    try:
+        yield
+    finally:
+        _saving.active = False
+    if asked := _saving.asked:
+        _saving.asked = 0
+        raise Interruption(asked)
+
+
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Inside it, within `saves_when_asked`, a signal ends the work at once: it does what cannot be saved.
+
+    Raises:
+        Interruption: a signal came before.
+    """
+    active, _saving.active = _saving.active, False
+    if active and _saving.asked:
+        raise Interruption(_saving.asked)
+    try:
+        yield
+    finally:
+        _saving.active = active
+
+
+def asked() -> int:
+    """The signal that asks the work inside `saves_when_asked` to save its state and end; 0 for none."""
+    return _saving.asked
+
+
 class Ending:
     """Turns the signals into :class:`Interruption` in the main thread from here on, and ends the child processes.
 
     A signal that the process was started to ignore (``nohup``) stays ignored. When the main thread does not end soon,
-    or a second signal comes, the process ends without it: what is on disk is whole at any moment.
+    or a second signal comes, the process ends without it: what is on disk is whole at any moment. While a training
+    saves, more of what it saves for changes nothing: schedulers and torchrun may both send it. Ctrl-C ends at once.
     """
 
     def __init__(self) -> None:
@@ -53,34 +108,49 @@ class Ending:
 
     def farewell(self, error: Interruption) -> int:
         """Says in one line how the process ends, and in which stage; gives the exit code."""
-        self._say(error.number, "".join(f" {note}" for note in getattr(error, "__notes__", [])[:1]))
+        code = self._say(error.number, "".join(f" {note}" for note in getattr(error, "__notes__", [])[:1]))
         end_children()
-        return 128 + error.number
+        return code
 
-    def _say(self, number: int, where: str) -> None:
-        if not self._said.is_set():
-            self._said.set()
+    def _say(self, number: int, where: str) -> int:
+        """Says it, unless it is said, here or in another process of the run; gives the exit code."""
+        if self._said.is_set():
+            return exit_code(number)
+        self._said.set()
+        speaks, code = of_run().last_word(exit_code(number))
+        if speaks:
             complain(f"{SIGNALS[signal.Signals(number)]}{where or '; the same command continues from here'}", WARNING)
+        return code
 
     def _watch(self) -> None:
         number = self._signal(None)
+        if _saving.active and number in SAVED_FIRST:
+            self._signal(SAVE_S, besides=SAVED_FIRST)
+        else:
+            end_children()
+            self._signal(GRACE_S)
+        code = self._say(number, "")
         end_children()
-        self._signal(GRACE_S)
-        self._say(number, "")
-        end_children()
-        os._exit(128 + number)
+        os._exit(code)
 
-    def _signal(self, seconds: float | None) -> int:
+    def _signal(self, seconds: float | None, besides: tuple[int, ...] = ()) -> int:
         """The next of the signals, or 0 if none comes in time."""
         while select.select([self._reading], [], [], seconds)[0]:
             number = os.read(self._reading, 1)[0]
-            if number in SIGNALS:
+            if number in SIGNALS and number not in besides:
                 return number
         return 0
 
 
+def exit_code(number: int) -> int:
+    """Of a process that a signal ends; for those that schedulers send alike, 143."""
+    return 128 + (signal.SIGTERM if number in SAVED_FIRST else number)
+
+
 def end_children() -> None:
     """Kills the child processes, theirs included."""
+    import psutil
+
     for child in psutil.Process().children(recursive=True):
         try:
             child.kill()
@@ -89,6 +159,9 @@ def end_children() -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    if _saving.active and number in SAVED_FIRST:
+        _saving.asked = _saving.asked or number
+        return
     raise Interruption(number)
 
 

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from optkit.core.cache import read_json
 from optkit.core.environment import same_timing
 from optkit.core.errors import UserError
 from optkit.core.locks import exclusive
@@ -18,8 +19,11 @@ from optkit.core.records import READABLE, SCHEMA, Measurement, Record
 
 log = logging.getLogger(__name__)
 LEDGER_NAME = "ledger.jsonl"
+UNMEASURED_NAME = "unmeasured.jsonl"  # records of variants that are made and not measured yet (``measure=later``)
+SWEEP_NAME = "sweep.json"  # in the folder of a sweep: where the runs of its jobs are (`optkit.sweep.state`)
+SEARCH_NAME = "search.json"  # in the folder of a search, whose finished front is in its folder ``front``
 # the conditions that tell where a figure was taken; the others say how it was taken
-PLACE = ("engine", "batch_size", "sequence_length", "per")
+PLACE = ("engine", "batch_size", "sequence_length", "workload", "per")
 
 
 class Ledger:
@@ -71,11 +75,52 @@ def read(*paths: str | Path) -> list[Record]:
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The run folders in a folder of runs or of studies of runs; a run's own folder, or a ledger, stands for itself."""
-    if (folder / LEDGER_NAME).is_file():
+    """The run folders in a folder of runs or of studies of runs, or of a sweep; a run's own folder stands for itself.
+
+    Of a finished search they are those of its front. A ledger stands for itself, too. Runs that are not measured yet
+    (``measure=later``) are among them.
+    """
+    if (folder / LEDGER_NAME).is_file() or (folder / UNMEASURED_NAME).is_file():
         return [folder]
-    found = [file.parent for depth in ("*", "*/*") for file in folder.glob(f"{depth}/{LEDGER_NAME}")]
-    return sorted(found) or [folder]
+    if (folder / SWEEP_NAME).is_file():
+        return _runs_of_sweep(folder) or [folder]
+    if (folder / SEARCH_NAME).is_file():
+        return runs_of(folder / "front")
+    names = [f"{depth}/{name}" for depth in ("*", "*/*") for name in (LEDGER_NAME, UNMEASURED_NAME)]
+    return sorted({file.parent for name in names for file in folder.glob(name)}) or [folder]
+
+
+def _runs_of_sweep(folder: Path) -> list[Path]:
+    """The run folders of a sweep's jobs, as far as these are finished."""
+    jobs = (read_json(folder / SWEEP_NAME) or {}).get("jobs", ())
+    found = [Path(os.path.normpath(folder / job["run"])) for job in jobs if job.get("run")]
+    return [run for run in dict.fromkeys(found) if run.is_dir()]
+
+
+def unmeasured(folder: Path) -> list[Record]:
+    """The variants of a run that are made and not measured yet: their records, without measurements."""
+    waiting = Ledger(folder / UNMEASURED_NAME).records()
+    if not waiting:
+        return []
+    measured = {record.place for record in Ledger(folder / LEDGER_NAME).records()}
+    return [record for record in waiting if record.place not in measured]
+
+
+def variants_of(folder: Path) -> list[Record]:
+    """Every variant of a run: as it was last measured, or without measurements where it is not measured yet.
+
+    Raises:
+        UserError: there is no run in that folder.
+    """
+    waiting = unmeasured(folder)
+    measured = unique(read(folder)) if (folder / LEDGER_NAME).is_file() or not waiting else []
+    return [*measured, *waiting]
+
+
+def forget_measured(folder: Path) -> None:
+    """Removes the list of what is not measured yet, once all of it is measured; only for who has the run's lock."""
+    if not unmeasured(folder):
+        (folder / UNMEASURED_NAME).unlink(missing_ok=True)
 
 
 def one_run(path: Path) -> Path:
@@ -92,6 +137,8 @@ def one_run(path: Path) -> Path:
 
 def _ledger_file(path: Path) -> Path:
     file = path / LEDGER_NAME if path.is_dir() else path
+    if not file.is_file() and (path / UNMEASURED_NAME).is_file():
+        raise UserError(f"{path} is not measured yet", fix=f"optkit measure {path}")
     if not file.is_file():
         raise UserError(
             f"no ledger at {path}", fix=f"give a run folder, which holds a {LEDGER_NAME}, or a folder of these"

@@ -55,6 +55,26 @@ def exclusive(path: Path, doing: str, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process, this one included, has the lock of a file now; nothing is made or left behind.
+
+    Where that cannot be told (a folder that may only be read), the lock counts as held while ``PATH.json`` is there.
+    """
+    path = path.absolute()
+    soft = path.with_name(f"{path.name}.soft")
+    if not (path.exists() or soft.exists()):
+        return False
+    lock = SoftFileLock(soft) if soft.exists() else FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return _owner_file(path).exists()
+    lock.release()
+    return False
+
+
 def _acquired(path: Path, wait: bool) -> BaseFileLock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optkit.core.setting import Setting
+
 SCHEMA = 4
 # the engine that speedups are taken against
 REFERENCE = "eager"
 READABLE = (1, 2, 3, SCHEMA)
+# the measurement that holds the class of each example, so that two runs compare to the last answer
+ANSWERS = "answers"
+# the parts of a setting: a measurement that does not name one holds whatever it is
+OF_SETTING = ("batch_size", "sequence_length", "workload")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Measurement:
         ci: its 95% interval, where there is one.
         n: how many observations it rests on.
         conditions: engine, batch_size, threads, split and whatever else the figure depends on.
-        raw: the observations themselves: latency rounds, or what each example adds to a metric (`unpack_values`).
+        raw: the observations themselves: latency rounds, what each example adds to a metric, or its class
+            (`unpack_values`).
         quality: what the metric is, where it is one. Since schema 4.
     """
 
@@ -59,6 +66,11 @@ class Measurement:
     conditions: dict[str, Any] = field(default_factory=dict)
     raw: Any = None
     quality: Quality | None = None
+
+    def holds(self, **conditions: Any) -> bool:
+        """Whether it was taken under these conditions; parts of a setting that it does not name may be any."""
+        own = self.conditions
+        return all(own.get(key) == value for key, value in conditions.items() if key in own or key not in OF_SETTING)
 
 
 @dataclass(frozen=True)
@@ -121,11 +133,8 @@ class Record:
         return next(marked, REFERENCE)
 
     def find(self, name: str, **conditions: Any) -> Measurement | None:
-        """The first measurement of this name under these conditions."""
-        for m in self.measurements:
-            if m.name == name and all(m.conditions.get(k) == v for k, v in conditions.items()):
-                return m
-        return None
+        """The first measurement of this name that holds under these conditions."""
+        return next((m for m in self.measurements if m.name == name and m.holds(**conditions)), None)
 
     @property
     def primary(self) -> list[Measurement]:
@@ -133,8 +142,20 @@ class Record:
         return [m for m in self.measurements if m.quality and m.quality.primary]
 
     def find_primary(self, **conditions: Any) -> Measurement | None:
-        """The primary metric under these conditions."""
-        return next((m for m in self.primary if all(m.conditions.get(k) == v for k, v in conditions.items())), None)
+        """The primary metric that holds under these conditions."""
+        return next((m for m in self.primary if m.holds(**conditions)), None)
+
+    def settings_of(self, quality: Measurement) -> list[Setting]:
+        """The setting that a metric was measured in; of one that holds in all, those that its engine was timed in."""
+        if "batch_size" in quality.conditions:
+            return [Setting.of(quality.conditions)]
+        timed = {"of": "variant", "engine": quality.conditions["engine"]}
+        return sorted({Setting.of(m.conditions) for m in self.measurements if m.name == "latency" and m.holds(**timed)})
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All settings that it was judged in."""
+        return sorted({setting for quality in self.primary for setting in self.settings_of(quality)})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the inverse of `from_json`."""
@@ -180,11 +201,18 @@ def pack_values(values: NDArray[np.floating[Any]] | NDArray[np.bool_]) -> dict[s
     return {"n": int(values.size), "float32": base64.b64encode(packed).decode("ascii")}
 
 
+def pack_classes(classes: NDArray[np.integer[Any]]) -> dict[str, Any]:
+    """Numbers of classes ``(N,)`` as JSON: compressed 32-bit integers."""
+    packed = zlib.compress(classes.astype("<i4").tobytes())
+    return {"n": int(classes.size), "int32": base64.b64encode(packed).decode("ascii")}
+
+
 def unpack_values(packed: dict[str, Any]) -> NDArray[np.bool_] | NDArray[np.float64]:
-    """The inverse of `pack_values`, ``(N,)``: bool where bits were kept."""
+    """The inverse of `pack_values` and `pack_classes`, ``(N,)``: bool where bits were kept."""
     if "bits" in packed:
         raw = np.frombuffer(base64.b64decode(packed["bits"]), dtype=np.uint8)
         return np.unpackbits(raw, count=packed["n"]).astype(np.bool_)
     size = 4 * packed["n"]
-    numbers = zlib.decompressobj().decompress(base64.b64decode(packed["float32"]), size)
-    return np.frombuffer(numbers, dtype="<f4", count=packed["n"]).astype(np.float64)
+    kind, dtype = ("int32", "<i4") if "int32" in packed else ("float32", "<f4")
+    numbers = zlib.decompressobj().decompress(base64.b64decode(packed[kind]), size)
+    return np.frombuffer(numbers, dtype=dtype, count=packed["n"]).astype(np.float64)

@@ -6,7 +6,9 @@ import hashlib
 import json
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 from optkit.core.imports import OWN, digest, file_of, find_module, imported_sources, installed_version
@@ -29,8 +31,14 @@ DECIDE_NOTHING = frozenset(
     }
 )
 
+# what was found of modules, by name; None where it is looked for anew each time
+_FOUND: ContextVar[dict[str, tuple[str | None, str] | None] | None] = ContextVar("found code", default=None)
+
 # Modules that find code by its name. What a stage finds there, it returns from ``depends_on``.
 FIND_BY_NAME = frozenset({"optkit.engines.registry", "optkit.quantize.graph.targets.registry"})
+
+# Modules that say which code runs, and decide nothing themselves.
+SAY_WHICH = frozenset({"optkit.core.version", "optkit.core.git"})
 
 
 def code_of(cls: type) -> tuple[str | None, str]:
@@ -41,6 +49,16 @@ def code_of(cls: type) -> tuple[str | None, str]:
     return code_of_module(cls.__module__) or (None, _like_none_other(cls))
 
 
+@contextmanager
+def unchanging_code() -> Iterator[None]:
+    """Within, what stands for the code of a module is found once, as for many plans that are made in a row."""
+    token = _FOUND.set({})
+    try:
+        yield
+    finally:
+        _FOUND.reset(token)
+
+
 def code_of_module(name: str) -> tuple[str | None, str] | None:
     """A version and a SHA-256 that stand for the code of a module; None for a module without a file.
 
@@ -48,14 +66,23 @@ def code_of_module(name: str) -> tuple[str | None, str] | None:
     that is not installed, there is no version. The digest is of all source files that the module imports, itself
     included, by their meaning (`optkit.core.imports`). It is also of the versions of the installed packages that these
     files import, without those that decide nothing (`DECIDE_NOTHING`). What is found by name is left out, too
-    (`FIND_BY_NAME`).
+    (`FIND_BY_NAME`), and so is the version of optkit (`SAY_WHICH`).
     """
+    found = _FOUND.get()
+    if found is None:
+        return _code_of_module(name)
+    if name not in found:
+        found[name] = _code_of_module(name)
+    return found[name]
+
+
+def _code_of_module(name: str) -> tuple[str | None, str] | None:
     spec = find_module(name)
     if spec is None or (file := file_of(spec)) is None:
         return None
     if (version := installed_version(spec)) is not None:
         return version, digest(file)
-    sources = imported_sources(name, without=FIND_BY_NAME)
+    sources = imported_sources(name, without=FIND_BY_NAME | SAY_WHICH)
     packages = {name: version for name, version in sources.packages.items() if name not in DECIDE_NOTHING}
     state = [sorted(sources.files.items()), sorted(packages.items())]
     return None, hashlib.sha256(json.dumps(state).encode()).hexdigest()

@@ -72,6 +72,9 @@ class Stage(Protocol):
     A stage with a surgery also has a static ``replay(module, surgery, example) -> nn.Module`` that applies it to a
     fresh module without data. It is saved under the stage's dotted path; optkit's own stages give it a name that stays
     when files move, their ``surgery`` (`optkit.core.surgeries`).
+
+    Of several processes the first applies a stage. All of them apply one that trains, and one whose
+    ``in_all_processes`` is true: it shares out its data (`optkit.core.sharding`) and makes the same in each.
     """
 
     technique: ClassVar[str]

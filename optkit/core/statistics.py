@@ -53,7 +53,9 @@ def proportion(successes: int, total: int) -> Estimate:
     return Estimate(successes / total, float(interval.low), float(interval.high))
 
 
-def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_], seed: int = 0) -> PairedDifference:
+def paired_difference(
+    candidate: NDArray[np.bool_], reference: NDArray[np.bool_], seed: int = 0, *, confidence: float = CONFIDENCE
+) -> PairedDifference:
     """Paired bootstrap interval and McNemar test of a difference of accuracies.
 
     Only the examples on which exactly one of the two is right carry information, so the bootstrap draws their
@@ -63,6 +65,8 @@ def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]
     Args:
         candidate: which examples the candidate got right, ``(N,)``.
         reference: which examples the reference got right, ``(N,)``, the same examples in the same order.
+        seed: of the bootstrap.
+        confidence: of the interval.
     """
     from scipy.stats import binomtest, norm
 
@@ -73,11 +77,11 @@ def paired_difference(candidate: NDArray[np.bool_], reference: NDArray[np.bool_]
     delta = (gained - lost) / n
     shares = np.array([gained + 1, lost + 1, n - gained - lost]) / (n + 2)
     draws = np.random.default_rng(seed).multinomial(n + 2, shares, size=RESAMPLES)
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / (n + 2), [tail, 1 - tail])
     disagree = gained + lost
     p_value = binomtest(gained, disagree).pvalue if disagree else 1.0
-    detectable = (norm.ppf(1 - tail) + norm.ppf(0.8)) * math.sqrt(max(disagree, 1)) / n
+    detectable = (norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(0.8)) * math.sqrt(max(disagree, 1)) / n
     interval = Estimate(delta, float(min(low, delta)), float(max(high, delta)))
     return PairedDifference(interval, float(p_value), float(detectable))
 
@@ -194,7 +198,9 @@ def median(samples: NDArray[np.float64]) -> Estimate:
     return Estimate(*median_interval(np.median(samples, axis=1), CONFIDENCE))
 
 
-def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> Estimate:
+def ratio_of_medians(
+    numerator: NDArray[np.float64], denominator: NDArray[np.float64], *, confidence: float = CONFIDENCE
+) -> Estimate:
     """How many times the median latency of one series is that of another, interleaved with it, ``(rounds, calls)``.
 
     The ratio of the two medians is taken in each round, and the median over rounds: a drift that slows both series in a
@@ -204,7 +210,7 @@ def ratio_of_medians(numerator: NDArray[np.float64], denominator: NDArray[np.flo
     if len(numerator) != len(denominator):
         raise ValueError(f"interleaved series have the same rounds: {len(numerator)}, {len(denominator)}")
     ratios = np.median(numerator, axis=1) / np.median(denominator, axis=1)
-    found = Estimate(*(math.exp(x) for x in median_interval(np.log(ratios), CONFIDENCE)))
+    found = Estimate(*(math.exp(x) for x in median_interval(np.log(ratios), confidence)))
     if found.ci is None:
         return found
     # exp(log(x)) may differ from x in its last bit

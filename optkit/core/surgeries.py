@@ -13,7 +13,8 @@ REPLAYED_BY = {
     "prune.smaller_dense/1": "optkit.prune.stages.smaller_dense.SmallerDense",
     "quantize.calibrated/1": "optkit.quantize.stages.calibrated.CalibratedInt8",
     "quantize.dynamic/1": "optkit.quantize.DynamicQuantization",
-    "quantize.weight_only/1": "optkit.quantize.WeightOnlyQuantization",
+    "quantize.weight_only/1": "optkit.quantize.weights.first_layout.FirstLayout",
+    "quantize.weight_only/2": "optkit.quantize.WeightOnlyQuantization",
 }
 # what format 1 of a variant wrote in their place: the module paths of that time
 FORMAT_1 = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from optkit.core.metric import Metric
-    from optkit.core.workload import Workload
 
 POOL = "pool"  # a split: train, and behind it what the task has without labels, whose targets are NO_LABEL
 NO_LABEL = -1
@@ -25,7 +24,9 @@ LABELS = "labels"  # logits (N, labels), each label for itself
 VALUES = "values"  # numbers (N, ...)
 CLASS_MAPS = "class_maps"  # logits (N, classes, *places), of one class at every place
 EMBEDDINGS = "embeddings"  # vectors (N, dim)
+TOKENS = "tokens"  # logits (N, T, vocabulary), at each token of the next one
 OTHER = "other"  # anything else, such as boxes with scores
+TOKENS_AT_ONCE = 2048  # of a batch whose output has a score for each token of the vocabulary at each place
 MODEL_DEFAULTS = (
     "num_classes",
     "inputs",  # names of the model's inputs, in their order
@@ -46,42 +47,51 @@ class Batch:
         targets: what is asked of the model: a tensor ``(N, ...)``, a list with an entry for each example, or dicts and
             tuples of these.
         index: the examples' places in their split, ``(N,)``.
+        text_bytes: of texts that are continued: the bytes that the scored tokens of each example stand for ``(N,)``.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Any
     index: Tensor
+    text_bytes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(tuple(x.to(device) for x in self.inputs), _moved(self.targets, device), self.index.to(device))
+        """The same on a device. A GPU copies from pinned memory, so that nothing here waits for it."""
+        inputs = tuple(_moved(x, device) for x in self.inputs)
+        return Batch(inputs, _moved(self.targets, device), _moved(self.index, device), _moved(self.text_bytes, device))
 
-    def subset(self, places: Tensor) -> Batch:
+    def subset(self, places: Tensor | slice) -> Batch:
         """Some of the examples.
 
         Args:
-            places: in this batch, ``(M,)`` whole numbers.
+            places: in this batch, ``(M,)`` whole numbers; a slice takes views.
         """
-        return Batch(tuple(x[places] for x in self.inputs), _taken(self.targets, places), self.index[places])
+        sizes = None if self.text_bytes is None else self.text_bytes[places]
+        return Batch(tuple(x[places] for x in self.inputs), _taken(self.targets, places), self.index[places], sizes)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
     if hasattr(value, "to"):
+        if device.type == "cuda" and hasattr(value, "pin_memory") and value.device.type == "cpu":
+            return value.pin_memory().to(device, non_blocking=True)
         return value.to(device)
     if isinstance(value, Mapping):
         return {name: _moved(part, device) for name, part in value.items()}
     return type(value)(_moved(part, device) for part in value) if isinstance(value, (list, tuple)) else value
 
 
-def _taken(targets: Any, places: Tensor) -> Any:
+def _taken(targets: Any, places: Tensor | slice) -> Any:
     """The targets of some examples."""
     if isinstance(targets, Mapping):
         return {name: _taken(part, places) for name, part in targets.items()}
     if isinstance(targets, tuple):
         return tuple(_taken(part, places) for part in targets)
-    return [targets[n] for n in places.tolist()] if isinstance(targets, list) else targets[places]
+    if isinstance(targets, list) and not isinstance(places, slice):
+        return [targets[n] for n in places.tolist()]
+    return targets[places]
 
 
 def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]:
@@ -103,7 +113,7 @@ def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]
     return (*dims[:named], dims[named:])
 
 
-OUTPUT_KINDS = (CLASSES, LABELS, VALUES, CLASS_MAPS, EMBEDDINGS, OTHER)
+OUTPUT_KINDS = (CLASSES, LABELS, VALUES, CLASS_MAPS, EMBEDDINGS, TOKENS, OTHER)
 
 
 class Task(Protocol):
@@ -120,7 +130,7 @@ class Task(Protocol):
 
     @property
     def output_kind(self) -> str:
-        """What the model's output is: `CLASSES`, `LABELS`, `VALUES`, `CLASS_MAPS`, `EMBEDDINGS` or `OTHER`."""
+        """What the model's output is: one of `OUTPUT_KINDS`."""
         ...
 
     @property
@@ -193,12 +203,69 @@ class Task(Protocol):
         ...
 
 
+def rows_at_once(task: Task, most: int) -> int:
+    """How many examples a batch has outside of training: fewer where an example's output is large.
+
+    Logits of 2,048 tokens over a vocabulary of 50,000 take 400 MB.
+    """
+    if task.output_kind != TOKENS:
+        return most
+    return max(1, min(most, TOKENS_AT_ONCE // task.example(1)[0].shape[1]))
+
+
 @runtime_checkable
 class OwnParts(Protocol):
     """A task with parts of the user's own, which are no data: a loss, functions of batches."""
 
     def depends_on(self) -> list[Any]:
         """What stands for their code and settings in keys; JSON."""
+        ...
+
+
+@runtime_checkable
+class ReadsParts(Protocol):
+    """A task that can read a part of each batch alone, so that several processes share out the reading."""
+
+    def batch_parts(
+        self,
+        split: str,
+        batch_size: int,
+        part: Callable[[int], slice],
+        *,
+        training: bool = False,
+        seed: int | None = None,
+    ) -> Iterator[Batch]:
+        """As `Task.batches`, of each batch only some examples, which are as they are in the whole batch.
+
+        Args:
+            split, batch_size, training, seed: as for `Task.batches`.
+            part: gives the places in a batch of so many examples; one at least.
+        """
+        ...
+
+
+class Evaluation(Protocol):
+    """What of a `Task` is needed to measure quality."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+
+    def size(self, split: str) -> int: ...
+
+    def batches(
+        self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
+    ) -> Iterator[Batch]: ...
+
+    def forward(self, module: nn.Module, batch: Batch) -> Any: ...
+
+
+@runtime_checkable
+class AlsoMeasured(Protocol):
+    """A task whose models are measured on other data as well, by the same sessions."""
+
+    @property
+    def also(self) -> tuple[Evaluation, ...]:
+        """Their metrics stand in records behind the task's own, and have names of their own."""
         ...
 
 
@@ -216,12 +283,11 @@ class OfAnyLength(Protocol):
 
 
 @runtime_checkable
-class HasWorkloads(Protocol):
-    """A task whose requests are more than one call of the model on a batch."""
+class HasPrompts(Protocol):
+    """A task of texts that a model continues: what is timed is reading a prompt, and each further token."""
 
-    @property
-    def workloads(self) -> tuple[Workload, ...]:
-        """What is timed; the first is the one that verdicts and searches use."""
+    def prompt(self, batch_size: int, length: int) -> Tensor:
+        """Tokens ``(batch_size, length)`` of the train split."""
         ...
 
 
@@ -249,6 +315,10 @@ class SealedTask:
         self.loss = lambda output, batch, label_smoothing=0.0: task.loss(output, batch, label_smoothing)
         self.mismatch = lambda output, count: task.mismatch(output, count)
         self.example = lambda batch_size: task.example(batch_size)
+        if isinstance(task, ReadsParts):
+            self.batch_parts = lambda split, batch_size, part, *, training=False, seed=None: task.batch_parts(
+                checked(split), batch_size, part, training=training, seed=seed
+            )
         if hasattr(task, "depends_on"):
             self.depends_on = lambda: task.depends_on()
         self.metrics = task.metrics

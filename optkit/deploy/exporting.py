@@ -85,7 +85,8 @@ def export(
             in eval mode, or what `quantize_static`, `prune_structured` and the like return.
         to: the folder to write: a new or empty one, or an export of the same variant for the same engine.
         engine: ``onnxruntime``, ``openvino``, ``inductor`` and ``torch`` (both a package of ``torch.export``), or
-            ``huggingface`` (a folder for ``from_pretrained``); or one of the first four with its options.
+            ``huggingface`` (a folder for ``from_pretrained``); or one of the first four with its options. Of language
+            models also ``compressed-tensors`` (a folder that transformers and vLLM read), ``gguf`` and ``gguf-q8_0``.
         example_inputs: what a module is called with, of any batch size; a variant's folder knows them.
         task: whose preprocessing, class names and test files go with the model; a run's folder knows it.
         preprocessing: of a module without a task, as ``Task.preprocessing`` gives it.
@@ -130,7 +131,9 @@ def _write(
     test_files: bool,
 ) -> None:
     from optkit.core.cache import write_text
+    from optkit.core.generation import Generative
     from optkit.deploy.card import card
+    from optkit.deploy.language_script import language_scripts
 
     names = _input_names(source)
     metadata = {"optkit_variant": source.variant.id, "preprocess": json.dumps(rules, ensure_ascii=False)}
@@ -146,8 +149,10 @@ def _write(
         source.task.write_test(folder / TESTS)
     classifies = _classifies(source, rules)
     batch_size = recorded["batch_size"] if recorded else 32
-    options = _options(source, name, form, folder, rules)
-    made = scripts(name, rules, classifies=classifies, batch_size=batch_size, options=options)
+    made = language_scripts(name) if isinstance(source.module, Generative) else None
+    if made is None:
+        options = _options(source, name, form, folder, rules)
+        made = scripts(name, rules, classifies=classifies, batch_size=batch_size, options=options)
     for file, text in made.files.items():
         write_text(folder / file, text)
     described = card(source, name, form, rules, recorded, made, classifies=classifies, tests=test_files)

@@ -135,7 +135,13 @@ class IR(Format):
     def write(self, source: Source, folder: Path, names: Sequence[str], metadata: Mapping[str, str]) -> Puts:
         import openvino as ov
 
+        from optkit.core.generation import Generative
+        from optkit.deploy.openvino_genai import save_genai
+
         session: Any = self.engine.compile(source.module, source.variant, source.example)
+        if isinstance(source.module, Generative):
+            model = save_genai(session.model, folder, metadata, getattr(source.task, "save_tokenizer", None))
+            return Puts(*([_ir_put(put) for put in puts] for puts in (model.inputs, model.outputs)))
         model = session.model
         outputs = {put.get_any_name() for put in model.outputs}
         for put, name in zip(model.inputs, names, strict=False):
@@ -170,7 +176,7 @@ class Program(Format):
         from optkit.engines.program import save_program
 
         save_program(source.module, source.example, folder / self.file, metadata)
-        return _traced_puts(source, names)
+        return traced_puts(source, names)
 
 
 class Pretrained(Format):
@@ -196,6 +202,8 @@ class Pretrained(Format):
         for path in made.iterdir():
             path.rename(folder / path.name)
         made.rmdir()
+        if hasattr(source.task, "save_tokenizer"):
+            source.task.save_tokenizer(folder)
         classes = json.loads(metadata.get("classes", "null"))
         if classes:
             path = folder / "config.json"
@@ -203,10 +211,10 @@ class Pretrained(Format):
             config["id2label"] = {str(number): name for number, name in enumerate(classes)}
             config["label2id"] = {name: number for number, name in enumerate(classes)}
             path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return _traced_puts(source, names)
+        return traced_puts(source, names)
 
 
-def _traced_puts(source: Source, names: Sequence[str]) -> Puts:
+def traced_puts(source: Source, names: Sequence[str]) -> Puts:
     """Inputs and outputs of a model that is called from Python; the first size of each stays free."""
     import torch
 
@@ -233,6 +241,8 @@ FORMATS: dict[str, tuple[type[Format], str]] = {
     TORCH: (Program, "eager"),
     HUGGINGFACE: (Pretrained, "eager"),
 }
+# formats of language models for other runtimes, which `optkit.deploy.language_formats` has
+OF_LANGUAGE = {"compressed-tensors": "CompressedTensors", "gguf": "GGUFFile", "gguf-q8_0": "GGUFFileQ8"}
 
 
 def find_format(engine: str | Engine, engines: Mapping[str, Engine]) -> tuple[str, Format]:
@@ -248,6 +258,10 @@ def find_format(engine: str | Engine, engines: Mapping[str, Engine]) -> tuple[st
         if engine.name not in by_engine:
             raise UserError(f"no export for '{engine.name}'", key="engine", value=engine.name, fix=_known(engine.name))
         return by_engine[engine.name], FORMATS[by_engine[engine.name]][0](engine)
+    if engine in OF_LANGUAGE:
+        from optkit.deploy import language_formats
+
+        return engine, getattr(language_formats, OF_LANGUAGE[engine])(ENGINES.find("eager", "engine")())
     if engine not in FORMATS:
         raise UserError(f"no export for '{engine}'", key="engine", value=engine, fix=_known(engine))
     kind, name = FORMATS[engine]
@@ -256,4 +270,4 @@ def find_format(engine: str | Engine, engines: Mapping[str, Engine]) -> tuple[st
 
 
 def _known(name: str) -> str:
-    return did_you_mean(name, FORMATS)
+    return did_you_mean(name, [*FORMATS, *OF_LANGUAGE])

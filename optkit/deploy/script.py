@@ -14,6 +14,7 @@ from typing import Any
 
 INFER, PREPARE = "infer.py", "prepare.py"
 PIXELS = "rgb.py"  # the copy of optkit/tasks/rgb.py that prepare.py reads images with
+TRUNCATION = "truncation.py"  # the copy of optkit/tasks/truncation.py that prepare.py cuts pairs of texts with
 IMAGES, TEXTS = "image", "text"
 
 TENSORS = '''
@@ -164,15 +165,14 @@ SAME_SIZE = """\
 
 OF_TEXTS = '''
 TOKENIZER = Tokenizer.from_file(str(HERE / RULES["tokenizer"]))  # it cuts and pads as well
-csv.field_size_limit(2**31 - 1)  # characters of a text
+${uncut}csv.field_size_limit(2**31 - 1)  # characters of a text
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
 def prepare(texts):
-    """The inputs for texts, or for pairs of them: (N, length) each."""
+    """The inputs for $texts: (N, length) each."""
     found = TOKENIZER.encode_batch(texts)
-    return {name: np.array([getattr(x, FIELDS[name]) for x in found], np.int64) for name in INPUTS}
-
+$inputs
 
 def examples(arguments):
     """Texts with their class: of a table, or None."""
@@ -184,6 +184,18 @@ def examples(arguments):
         else:
             $alone
 '''
+
+CUT_HERE = """\
+TOKENIZER.no_truncation()  # of pairs it would keep every piece that it cuts off, with each of the other text's
+"""
+OF_SINGLES = """\
+    return {name: np.array([getattr(x, FIELDS[name]) for x in found], np.int64) for name in INPUTS}
+"""
+OF_PAIRS = """\
+    kept = [kept_tokens(x, RULES["max_length"], RULES["truncation"]["side"]) for x in found]
+    inputs = {name: [np.array(getattr(x, FIELDS[name]))[k] for x, k in zip(found, kept)] for name in INPUTS}
+    return {name: np.array(rows, np.int64) for name, rows in inputs.items()}
+"""
 
 OF_ARRAYS = '''
 
@@ -238,6 +250,8 @@ def scripts(
         files[PREPARE] = _of_images(rules)
     elif kind == TEXTS:
         needs.append("tokenizers")
+        if len(rules["columns"]) > 1:
+            files[TRUNCATION] = truncation_module()
         files[PREPARE] = _of_texts(rules)
     else:
         files[PREPARE] = _joined("How the model's inputs are read.", ["json"], ["import numpy as np"], [], OF_ARRAYS)
@@ -292,10 +306,17 @@ def _of_texts(rules: Mapping[str, Any]) -> str:
     row = ", ".join(f'row["{name}"]' for name in map(_escaped, columns))
     pairs = len(columns) > 1
     alone = 'sys.exit(f"{argument}: pairs of texts come in a table")' if pairs else "yield argument, None"
-    body = Template(OF_TEXTS).substitute(row=f"({row})" if pairs else row, alone=alone)
+    body = Template(OF_TEXTS).substitute(
+        texts="pairs of texts" if pairs else "texts",
+        uncut=CUT_HERE if pairs else "",
+        inputs=OF_PAIRS if pairs else OF_SINGLES,
+        row=f"({row})" if pairs else row,
+        alone=alone,
+    )
     standard = ["csv", "json", *(["sys"] if pairs else [])]
     third = ["import numpy as np", "from tokenizers import Tokenizer"]
-    return _joined("From texts to the model's inputs.", standard, third, [], body)
+    local = ["from truncation import kept_tokens"] if pairs else []
+    return _joined("From texts to the model's inputs.", standard, third, local, body)
 
 
 def _joined(title: str, standard: list[str], third: list[str], local: list[str], body: str) -> str:
@@ -337,3 +358,10 @@ def pixels_module() -> str:
     from optkit.tasks import rgb
 
     return Path(str(rgb.__file__)).read_text(encoding="utf-8")
+
+
+def truncation_module() -> str:
+    """The text of `TRUNCATION`: the very code that tasks cut their texts with."""
+    from optkit.tasks import truncation
+
+    return Path(str(truncation.__file__)).read_text(encoding="utf-8")

@@ -101,7 +101,7 @@ def of_folder(path: Path, overrides: Sequence[str], trust: Iterable[str], task: 
     if recipe is not None:
         from optkit.recipe.plan import trusted_names
 
-        trust = (*trust, *trusted_names(recipe, str(recipe.model["_target_"])))
+        trust = (*trust, *trusted_names(recipe))
         task = task if task is not None else _checked(recipe.task, records)
     elif task is None:
         log.warning("%s: no run's recipe.yaml above this variant, so its preprocessing is not known", path)
@@ -132,7 +132,8 @@ def _own(records: Sequence[Record], chain: Sequence[str]) -> list[Record]:
 
 def _recipe(run: Path, overrides: Sequence[str]) -> Any:
     """A run's recipe, built."""
-    from optkit.recipe.compose import launch, to_recipe
+    from optkit.launch import launch
+    from optkit.recipe.compose import to_recipe
 
     found: list[Any] = []
     launch(str(run / "recipe.yaml"), overrides, lambda cfg: found.append(to_recipe(cfg)))

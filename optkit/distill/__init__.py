@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         label_kd_loss,
         map_dist_loss,
         map_kd_loss,
+        token_kd_loss,
         value_kd_loss,
     )
     from optkit.distill.objective import DistillationObjective
@@ -51,5 +52,6 @@ __all__ = [
     "rkd_loss",
     "similarity_loss",
     "tapping",
+    "token_kd_loss",
     "value_kd_loss",
 ]

@@ -119,6 +119,21 @@ def map_kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return kd_loss(_places(student), _places(teacher), temperature)
 
 
+def token_kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`kd_loss` of the next token at every token of a text.
+
+    The word-level distillation of Kim and Rush, "Sequence-Level Knowledge Distillation" (EMNLP 2016).
+
+    Args:
+        student, teacher: logits ``(N, T, vocabulary)``.
+        temperature: above 0.
+
+    Returns:
+        A scalar, the mean over tokens and examples.
+    """
+    return kd_loss(student.flatten(0, 1), teacher.flatten(0, 1), temperature)
+
+
 def map_dist_loss(
     student: Tensor, teacher: Tensor, temperature: float, inter_weight: float = 1.0, intra_weight: float = 1.0
 ) -> Tensor:

@@ -11,11 +11,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from optkit.core.cache import kept
+from optkit.core.cache import is_kept, kept
 from optkit.core.errors import UserError
 from optkit.core.instantiate import named_paths
+from optkit.core.processes import current
 from optkit.core.progress import track
 from optkit.core.seeds import derive_seed
+from optkit.core.sharding import summed
 from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
 from optkit.core.structure import as_float, mapped
 from optkit.core.task import POOL, Batch, SealedTask, Task
@@ -75,9 +77,18 @@ class RecordedOutputs:
 
     def begin(self, epoch: int) -> int:
         """Opens the pass of an epoch, computing it if no run has; gives the seed of its batches."""
-        view = (self.seed + epoch) % self.views
-        folder = kept(KIND, f"{self._key}-{view}", lambda new: self._record(view, new))
-        self._kept = self._read(folder / FILE)
+        view, processes = (self.seed + epoch) % self.views, current()
+        key = f"{self._key}-{view}"
+        outputs: dict[str, Tensor] | None = None
+        if processes.several and not all(processes.gather(is_kept(KIND, key))):
+            outputs = self._outputs(view)  # each process computes its share: all have to be here at the same time
+
+        def record(new: Path) -> None:
+            from safetensors.torch import save_file
+
+            save_file(self._outputs(view) if outputs is None else outputs, new / FILE)
+
+        self._kept = self._read(kept(KIND, key, record) / FILE)
         return _seed_of(view)
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -86,31 +97,38 @@ class RecordedOutputs:
         kept = {n: (part if n == COUNT else part[index]).to(device) for n, part in self._kept.items()}
         return _whole(kept)
 
-    def _record(self, view: int, folder: Path) -> None:
-        from safetensors.torch import save_file
-
-        size = self.task.size(POOL)
+    def _outputs(self, view: int) -> dict[str, Tensor]:
+        """What is kept of a pass. Several processes compute every so many-th batch each, and all get the whole."""
+        processes, size = current(), self.task.size(POOL)
         kept: dict[str, Tensor] = {}
         seen = torch.zeros(size, dtype=torch.bool)
         batches = self.task.batches(POOL, self.batch_size, training=True, seed=_seed_of(view))
-        for batch in track(batches, f"teacher, pass {view + 1} of {self.views}", -(-size // self.batch_size)):
+        tracked = track(batches, f"teacher, pass {view + 1} of {self.views}", -(-size // self.batch_size))
+        for number, batch in enumerate(tracked):
+            if number % processes.size != processes.rank:
+                continue
             for name, part in _parts(self.run(batch).cpu(), self.top).items():
                 if name == COUNT:
                     kept[name] = part
                     continue
                 if name not in kept:
-                    kept[name] = part.new_empty(size, *part.shape[1:])
+                    kept[name] = part.new_zeros(size, *part.shape[1:])
                 if part.shape != (len(batch), *kept[name].shape[1:]):
                     here, before = list(part.shape), list(kept[name].shape[1:])
                     message = f"the teacher gives {here} for {len(batch)} examples, and gave {before} for one"
                     raise UserError(message, key="cached_views", fix="cached_views=null")
                 kept[name][batch.index] = part
             seen[batch.index] = True
+        if processes.several:
+            counts = processes.gather(int(kept.pop(COUNT, torch.tensor([0]))))
+            kept, seen = summed(kept), processes.sum(seen.int()) > 0
+            if self.top is not None:
+                kept[COUNT] = torch.tensor([max(counts)])
         if not seen.all():
             message = f"{int((~seen).sum())} train examples were in no batch of the pass"
             raise UserError(message, key="cached_views", fix="cached_views=null")
-        save_file(kept, folder / FILE)
         self.computed += 1
+        return kept
 
     def _read(self, path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
@@ -141,13 +159,13 @@ def _seed_of(view: int) -> int:
 
 
 def bytes_of_top(top: int) -> int:
-    """Bytes that an example takes if so many of its logits are kept, for up to 32,767 classes."""
+    """Bytes that an example, or a token, takes if so many of its logits are kept, for up to 32,767 classes."""
     return 6 * top + 4
 
 
 def _parts(logits: Tensor, top: tuple[int, float] | None) -> dict[str, Tensor]:
-    """What is kept of outputs ``(N, ...)``: all; or of logits ``(N, C)`` the largest with their classes, what stands
-    for each other, and how many classes there are."""
+    """What is kept of outputs ``(N, ...)``: all; or of logits ``(N, ..., C)`` the largest with their classes, what
+    stands for each other, and how many classes there are."""
     if top is None:
         return {OUTPUT: logits}
     count, temperature = top
@@ -163,4 +181,6 @@ def _whole(kept: dict[str, Tensor]) -> Tensor:
     """Outputs ``(N, ...)`` from what was kept of them."""
     if OUTPUT in kept:
         return kept[OUTPUT]
-    return kept[OTHERS].repeat(1, int(kept[COUNT])).scatter(-1, kept[CLASSES].long(), kept[LOGITS])
+    others = kept[OTHERS]
+    whole = others.expand(*others.shape[:-1], int(kept[COUNT]))
+    return whole.scatter(-1, kept[CLASSES].long(), kept[LOGITS])

@@ -11,7 +11,7 @@ from optkit.core.checks import check_choice, check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.instantiate import NAMED
 from optkit.core.stage import Context, KeyContext, Outcome
-from optkit.core.task import CLASSES, POOL, Batch, Task
+from optkit.core.task import CLASSES, POOL, TOKENS, Batch, Task
 from optkit.core.trust import check_trust
 from optkit.distill.teachers import check_teacher, compiled, load_teacher, teacher_identity, teacher_name
 from optkit.distill.terms import WORDS, read_terms
@@ -43,8 +43,8 @@ class Distillation:
             modules with classes of models and stages, or the full name of one class or function.
         cached_views: record the teacher's outputs on so many augmented passes over the train split, once for all runs;
             the epochs take them in turn. None runs the teacher on every batch. For losses of outputs only.
-        cached_top: record the so many largest logits of an example only, for many classes; each of the others gets an
-            equal part of the chance that they had together at this ``temperature``. None records all.
+        cached_top: record the so many largest logits of an example, or of each token, only; each of the others gets
+            an equal part of the chance that they had together at this ``temperature``. None records all.
         compile_teacher: run the teacher compiled by inductor, which takes half a minute first. For losses of outputs
             only.
         trainer: how to train.
@@ -136,8 +136,8 @@ class Distillation:
             raise UserError(message, key="cached_views", value=self.cached_views, fix="null runs the teacher")
         if self.cached_top is None:
             return
-        if kind != CLASSES:
-            message = f"keeps the largest logits of classes, and this task's outputs are {WORDS[kind]}"
+        if kind not in (CLASSES, TOKENS):
+            message = f"keeps the largest logits of classes or tokens, and this task's outputs are {WORDS[kind]}"
             raise UserError(message, key="cached_top", value=self.cached_top, fix="null, which keeps all")
         classes = shape[-1]
         if self.cached_top >= classes:

@@ -9,18 +9,19 @@ from typing import Any
 from optkit.core.checks import is_number
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.instantiate import is_dotted, locate, own_part, parameters
-from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, OTHER, VALUES
+from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, OTHER, TOKENS, VALUES
 from optkit.distill.pairs import OUTPUT, check_pairs
 
 OUTPUTS, FEATURES, ATTENTION, RELATIONS = "outputs", "features", "attention", "relations"
 TEMPERATURE = "temperature"
-SOFTENED = (CLASSES, LABELS, CLASS_MAPS)  # logits, which a temperature softens
+SOFTENED = (CLASSES, LABELS, CLASS_MAPS, TOKENS)  # logits, which a temperature softens
 WORDS = {
     CLASSES: "classes",
     LABELS: "labels",
     VALUES: "values",
     CLASS_MAPS: "maps of classes",
     EMBEDDINGS: "embeddings",
+    TOKENS: "tokens",
     OTHER: "of another kind",
 }
 
@@ -86,6 +87,7 @@ KINDS: Mapping[str, Kind] = {
             CLASS_MAPS: "map_kd_loss",
             VALUES: "value_kd_loss",
             EMBEDDINGS: "embedding_kd_loss",
+            TOKENS: "token_kd_loss",
         },
     ),
     "dkd": Kind("dkd_loss", OUTPUTS, ("temperature", "target_weight", "other_weight"), needs_targets=True),

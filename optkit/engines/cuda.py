@@ -20,6 +20,7 @@ from optkit.core.compat.torch_modules import has_forward_hooks
 from optkit.core.compat.torch_operators import private_aten
 from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError, first_line
+from optkit.core.generation import Generative
 from optkit.core.layout import channels_last_
 from optkit.core.macs import count_macs
 from optkit.core.structure import Container, Structure, Value, flatten, tensors
@@ -64,6 +65,7 @@ class CUDA(Engine):
     precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
     packages: ClassVar[tuple[str, ...]] = ("torch",)
     channels_last: ClassVar[bool] = True
+    fills_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, self.precisions)
@@ -83,8 +85,11 @@ class CUDA(Engine):
         """Copies the module to the GPU and records a call with inputs of the example's shapes.
 
         Raises:
-            StageError: the module does not run there, or does what cannot be recorded, such as to ask for a value.
+            StageError: the module does not run there, or does what cannot be recorded, such as to ask for a value; or
+                it generates text, for which this engine has no cache.
         """
+        if isinstance(module, Generative):
+            raise StageError("cuda does not generate text", fix="eager, inductor, openvino or onnxruntime do")
         started = time.perf_counter()
         with torch.inference_mode():
             try:

@@ -19,15 +19,18 @@ from torch.fx.node import map_arg
 from optkit.core.checks import check_choice
 from optkit.core.compat.torch_compiler import inductor_options
 from optkit.core.compat.torch_graphs import graph_structure, is_exported, return_tensors
-from optkit.core.engine import MADE_FOR, Engine, Served, not_made_for
+from optkit.core.engine import MADE_FOR, Engine, Served, Session, not_made_for
 from optkit.core.errors import StageError, first_line
+from optkit.core.generation import Generative
 from optkit.core.macs import count_macs
+from optkit.core.packed_weights import SIMULATED_IN_TORCH
 from optkit.core.structure import Structure, Value, flatten
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.batches import OtherBatches
 from optkit.engines.compiler import missing_compiler
 from optkit.engines.deployed import Outputs, same_shapes
+from optkit.engines.inductor_generation import InductorGenerator
 from optkit.engines.inductor_int8 import fit_int8, int8_pass
 from optkit.engines.int8_share import int8_share
 from optkit.engines.program import export_failures, export_fixed, tensors_alone
@@ -58,6 +61,7 @@ class Inductor(Engine):
     int8_target: ClassVar[str | None] = "inductor"
     channels_last: ClassVar[bool] = True
     shares_torch_threads: ClassVar[bool] = True
+    fills_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, self.precisions)
@@ -70,6 +74,8 @@ class Inductor(Engine):
             return "int8 kernels need engines.inductor.freezing=true"
         if "int8" in traits and self.precision != "fp32":
             return "its int8 kernels stand between fp32 operators: precision=fp32"
+        if SIMULATED_IN_TORCH in traits:
+            return "torch has no kernel for its weights: inductor would multiply by dequantized ones"
         annotated = any(trait.startswith(MADE_FOR) for trait in traits)
         return not_made_for(self.int8_target, traits) if annotated else None
 
@@ -77,29 +83,20 @@ class Inductor(Engine):
         """The same kernels, called from Python: a small model compiles in a fifth of the time."""
         return replace(self, cpp_wrapper=False)
 
-    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> InductorSession:
+    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> Session:
         """Compiles for the example's shapes, now.
 
         Raises:
             StageError: inductor cannot compile the module; the message names the operator where it gives one. Or it
                 does not compute what an int8 graph does, see `check_agreement`.
         """
+        if isinstance(module, Generative):
+            generator = InductorGenerator(module, variant, self, example)
+            generator(*example)
+            return generator
         int8_macs: list[int] = []
-        options = {
-            "freezing": self.freezing,
-            "cpp_wrapper": self.cpp_wrapper,
-            "post_grad_custom_post_pass": int8_pass(int8_macs),
-        }
         started = time.perf_counter()
-        with torch.no_grad(), inductor_options(options), _quiet():
-            try:
-                graph, structure = _graph_of_its_own(module, example)
-                compiled = torch.compile(graph, dynamic=False, fullgraph=True)
-                with _autocast(self.precision):
-                    compiled(*example)
-            except export_failures() as error:
-                reason = first_line(error)
-                raise StageError(f"inductor cannot compile this model: {reason}") from error
+        compiled, structure = self.compiled(module, example, int8_macs)
         seconds = time.perf_counter() - started
         share = int8_share(self.name, variant, sum(int8_macs), count_macs(module, example), LOOKED_AT)
         facts = {"int8_share": share, "precision": self.precision, "compile_s": round(seconds, 3)}
@@ -107,10 +104,38 @@ class Inductor(Engine):
         facts |= check_agreement(self.name, session, module, example)
         return session
 
+    def compiled(
+        self, module: nn.Module, example: tuple[Tensor, ...], int8_macs: list[int] | None = None
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], Structure]:
+        """A function of the example's shapes that gives a module's tensors, and what they are the tensors of.
 
-def _autocast(precision: str) -> AbstractContextManager[Any]:
-    """The products in half precision, norms and softmax as they are."""
-    return torch.autocast("cpu", HALVES.get(precision), enabled=precision in HALVES)
+        Args:
+            module: in eval mode.
+            example: its inputs; an input that it writes to is written to.
+            int8_macs: gets the MACs of each int8 kernel.
+
+        Raises:
+            StageError: inductor cannot compile the module.
+        """
+        options = {
+            "freezing": self.freezing,
+            "cpp_wrapper": self.cpp_wrapper,
+            "post_grad_custom_post_pass": int8_pass([] if int8_macs is None else int8_macs),
+        }
+        with torch.no_grad(), inductor_options(options), _quiet():
+            try:
+                graph, structure = _graph_of_its_own(module, example)
+                compiled = torch.compile(graph, dynamic=False, fullgraph=True)
+                with self.autocast():
+                    compiled(*example)
+            except export_failures() as error:
+                reason = first_line(error)
+                raise StageError(f"inductor cannot compile this model: {reason}") from error
+        return compiled, structure
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The products in half precision, norms and softmax as they are."""
+        return torch.autocast("cpu", HALVES.get(self.precision), enabled=self.precision in HALVES)
 
 
 def _graph_of_its_own(module: nn.Module, example: tuple[Tensor, ...]) -> tuple[GraphModule, Structure]:
@@ -183,7 +208,7 @@ class InductorSession(Served):
         return self.outputs.of_tensors(self.others(self._run, inputs))
 
     def _run(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), _autocast(self.engine.precision):
+        with torch.no_grad(), self.engine.autocast():
             return self.compiled(*inputs)
 
     def facts(self) -> dict[str, Any]:

@@ -40,11 +40,11 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
         StageError: torch cannot export it, or ONNX has no operator for a part of it; the message names it.
     """
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program, structure = export_program(module, example)
             table = _dynamic_quantization()
             exported = torch.onnx.export(program, example, dynamo=True, verbose=False, custom_translation_table=table)
-    except _failures() as error:
+    except onnx_failures() as error:
         raise StageError(f"cannot write this model as ONNX: {innermost_reason(error)}") from error
     assert exported is not None
     _drop_zero_points(exported.model)
@@ -54,7 +54,7 @@ def to_onnx(module: nn.Module, example: tuple[Tensor, ...], *, turn_weights: boo
         _turn_weights(exported.model)
         _multiply(exported.model)
     _name_outputs(exported.model, names(structure))
-    _drop_origin(exported.model)
+    drop_origin(exported.model)
     return exported.model_proto.SerializeToString(), structure
 
 
@@ -86,14 +86,14 @@ def _name_outputs(model: Any, wanted: list[str]) -> None:
         output.name = name
 
 
-def _drop_origin(model: Any) -> None:
+def drop_origin(model: Any) -> None:
     """Removes what torch's exporter notes of each node: the paths and lines of the source that it came from."""
     for part in (model.graph, *model.functions.values()):
         for node in part.all_nodes():
             node.metadata_props.clear()
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def onnx_failures() -> tuple[type[Exception], ...]:
     """What exporting raises; looked up late, for these take seconds to import."""
     from torch.onnx.errors import OnnxExporterError
 
@@ -101,7 +101,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what torch and onnxscript say to their own developers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -242,8 +242,8 @@ def _round_bias(model: Any, gemm: Any, weight: Any) -> bool:
     whole = np.round(bias.const_value.numpy().astype(np.float64) / steps)
     if steps.size not in (1, whole.size) or not (np.abs(whole) < 2**31).all():
         return False
-    stored = _constant(model, f"{bias.name}_whole", whole.astype(np.int32))
-    scale = _constant(model, f"{bias.name}_steps", np.broadcast_to(steps, whole.shape).astype(np.float32).copy())
+    stored = constant(model, f"{bias.name}_whole", whole.astype(np.int32))
+    scale = constant(model, f"{bias.name}_steps", np.broadcast_to(steps, whole.shape).astype(np.float32).copy())
     made = ir.node("DequantizeLinear", [stored, scale], attributes={"axis": 0})
     made.outputs[0].type, made.outputs[0].shape, made.outputs[0].name = bias.type, bias.shape, f"{bias.name}_rounded"
     model.graph.insert_before(gemm, made)
@@ -251,7 +251,7 @@ def _round_bias(model: Any, gemm: Any, weight: Any) -> bool:
     if len(weight.inputs) == 2:
         zeros = np.zeros(weight.inputs[1].const_value.shape, np.int8)
         weight.resize_inputs(3)
-        weight.replace_input_with(2, _constant(model, f"{weight.inputs[0].name}_zeros", zeros))
+        weight.replace_input_with(2, constant(model, f"{weight.inputs[0].name}_zeros", zeros))
     if not bias.uses():
         del model.graph.initializers[bias.name]
     return True
@@ -269,7 +269,7 @@ def _turn(model: Any, dequantize: Any) -> None:
     import onnx_ir as ir
 
     weight = dequantize.inputs[0]
-    dequantize.replace_input_with(0, _constant(model, f"{weight.name}_transposed", weight.const_value.numpy().T.copy()))
+    dequantize.replace_input_with(0, constant(model, f"{weight.name}_transposed", weight.const_value.numpy().T.copy()))
     if dequantize.attributes.get_int("axis", 1) == 0:
         dequantize.attributes["axis"] = ir.AttrInt64("axis", 1)
     elif len(dequantize.inputs[1].shape or ()) == 1:
@@ -278,7 +278,7 @@ def _turn(model: Any, dequantize: Any) -> None:
         del model.graph.initializers[weight.name]
 
 
-def _constant(model: Any, name: str, array: Any) -> Any:
+def constant(model: Any, name: str, array: Any) -> Any:
     """An initializer."""
     import onnx_ir as ir
 

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from optkit.core.checks import check_choice
 from optkit.core.compat.onnxruntime import onnxruntime_errors
-from optkit.core.engine import Engine, Served
+from optkit.core.engine import Engine, Served, Session
 from optkit.core.errors import StageError, first_line
 from optkit.core.extras import missing
+from optkit.core.generation import Generative
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import Outputs, arrays, other_shapes
 from optkit.engines.int8_share import int8_share
+from optkit.engines.matmul_nbits import FLOAT, INT8
+from optkit.engines.onnx_cached import WEIGHTS, write_cached
 from optkit.engines.onnx_file import EXPORTERS, to_onnx
+from optkit.engines.onnxruntime_generation import ONNXRuntimeGenerator
 from optkit.engines.saved import Saved, save_session
 
 MODEL = "model.onnx"
+ACTIVATIONS = {"float": FLOAT, "int8": INT8}
 KERNELS = {
     "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
     "QGemm",
@@ -34,16 +40,29 @@ KERNELS = {
 
 @dataclass
 class ONNXRuntime(Engine):
-    """ONNX Runtime on the CPU, on the session's threads."""
+    """ONNX Runtime on the CPU, on the session's threads.
+
+    Attributes:
+        activations: what products with weights of few bits compute with: ``float``, or ``int8``, to which each product
+            rounds its activations in blocks (accuracy level 4 of MatMulNBits).
+    """
+
+    activations: str = "float"
 
     name: ClassVar[str] = "onnxruntime"
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime", *EXPORTERS)
     int8_target: ClassVar[str | None] = "onnxruntime"
 
+    def __post_init__(self) -> None:
+        check_choice("activations", self.activations, ACTIVATIONS)
+
     def unavailable(self) -> str | None:
         return missing(self.name, self.packages)
 
-    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> ONNXRuntimeSession:
+    def unsupported(self, traits: frozenset[str]) -> str | None:
+        return None if "weight_only" in traits else super().unsupported(traits)
+
+    def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> Session:
         """Compiles for any batch size that the model leaves free, on torch's number of threads.
 
         Raises:
@@ -51,6 +70,11 @@ class ONNXRuntime(Engine):
                 compute what an int8 graph does, see `check_agreement`.
         """
         started = time.perf_counter()
+        if isinstance(module, Generative):
+            return self._generator(module, variant, example, started)
+        if "weight_only" in variant.traits:
+            message = "ONNX Runtime runs integer weights of language models only"
+            raise StageError(message, fix="engine inductor or eager, or int8 by quantize/static")
         file, structure = to_onnx(module, example, turn_weights=True)
         runtime = _runtime(file)
         seconds = time.perf_counter() - started
@@ -62,9 +86,29 @@ class ONNXRuntime(Engine):
         facts |= check_agreement(self.name, session, module, example)
         return session
 
-    def open(self, folder: Path, variant: Variant, saved: Saved) -> ONNXRuntimeSession:
+    def _generator(
+        self, module: Generative, variant: Variant, example: tuple[Tensor, ...], started: float
+    ) -> ONNXRuntimeGenerator:
+        assert isinstance(module, nn.Module)
+        folder = TemporaryDirectory(prefix="optkit-")
+        path = Path(folder.name) / MODEL
+        written = write_cached(module, path, ACTIVATIONS[self.activations])
+        runtime = _runtime(path)
+        facts = {
+            "int8_share": 0.0,
+            "precision": "fp32",
+            "compile_s": round(time.perf_counter() - started, 3),
+            **({"packed_layers": written.packed, "activations": self.activations} if written.packed else {}),
+        }
+        return ONNXRuntimeGenerator(module, variant, self, path, runtime, example, facts, folder)
+
+    def open(self, folder: Path, variant: Variant, saved: Saved) -> Session:
         """Opens what a session saved, without torch's export."""
         started = time.perf_counter()
+        if (folder / (MODEL + WEIGHTS)).is_file():
+            runtime = _runtime(folder / MODEL)
+            facts = saved.facts | {"compile_s": round(time.perf_counter() - started, 3)}
+            return ONNXRuntimeGenerator(folder, variant, self, folder / MODEL, runtime, saved.example, facts)
         file = (folder / MODEL).read_bytes()
         runtime = _runtime(file)
         facts = saved.facts | {"compile_s": round(time.perf_counter() - started, 3)}
@@ -104,7 +148,7 @@ class ONNXRuntimeSession(Served):
         (folder / MODEL).write_bytes(self.file)
 
 
-def _runtime(file: bytes, profile: Path | None = None) -> Any:
+def _runtime(file: bytes | Path, profile: Path | None = None) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -116,7 +160,7 @@ def _runtime(file: bytes, profile: Path | None = None) -> Any:
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # a product and a sum become a Gemm, of which there is no int8 kernel for activations that are scaled at every call
-    disabled = ["MatMulAddFusion"] if b"DynamicQuantizeLinear" in file else None
+    disabled = ["MatMulAddFusion"] if isinstance(file, bytes) and b"DynamicQuantizeLinear" in file else None
     try:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
     except onnxruntime_errors() as error:
@@ -126,7 +170,7 @@ def _runtime(file: bytes, profile: Path | None = None) -> Any:
 
 def _int8_macs(file: bytes, example: tuple[Tensor, ...]) -> tuple[int, str]:
     """MACs of the int8 kernels in one call, and which kernels there were at all, from the profile of what ran."""
-    with tempfile.TemporaryDirectory(prefix="optkit-") as folder:
+    with TemporaryDirectory(prefix="optkit-") as folder:
         runtime = _runtime(file, Path(folder) / "profile")
         runtime.run(None, dict(zip([put.name for put in runtime.get_inputs()], arrays(example), strict=True)))
         events = json.loads(Path(runtime.end_profiling()).read_text())

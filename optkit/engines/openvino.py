@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optkit.core.checks import check_choice
+from optkit.core.checks import check_choice, check_count
 from optkit.core.engine import Engine, Served
-from optkit.core.errors import StageError
+from optkit.core.errors import StageError, last_line
 from optkit.core.extras import missing
+from optkit.core.generation import Generative
 from optkit.core.macs import count_macs
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
@@ -44,9 +46,15 @@ class OpenVINO(Engine):
 
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``, for all that is not int8.
+        cache_precision: of the keys and values that a language model keeps: ``fp32``, ``bf16``, ``fp16`` or ``int8``;
+            None for `precision`.
+        dynamic_quantization_group_size: of language models: activations that meet integer weights are rounded to int8
+            in groups of so many, where the processor has instructions for it; 0 leaves them in float.
     """
 
     precision: str = "fp32"
+    cache_precision: str | None = None
+    dynamic_quantization_group_size: int = 0
 
     name: ClassVar[str] = "openvino"
     precisions: ClassVar[tuple[str, ...]] = tuple(PRECISIONS)
@@ -55,6 +63,9 @@ class OpenVINO(Engine):
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, self.precisions)
+        if self.cache_precision is not None:
+            check_choice("cache_precision", self.cache_precision, (*self.precisions, "int8"))
+        check_count("dynamic_quantization_group_size", self.dynamic_quantization_group_size, 0)
 
     def unavailable(self) -> str | None:
         if reason := missing(self.name, self.packages):
@@ -63,8 +74,11 @@ class OpenVINO(Engine):
             return f"this processor has no {self.precision} products"
         return None
 
+    def unsupported(self, traits: frozenset[str]) -> str | None:
+        return None if "weight_only" in traits else super().unsupported(traits)
+
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> OpenVINOSession:
-        """Compiles for the example's shapes, on torch's number of threads.
+        """Compiles for the example's shapes, or a language model for all, on torch's number of threads.
 
         Raises:
             StageError: OpenVINO or ONNX lacks an operator of this module; the message names it. Or it does not compute
@@ -72,15 +86,22 @@ class OpenVINO(Engine):
         """
         import openvino as ov
 
+        if isinstance(module, Generative):
+            from optkit.engines.openvino_generation import compile_generator
+
+            return compile_generator(self, module, variant, example)
+        if "weight_only" in variant.traits:
+            message = "OpenVINO runs integer weights of language models only"
+            raise StageError(message, fix="engine inductor or eager, or int8 by quantize/static")
         started = time.perf_counter()
         file, structure = to_onnx(module, example)
         try:
             model = ov.Core().read_model(file)
         except RuntimeError as error:
-            raise StageError(f"OpenVINO cannot read this model: {_last_line(error)}") from error
+            raise StageError(f"OpenVINO cannot read this model: {last_line(error)}") from error
         if "int8" in variant.traits:
             _keep_zero_biases(model)
-        compiled = self._compile(model, example)
+        compiled = self.compile_model(model, example)
         seconds = time.perf_counter() - started
         in_int8, executed = _int8_macs(compiled)
         looked_at = f"kernels in the graph that it executes ({executed})"
@@ -99,11 +120,21 @@ class OpenVINO(Engine):
 
         started = time.perf_counter()
         model = ov.Core().read_model(folder / MODEL)
-        compiled = self._compile(model, saved.example)
+        if model.get_sinks():
+            from optkit.engines.openvino_generation import open_generator
+
+            return open_generator(self, folder, variant, saved.example, model)
+        compiled = self.compile_model(model, saved.example)
         facts = saved.facts | {"compile_s": round(time.perf_counter() - started, 3)}
         return OpenVINOSession(folder, variant, self, model, compiled, saved.example, Outputs(saved.returns), facts)
 
-    def _compile(self, model: Any, example: tuple[Tensor, ...] | None, threads: int | None = None) -> Any:
+    def compile_model(
+        self,
+        model: Any,
+        example: tuple[Tensor, ...] | None,
+        threads: int | None = None,
+        further: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Compiled for the example's shapes, or without one for all that the model takes."""
         import openvino as ov
 
@@ -115,13 +146,14 @@ class OpenVINO(Engine):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
             "ENABLE_CPU_PINNING": False,
+            **(further or {}),
         }
         try:
             if example is not None:
                 chosen.reshape(dict(zip(chosen.inputs, [list(x.shape) for x in example], strict=True)))
             return ov.Core().compile_model(chosen, "CPU", options)
         except RuntimeError as error:
-            raise StageError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
+            raise StageError(f"OpenVINO cannot compile this model: {last_line(error)}") from error
 
 
 @dataclass
@@ -147,7 +179,7 @@ class OpenVINOSession(Served):
         try:
             found = request.infer(arrays(inputs), share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            raise other_shapes(inputs, self.example, _last_line(error)) from error
+            raise other_shapes(inputs, self.example, last_line(error)) from error
         return self.outputs.of_arrays([found[place] for place in self.places])
 
     def _for_other_shapes(self, inputs: tuple[Tensor, ...]) -> Any:
@@ -157,7 +189,7 @@ class OpenVINOSession(Served):
             raise other_shapes(inputs, self.example, f"the file takes {', '.join(map(str, free))}")
         if self.of_any_shape is None:
             threads = self.compiled.get_property("INFERENCE_NUM_THREADS")
-            self.of_any_shape = self.engine._compile(self.model, None, threads).create_infer_request()
+            self.of_any_shape = self.engine.compile_model(self.model, None, threads).create_infer_request()
         return self.of_any_shape
 
     def facts(self) -> dict[str, Any]:
@@ -203,11 +235,6 @@ def _is_zero(node: Any) -> bool:
         return not node.get_data().any()
     factors = [factor.get_source_output().get_node() for factor in node.inputs()]
     return node.get_type_name() == "Multiply" and any(map(_is_zero, factors))
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _int8_macs(compiled: Any) -> tuple[int, str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.artifact import FILES, InputSpec, save_artifact
+from optkit.core.checksums import ENTRY
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
 from optkit.core.structure import Structure, Value, from_json, to_json
@@ -96,6 +97,7 @@ def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path,
     if isinstance(source, nn.Module):
         save_artifact(folder, variant, source, saved.example)
     else:
+        (folder / ENTRY).unlink(missing_ok=True)
         for name in FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)

@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from optkit.core.engine import Session
 from optkit.core.records import Measurement
+from optkit.core.workload import Request
 from optkit.measure.turns import timing_turn
 
 log = logging.getLogger(__name__)
 RAPL = Path("/sys/class/powercap")
 SECONDS = 1.0
+CALLS = 5  # before requests that leave something behind are reset
 # name to a function that gives joules since some moment, and joules after which that starts again (0: never)
 Counters = dict[str, tuple[Callable[[], float], float]]
 
@@ -67,21 +66,21 @@ def _nvml() -> Counters:
     return {f"nvml {n}": (partial(joules, handle), 0.0) for n, handle in enumerate(handles)}
 
 
-def measure_energy(
-    session: Session, inputs: tuple[Tensor, ...], conditions: dict, counters: Counters, seconds: float = SECONDS
-) -> Measurement:
-    """Joules a request while a session serves for a second, idle power of the counted parts included.
+def measure_energy(request: Request, conditions: dict, counters: Counters, seconds: float = SECONDS) -> Measurement:
+    """Joules a request while it is made for a second, idle power of the counted parts included.
 
     Without counters the value is None.
     """
     if not counters:
         return Measurement("energy", None, unit="J", conditions=conditions)
     with timing_turn("measuring energy"):
-        session(*inputs)
+        request.call()
         before = {name: read() for name, (read, _) in counters.items()}
         calls, end = 0, time.perf_counter() + seconds
         while time.perf_counter() < end:
-            session(*inputs)
+            if request.reset is not None and calls % CALLS == 0:
+                request.reset()
+            request.call()
             calls += 1
         after = {name: read() for name, (read, _) in counters.items()}
     used = 0.0

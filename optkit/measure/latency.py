@@ -6,7 +6,7 @@ import gc
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,15 @@ from optkit.core.progress import track
 from optkit.core.records import Measurement
 from optkit.core.seeds import derive_seed
 from optkit.core.statistics import median
-from optkit.core.workload import FORWARD, Workload
+from optkit.core.workload import FORWARD, Request, Workload
 from optkit.measure.config import Measure
 from optkit.measure.disturbance import MOMENT_S, LoadWatch, OtherLoad
 from optkit.measure.precision import CHECKED_AT, Pair, has_intervals, precise_enough
 from optkit.measure.turns import timing_turn
 
 log = logging.getLogger(__name__)
-Request = Callable[[], Any]
 CALLS = 5
+LONG_MS = 50.0
 MIN_ROUNDS, MAX_ROUNDS = 20, 400
 ENOUGH_ROUNDS = 30  # for an interval, nearly always
 STEADY = 0.05
@@ -37,6 +37,8 @@ STEADY = 0.05
 @dataclass(frozen=True)
 class Series:
     """Latencies of one session, ms, ``(rounds, calls)``: calls of a round follow each other, rounds are interleaved.
+
+    A round has 5 calls, or one where a call takes longer than 50 ms.
 
     Attributes:
         samples: the latencies.
@@ -101,7 +103,9 @@ def interleaved(
 ) -> dict[str, Series]:
     """Times sessions in rounds. In each round every session, in random order, is called once untimed and then timed.
 
-    The untimed call brings the session's weights back into the caches, as they would be in steady service. The process
+    The untimed call brings the session's weights back into the caches, as they would be in steady service. Where a call
+    takes longer than 50 ms, caches matter little: a round is one call, and without an untimed one where calls leave
+    nothing behind. The process
     keeps freed memory from here on (`keep_freed_memory`), so that a latency does not depend on what ran before it.
     Other processes of optkit on this host do not time meanwhile (`timing_turn`).
 
@@ -119,11 +123,10 @@ def interleaved(
     requests = {name: workload.request(session, inputs) for name, session in sessions.items()}
     with timing_turn(f"timing {', '.join(sessions)}"):
         keep_freed_memory()
-        for request in requests.values():
-            _warm_up(request)
+        calls = {name: _warm_up(request) for name, request in requests.items()}
         found: list[_Try] = []
         while len(found) <= retries and all(one.load.disturbs for one in found):
-            found.append(_timed(requests, seconds, derive_seed(seed, "turns", len(found)), precision, pairs))
+            found.append(_timed(requests, calls, seconds, derive_seed(seed, "turns", len(found)), precision, pairs))
             if found[-1].load.disturbs:
                 again = "; timed again" if len(found) <= retries else ""
                 log.info("latency: other work keeps %.1f cores busy%s", found[-1].load.peak, again)
@@ -140,6 +143,7 @@ class _Try:
 
 def _timed(
     requests: Mapping[str, Request],
+    calls: Mapping[str, int],
     seconds: float,
     seed: int,
     precision: float | None,
@@ -147,7 +151,7 @@ def _timed(
 ) -> _Try:
     """Latencies by session, ``(rounds, calls)``."""
     names = list(requests)
-    samples = {name: np.empty((MAX_ROUNDS, CALLS)) for name in names}
+    samples = {name: np.empty((MAX_ROUNDS, calls[name])) for name in names}
     random = np.random.default_rng(seed)
     collecting = gc.isenabled()
     gc.disable()
@@ -155,7 +159,8 @@ def _timed(
         watch, begin = LoadWatch(), time.perf_counter()
         for done in track(range(1, MAX_ROUNDS + 1), "latency, rounds at most", MAX_ROUNDS):
             for place in random.permutation(len(names)):
-                samples[names[place]][done - 1] = _time_calls(requests[names[place]], CALLS)
+                name = names[place]
+                samples[name][done - 1] = _time_calls(requests[name], calls[name])
                 watch.look()
             so_far = {name: times[:done] for name, times in samples.items()}
             stopped = _stopped(so_far, done, time.perf_counter() - begin, seconds, precision, pairs)
@@ -185,21 +190,31 @@ def _stopped(
     return "time" if rounds >= ENOUGH_ROUNDS or has_intervals(samples, pairs) else None
 
 
-def _warm_up(request: Request) -> None:
-    """Blocks of calls until one is no longer faster than that before it, by more than 5%; at least 2, at most 20."""
+def _warm_up(request: Request) -> int:
+    """Makes rounds until one is no longer faster than that before it, by more than 5%: at least 2, at most 20.
+
+    Returns:
+        How many calls of this request are a round: one where even the second takes longer than 50 ms.
+    """
+    calls = 1 if all(_time_calls(request, 1)[0] > LONG_MS for _ in range(2)) else CALLS
     last = np.inf
     for _ in range(20):
-        now = float(np.median(_time_calls(request, CALLS)))
+        now = float(np.median(_time_calls(request, calls)))
         if now >= (1 - STEADY) * last:
-            return
+            break
         last = now
+    return calls
 
 
 def _time_calls(request: Request, calls: int) -> NDArray[np.float64]:
-    request()
+    """A round of one session, ms, ``(calls,)``. An untimed call comes first, but for one call that leaves nothing."""
+    if request.reset is not None:
+        request.reset()
+    if calls > 1 or request.reset is not None:
+        request.call()
     times = np.empty(calls)
     for call in range(calls):
         start = time.perf_counter_ns()
-        request()
+        request.call()
         times[call] = (time.perf_counter_ns() - start) / 1e6
     return times

@@ -1,7 +1,8 @@
-"""Peak memory of a fresh process that loads a variant and serves it; the same process proves that it reloads.
+"""A fresh process that loads a variant and serves it: its peak memory, and how long it takes to the first answer.
 
-Run as ``python -m optkit.measure.memory FOLDER THREADS TRUST``: reads the session saved in FOLDER and its
-``inputs.safetensors``, writes ``outputs.safetensors``, and prints the peak in MB as JSON.
+The same process proves that the variant reloads. Run as ``python -m optkit.measure.memory FOLDER THREADS TRUST START``:
+reads the session saved in FOLDER and its ``inputs.safetensors``, writes ``outputs.safetensors``, and prints the peak in
+MB and the seconds since START, on the clock that all processes of a machine share, as JSON.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import logging
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optkit.core.allocator import keep_freed_memory
 from optkit.core.engine import Session
 from optkit.core.errors import StageError
+from optkit.core.generation import Generator
 from optkit.core.probe import PROBE_FILE
 from optkit.core.records import Measurement
 from optkit.core.structure import tensors
@@ -26,14 +29,18 @@ from optkit.core.structure import tensors
 log = logging.getLogger(__name__)
 INPUTS, OUTPUTS = "inputs.safetensors", "outputs.safetensors"
 CALLS = 3
+STEPS = 4  # tokens behind a prompt
 SAME = 1e-4
 SAME_ON_GPU = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}  # a fresh process may choose other kernels there
 
 
 def measure_memory(
     session: Session, inputs: tuple[Tensor, ...], threads: int, trusted: tuple[str, ...], conditions: dict
-) -> Measurement:
-    """Saves the session, opens it in a fresh process, and takes that process's peak resident memory while serving.
+) -> list[Measurement]:
+    """Saves the session and opens it in a fresh process.
+
+    Returns:
+        ``peak_memory``, its peak resident memory while serving, and ``load``, from its start to its first answer.
 
     Raises:
         StageError: the fresh process failed, or gave other answers than this one.
@@ -47,22 +54,27 @@ def measure_memory(
         (folder / PROBE_FILE).unlink(missing_ok=True)
         save_file({str(n): x.contiguous() for n, x in enumerate(inputs)}, folder / INPUTS)
         command = [sys.executable, "-m", "optkit.measure.memory", str(folder), str(threads), ",".join(trusted)]
+        command.append(str(time.monotonic()))
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise StageError(f"the saved variant does not run in a fresh process: {reason}")
         theirs = load_file(folder / OUTPUTS)
-    ours = [x.float() for x in tensors(session(*inputs)) if x.numel()]
+    ours = [x.float() for x in _answers(session, inputs) if x.numel()]
     differences = [float((theirs[str(n)] - x).abs().max() / x.abs().max().clamp(min=1e-9)) for n, x in enumerate(ours)]
     difference = max(differences, default=0.0)
     facts = session.facts()
     if not difference <= (SAME_ON_GPU[facts["precision"]] if "device" in facts else SAME):
         raise StageError(f"the variant reloaded in a fresh process differs by {difference:.1e} relative")
-    peak = json.loads(done.stdout.strip().splitlines()[-1])["peak_mb"]
-    return Measurement("peak_memory", peak, unit="MB", conditions=conditions | {"reload_difference": difference})
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    conditions = conditions | {"reload_difference": difference}
+    return [
+        Measurement("peak_memory", found["peak_mb"], unit="MB", conditions=conditions),
+        Measurement("load", found["load_s"], unit="s", conditions=conditions),
+    ]
 
 
-def _serve(folder: Path, threads: int, trusted: tuple[str, ...]) -> None:
+def _serve(folder: Path, threads: int, trusted: tuple[str, ...], start: float) -> None:
     from safetensors.torch import load_file, save_file
 
     from optkit.engines.loading import load
@@ -72,14 +84,23 @@ def _serve(folder: Path, threads: int, trusted: tuple[str, ...]) -> None:
     given = load_file(folder / INPUTS)
     inputs = tuple(given[str(n)] for n in range(len(given)))
     session = load(folder, trust=trusted)
-    session(*inputs)
+    _answers(session, inputs)
+    ready = time.monotonic() - start
     # from here on the kernel's high-water mark counts serving alone, not the compiler that ran before
     marked = _reset_peak()
     for _ in range(CALLS):
-        output = session(*inputs)
-    print(json.dumps({"peak_mb": _peak_mb() if marked else None}))
-    found = [x.float().clone(memory_format=torch.contiguous_format) for x in tensors(output) if x.numel()]
+        answers = _answers(session, inputs)
+    print(json.dumps({"peak_mb": _peak_mb() if marked else None, "load_s": ready}))
+    found = [x.float().clone(memory_format=torch.contiguous_format) for x in answers if x.numel()]
     save_file({str(n): x for n, x in enumerate(found)}, folder / OUTPUTS)
+
+
+def _answers(session: Session | nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """What a session gives; one that generates reads the prompts, and behind them their first tokens once more."""
+    if not isinstance(session, Generator):
+        return tensors(session(*inputs))
+    (prompts,) = inputs
+    return [session.start(prompts), *(session.step(prompts[:, n]) for n in range(min(STEPS, prompts.shape[1])))]
 
 
 def _reset_peak() -> bool:
@@ -98,4 +119,4 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]), int(sys.argv[2]), tuple(t for t in sys.argv[3].split(",") if t))
+    _serve(Path(sys.argv[1]), int(sys.argv[2]), tuple(t for t in sys.argv[3].split(",") if t), float(sys.argv[4]))

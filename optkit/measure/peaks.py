@@ -21,24 +21,28 @@ log = logging.getLogger(__name__)
 SMALLEST, SIZE = 256, 2048
 SECONDS = 0.5
 COPIED = 1 << 27
+READING = "read_gb_s"
+READ = 1 << 30  # bytes, more than a last-level cache holds
 
 
 def peaks(threads: int, again: bool = False) -> dict[str, float]:
-    """The peaks at so many torch threads, in 1e9 operations a second and for memory in ``memory_gb_s``.
+    """The peaks at so many torch threads, in 1e9 operations a second, and of memory in 1e9 bytes a second.
 
-    The best of repeated products of square matrices, up to 2048 wide or as wide as half a second allows, and of copies
-    of 128 MB: what this machine reaches at all, not what it reaches on average. Kept in the cache by processor, threads
-    and torch; ``again`` measures them anew.
-    A precision without kernels here has no entry.
+    The best of repeated products of square matrices, up to 2048 wide or as wide as half a second allows, of copies of
+    128 MB (``memory_gb_s``), and of products of a matrix of 1 GB with a vector, which read it once (``read_gb_s``):
+    what this machine reaches at all, not what it reaches on average. Kept in the cache by processor, threads and torch;
+    ``again`` measures them anew. A precision without kernels here has no entry.
     """
     path = peaks_file(threads)
     found = None if again else read_json(path)
-    if found is None:
+    if found is None or READING not in found:
         with exclusive(path.with_suffix(".lock"), "measuring this machine's peaks"):
             found = None if again else read_json(path)
             if found is None:
                 found = measure_peaks(threads)
-                write_json(path, found, key="OPTKIT_CACHE")
+            elif READING not in found:  # written before reading was measured
+                found |= {READING: measure_reading(threads)}
+            write_json(path, found, key="OPTKIT_CACHE")
     return found
 
 
@@ -47,7 +51,9 @@ def peaks_file(threads: int) -> Path:
     return cache_dir() / "peaks" / f"{variant_id(cpu(), threads, torch.__version__, sorted(PRODUCTS))}.json"
 
 
-def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copied: int = COPIED) -> dict[str, float]:
+def measure_peaks(
+    threads: int, size: int = SIZE, seconds: float = SECONDS, copied: int = COPIED, read: int = READ
+) -> dict[str, float]:
     """The same, measured now, ``seconds`` for each."""
     found = {}
     with use_threads(threads), timing_turn("timing this machine's peaks"):
@@ -58,7 +64,22 @@ def measure_peaks(threads: int, size: int = SIZE, seconds: float = SECONDS, copi
                 log.info("no peak for %s, which has no kernels here: %s", name, first_line(error))
         source, target = torch.ones(copied, dtype=torch.uint8), torch.empty(copied, dtype=torch.uint8)
         found["memory_gb_s"] = 2 * copied / _best(lambda: target.copy_(source), seconds) / 1e9
-    return {name: round(value, 2) for name, value in found.items()}
+        found = {name: round(value, 2) for name, value in found.items()}
+    return found | {READING: measure_reading(threads, seconds, read)}
+
+
+def measure_reading(threads: int, seconds: float = SECONDS, read: int = READ) -> float:
+    """1e9 bytes a second that a product of a matrix and a vector reads: what limits a model that generates.
+
+    Args:
+        threads: of torch.
+        seconds: of measuring.
+        read: bytes of the matrix.
+    """
+    width = 1024
+    with use_threads(threads), timing_turn("timing this machine's memory"):
+        matrix, vector = torch.ones(max(read // (4 * width), 1), width), torch.ones(width)
+        return round(matrix.numel() * 4 / _best(lambda: matrix @ vector, seconds) / 1e9, 2)
 
 
 def _of_floats(size: int, dtype: torch.dtype) -> Callable[[], object]:

@@ -5,25 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optkit.core.engine import Session
-from optkit.core.metric import observed, stacked
+from optkit.core.metric import Metric, observed, stacked
 from optkit.core.progress import track
-from optkit.core.records import Measurement, Quality, pack_values
+from optkit.core.records import ANSWERS, Measurement, Quality, pack_classes, pack_values
 from optkit.core.structure import as_float, mapped
-from optkit.core.task import Task
+from optkit.core.task import CLASSES, AlsoMeasured, Evaluation
 
 
 def measure_quality(
-    session: Session, task: Task, split: str, batch_size: int, conditions: dict[str, Any]
+    session: Session, task: Evaluation, split: str, batch_size: int, conditions: dict[str, Any], *, first: bool = True
 ) -> list[Measurement]:
     """Each of the task's metrics on a split, with its interval; raw keeps what each example adds to it.
 
-    The last batch is filled up with repeats, whose answers are dropped: the kernels that are timed give all answers.
+    The classes that a classifier answers with follow (`ANSWERS`), and what the task is measured on as well. The last
+    batch is filled up with repeats, whose answers are dropped: the kernels that are timed give all answers.
     """
     tables: list[list[Any]] = [[] for _ in task.metrics]
+    classes: list[NDArray[np.int64]] = []
     for batch in track(task.batches(split, batch_size), f"answers on {split}", -(-task.size(split) // batch_size)):
         filled = replace(batch, inputs=tuple(_filled(x, batch_size) for x in batch.inputs))
         output = as_float(task.forward(session, filled))  # type: ignore[arg-type]
@@ -31,19 +35,37 @@ def measure_quality(
             output = _first(output, len(batch), batch_size)
         for metric, table in zip(task.metrics, tables, strict=True):
             table.append(observed(metric, output, batch))
-    found = []
-    for place, metric in enumerate(task.metrics):
-        whole = stacked(tables[place])
-        pseudo = metric.pseudo_values(whole)
-        interval = metric.interval(whole, pseudo)
-        about = Quality(metric.kind, metric.higher_is_better, primary=place == 0)
-        # without the jackknife's correction of bias, so that their mean is the metric
-        raw = pack_values(pseudo - pseudo.mean() + interval.value)
-        where = conditions | {"split": split}
-        found.append(
-            Measurement(metric.name, interval.value, metric.unit, interval.ci, len(whole), where, raw, quality=about)
-        )
-    return found
+        if first and getattr(task, "output_kind", None) == CLASSES and isinstance(output, Tensor):
+            classes.append(output.argmax(-1).cpu().numpy())
+    where = conditions | {"split": split}
+    found = [
+        of_metric(metric, stacked(tables[place]), where, primary=first and place == 0)
+        for place, metric in enumerate(task.metrics)
+    ]
+    if classes:
+        answers = np.concatenate(classes)
+        found.append(Measurement(ANSWERS, None, n=len(answers), conditions=where, raw=pack_classes(answers)))
+    others = task.also if isinstance(task, AlsoMeasured) else ()
+    return found + [
+        m for one in others for m in measure_quality(session, one, split, batch_size, conditions, first=False)
+    ]
+
+
+def of_metric(metric: Metric, table: NDArray[np.float64], conditions: dict[str, Any], *, primary: bool) -> Measurement:
+    """A metric with its interval; raw keeps what each example adds to it.
+
+    Args:
+        metric: of quality.
+        table: what it keeps of the examples, ``(N, k)``.
+        conditions: of the measurement.
+        primary: whether verdicts use it.
+    """
+    pseudo = metric.pseudo_values(table)
+    interval = metric.interval(table, pseudo)
+    about = Quality(metric.kind, metric.higher_is_better, primary)
+    # without the jackknife's correction of bias, so that their mean is the metric
+    raw = pack_values(pseudo - pseudo.mean() + interval.value)
+    return Measurement(metric.name, interval.value, metric.unit, interval.ci, len(table), conditions, raw, about)
 
 
 def _filled(x: Tensor, batch_size: int) -> Tensor:

@@ -34,7 +34,7 @@ class MultilabelF1(MetricOfSums):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"{self.average}_f1"
+        return "multilabel_f1" if self.average == "macro" else "multilabel_micro_f1"
 
     def observe(self, output: Tensor, batch: Batch) -> NDArray[np.float64]:
         """``(N, 3 * labels)``: which labels are there, found, and both.
@@ -65,7 +65,7 @@ class MultilabelMAP(MetricOfWeights):
     """
 
     labels: int
-    name = "map"
+    name = "multilabel_map"
 
     def observe(self, output: Tensor, batch: Batch) -> NDArray[np.float64]:
         """``(N, 2 * labels)``: logits and targets."""

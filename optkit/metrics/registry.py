@@ -25,6 +25,11 @@ METRICS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "r2": ("regression", "R2", {}),
     "multilabel_f1": ("multilabel", "MultilabelF1", {}),
     "multilabel_map": ("multilabel", "MultilabelMAP", {}),
+    "perplexity": ("language", "Perplexity", {}),
+    "bits_per_byte": ("language", "BitsPerByte", {}),
+    "next_token_accuracy": ("language", "NextTokenAccuracy", {}),
+    "acc": ("language", "ChoiceAccuracy", {}),
+    "acc_norm": ("language", "ChoiceAccuracy", {"normalized": True}),
     "recall@1": ("retrieval", "RecallAtK", {}),
     "recall@5": ("retrieval", "RecallAtK", {"k": 5}),
 }

@@ -9,8 +9,10 @@ from optkit.models.huggingface import huggingface
 from optkit.models.torchvision import torchvision
 
 if TYPE_CHECKING:
+    from optkit.models.causal_lm import CausalLM
     from optkit.models.classifiers import ImageClassifier, TextClassifier
     from optkit.models.dense_detector import DenseDetector
+    from optkit.models.language_models import language_model
     from optkit.models.resnet_cifar import ResNetCIFAR
     from optkit.models.small import MLP, SmallCNN
     from optkit.models.spec import ModelSpec
@@ -21,6 +23,7 @@ else:
 
 __all__ = [
     "MLP",
+    "CausalLM",
     "DenseDetector",
     "ImageClassifier",
     "ModelSpec",
@@ -29,6 +32,7 @@ __all__ = [
     "TextClassifier",
     "UNet",
     "huggingface",
+    "language_model",
     "load_weights",
     "torchvision",
 ]

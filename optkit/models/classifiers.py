@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from optkit.models.hf_config import whole_config
 
 
 class TextClassifier(nn.Module):
@@ -52,6 +53,4 @@ class ImageClassifier(nn.Module):
 
 def _skeleton(model: Any, inputs: Sequence[str]) -> dict[str, Any]:
     """What builds the same structure again without the hub: the whole config."""
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)
-    return {"target": "optkit.models.huggingface", "params": {"config": config, "inputs": list(inputs)}}
+    return {"target": "optkit.models.huggingface", "params": {"config": whole_config(model), "inputs": list(inputs)}}

@@ -1,8 +1,9 @@
-"""The entries of a Hugging Face config that say how many blocks a model has."""
+"""Hugging Face configs: all fields of one, and the entries that say how many blocks a model has."""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -14,7 +15,23 @@ from optkit.core.compat.transformers import copy_attention
 from optkit.core.errors import first_line
 
 log = logging.getLogger(__name__)
-REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError)
+REFUSALS = (
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    ZeroDivisionError,
+)
+
+
+def whole_config(model: Any) -> dict[str, Any]:
+    """Every field of a model's config, from which the same structure is built without the hub; JSON."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    return config
 
 
 def depth_entries(model: nn.Module, path: str, size: int, kept: Sequence[int]) -> dict[str, Any]:

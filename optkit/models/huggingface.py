@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 IMAGES = ["pixel_values"]
 
 
-def _check_saved(params: Mapping[str, Any]) -> None:
+def check_saved_params(params: Mapping[str, Any]) -> None:
     """Raises UserError unless parameters are such as `_skeleton` gives: nothing is fetched, and no other file read."""
     config = params.get("config")
     if params.get("pretrained") is not None or not isinstance(config, Mapping):
@@ -41,7 +41,7 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
             yield from _mappings(inner)
 
 
-@builds_saved(_check_saved)
+@builds_saved(check_saved_params)
 def huggingface(
     pretrained: str | None = None,
     config: Mapping[str, Any] | str | None = None,
@@ -71,10 +71,7 @@ def huggingface(
     """
     from optkit.models.classifiers import ImageClassifier, TextClassifier
 
-    if (pretrained is None) == (config is None):
-        found = "both are given" if config is not None else "neither is given"
-        fix = "a hub id or folder in model.pretrained, or sizes in model.config"
-        raise UserError(f"a model is pretrained or made from a config, and {found}", key="model.pretrained", fix=fix)
+    check_source(pretrained, config)
     of_images = list(inputs) == IMAGES
     sizes = (
         {"num_channels": in_channels, "image_size": input_shape and input_shape[-1]}
@@ -82,13 +79,13 @@ def huggingface(
         else {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
     )
     wrapper = ImageClassifier if of_images else TextClassifier
-    with _quietly():
+    with quietly():
         if isinstance(config, Mapping):
-            found = _config_of(config, {"num_labels": num_classes, **sizes})
+            found = config_of(config, {"num_labels": num_classes, **sizes})
         else:
-            found = _read_config(str(pretrained or config), num_classes, "pretrained" if pretrained else "config")
+            found = read_config(str(pretrained or config), num_classes, "pretrained" if pretrained else "config")
         if not of_images:
-            _check_room(found, vocab_size, max_length, growing=isinstance(config, Mapping))
+            check_room(found, vocab_size, max_length, growing=isinstance(config, Mapping))
             if getattr(found, "pad_token_id", None) is None:
                 found.pad_token_id = pad_token_id
         model = _build(pretrained, found, of_images)
@@ -102,7 +99,7 @@ def huggingface(
         return wrapper(model).eval()
 
 
-def _config_of(given: Mapping[str, Any], of_task: Mapping[str, Any]) -> Any:
+def config_of(given: Mapping[str, Any], of_task: Mapping[str, Any]) -> Any:
     """A config from its fields, those left open filled in from the task."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -126,21 +123,39 @@ def _config_of(given: Mapping[str, Any], of_task: Mapping[str, Any]) -> Any:
         raise UserError(f"not a config of {kind}: {reason}", key="model.config") from error
 
 
-def _read_config(name: str, num_classes: int | None, key: str) -> Any:
+def read_config(name: str, num_classes: int | None, key: str) -> Any:
+    """The config of a hub id or folder; ``key`` of the model's node named it."""
     from transformers import AutoConfig
 
     labels = {} if num_classes is None else {"num_labels": num_classes}
-    with _found(name, key):
+    with explained(name, key):
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
 
 
-def _check_room(config: Any, vocab_size: int | None, max_length: int | None, growing: bool) -> None:
-    """Whether a config has room for the task's tokens; one that is made here may grow to hold the texts' length."""
+def check_source(pretrained: str | None, config: Mapping[str, Any] | str | None) -> None:
+    """Raises UserError unless a model is either pretrained or made from a config."""
+    if (pretrained is None) == (config is None):
+        found = "both are given" if config is not None else "neither is given"
+        fix = "a hub id or folder in model.pretrained, or sizes in model.config"
+        raise UserError(f"a model is pretrained or made from a config, and {found}", key="model.pretrained", fix=fix)
+
+
+def check_room(
+    config: Any, vocab_size: int | None, max_length: int | None, growing: bool, length: str = "task.max_length={}"
+) -> None:
+    """Whether a config has room for the task's tokens; one that is made here may grow to hold the texts' length.
+
+    Args:
+        config: of the model.
+        vocab_size, max_length: of the task; None where it does not say.
+        growing: whether the config is made here.
+        length: how the task's length is set.
+    """
     places = getattr(config, "max_position_embeddings", None)
     if max_length is not None and places is not None and places < max_length:
         if not growing:
-            message, fix = f"the model takes {places} tokens at most", f"task.max_length={places}"
-            raise UserError(message, key="task.max_length", value=max_length, fix=fix)
+            key, fix = length.partition("=")[0], length.format(places)
+            raise UserError(f"the model takes {places} tokens at most", key=key, value=max_length, fix=fix)
         config.max_position_embeddings = max_length
     known = getattr(config, "vocab_size", None)
     if vocab_size is not None and known is not None and known < vocab_size:
@@ -175,14 +190,14 @@ def _build(pretrained: str | None, config: Any, of_images: bool) -> nn.Module:
         config.architectures = [classes[0].__name__]  # DeiT has two, and is not built unless one is chosen
     if pretrained is None:
         return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    with _found(pretrained, "pretrained"):
+    with explained(pretrained, "pretrained"):
         return auto.from_pretrained(
             pretrained, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False
         )
 
 
 @contextmanager
-def _found(name: str, key: str) -> Iterator[None]:
+def explained(name: str, key: str) -> Iterator[None]:
     """What transformers raises for a model that it cannot get, as one line that says what to do."""
     try:
         yield
@@ -193,7 +208,7 @@ def _found(name: str, key: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' bars and its notes on layers that are new."""
     from transformers.utils import logging
 

@@ -123,10 +123,11 @@ def _is_residual(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: 
     answers: list[Tensor] = []
     for shift in (0.0, 1.0):
         # as steep as it is far from flat: a constant shift would be lost in a norm
-        other = taken + shift * torch.linspace(-1, 1, taken.numel(), device=taken.device).view(taken.shape)
+        slope = torch.linspace(-1, 1, taken.numel(), device=taken.device, dtype=taken.dtype).view(taken.shape)
+        other = taken + shift * slope
         new_args, new_kwargs = (
-            copy.deepcopy(_replaced(args, taken, other)),
-            copy.deepcopy(_replaced(kwargs, taken, other)),
+            copy.deepcopy(replaced(args, taken, other)),
+            copy.deepcopy(replaced(kwargs, taken, other)),
         )
         with torch.no_grad():
             answer = first_tensor(torch.func.functional_call(block, zeros, new_args, new_kwargs))
@@ -138,7 +139,8 @@ def _is_residual(block: nn.Module, args: tuple, kwargs: dict[str, Any], output: 
     return finite and not torch.equal(answers[0], answers[1])
 
 
-def _replaced(values: Any, old: Tensor, new: Tensor) -> Any:
+def replaced(values: Any, old: Any, new: Any) -> Any:
+    """A tuple or mapping with another object in place of one that it holds."""
     if isinstance(values, Mapping):
         return {name: new if value is old else value for name, value in values.items()}
     return tuple(new if value is old else value for value in values)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from optkit.core.trust import builds_saved, is_numeric
 if TYPE_CHECKING:
     from torch import nn
 
+FORCE_DATA = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # documented by torch.load
 DECIDED_BY_WEIGHTS = ("transform_input", "image_size")  # arguments that torchvision's classes keep under their names
 
 
@@ -42,6 +45,9 @@ def torchvision(
     Raises:
         UserError: an unknown builder or weights, options it does not take, or weights that could not be fetched.
     """
+    from pickle import UnpicklingError
+
+    from torch import hub
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -60,7 +66,11 @@ def torchvision(
         fix = did_you_mean(weights, [*enum.__members__, "DEFAULT"])
         raise UserError(f"{name} has no weights '{weights}'", key="model.weights", value=weights, fix=fix)
     try:
-        model = _built(builder, {"weights": enum[weights]}, options)
+        with _data_only():
+            model = _built(builder, {"weights": enum[weights]}, options)
+    except UnpicklingError as error:
+        message = f"the file of {weights} in {hub.get_dir()}/checkpoints is no data: {first_line(error)}"
+        raise UserError(message, key="model.weights", value=weights, fix="remove the file") from error
     except OSError as error:
         fix = "check the network, or give model.checkpoint=PATH"
         raise UserError(f"could not fetch: {error}", key="model.weights", value=weights, fix=fix) from error
@@ -74,6 +84,19 @@ def torchvision(
     # an attribute, as torchvision's class is to stay what it is; a partial, as lambdas cannot be pickled
     model.skeleton = partial(_skeleton, name, num_classes, options | decided)
     return model
+
+
+@contextmanager
+def _data_only() -> Iterator[None]:
+    """Files are read as data within: torchvision's downloads lie in a cache, and torch.hub would run code in them."""
+    before = os.environ.get(FORCE_DATA)
+    os.environ[FORCE_DATA] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FORCE_DATA)
+        if before is not None:
+            os.environ[FORCE_DATA] = before
 
 
 def _skeleton(name: str, num_classes: int, options: Mapping[str, Any]) -> dict[str, Any]:

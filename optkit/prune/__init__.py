@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from optkit.prune.cut.plan import CutPlan
     from optkit.prune.depth import DepthPlan, Shortened, prune_depth
     from optkit.prune.gradual import GradualMasks, cubic_sparsity
-    from optkit.prune.masks import apply_masks_, magnitude_masks
+    from optkit.prune.masks import apply_masks_, magnitude_masks, random_masks
     from optkit.prune.options import CutOptions
     from optkit.prune.pattern import Pattern
+    from optkit.prune.sequential_masks import sequential_masks_
     from optkit.prune.stages.depth import DepthPruning
     from optkit.prune.stages.gradual import GradualPruning
     from optkit.prune.stages.magnitude import MagnitudePruning
@@ -43,5 +44,7 @@ __all__ = [
     "magnitude_masks",
     "prune_depth",
     "prune_structured",
+    "random_masks",
     "sensitivity",
+    "sequential_masks_",
 ]

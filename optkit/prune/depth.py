@@ -6,20 +6,21 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from optkit.core.calls import Inputs
 from optkit.core.errors import StageError, UserError
+from optkit.core.loaders import Pick, model_inputs
 from optkit.core.model_copy import sharing
 from optkit.core.progress import track
 from optkit.models.hf_config import depth_entries, set_entries
 from optkit.models.stacks import Stack, find_stacks
+from optkit.prune.block_choice import at_random, block_influence, deepest, evenly, least, leaves_some
 from optkit.prune.cut.verify import check_runs
 from optkit.prune.options import Keep, check_depth
 from optkit.prune.trace.wrappers import unwrapped
@@ -72,13 +73,19 @@ def prune_depth(
     by: str = "loss",
     evaluate: Evaluate | None = None,
     greedy: bool = True,
+    batches: Iterable[Any] | None = None,
+    inputs: Pick | None = None,
+    seed: int = 0,
 ) -> Shortened:
     """Remove whole residual blocks of any model, those that it misses least.
 
     What is a block follows from the model's behaviour (:func:`~optkit.models.stacks.find_stacks`), not from names. By
     loss, blocks go one at a time, each time the one without which ``evaluate`` is lowest, as greedy layer pruning does
-    (Peer et al., "Greedy-layer pruning", 2022); by position, those that stay are spread evenly from the first to the
-    last (as in Sajjad et al., "On the effect of dropping layers of pre-trained transformer models", 2023).
+    (Peer et al., "Greedy-layer pruning", 2022). By influence, those go whose output is most like their input
+    (`block_influence`; Men et al., "ShortGPT", 2024). By position, those that stay are spread evenly from the first to
+    the last (as in Sajjad et al., "On the effect of dropping layers of pre-trained transformer models", 2023); the
+    deepest are the last blocks but the very last (Gromov et al., "The unreasonable ineffectiveness of the deeper
+    layers", 2024).
 
     Args:
         model: any module; it is not touched, and the result is of the same class.
@@ -86,9 +93,13 @@ def prune_depth(
         amount: share of the blocks to remove, in (0, 1); this or ``keep``.
         keep: how many blocks stay, or which: their places among all blocks, or patterns (as in :mod:`fnmatch`) of
             their paths.
-        by: ``"loss"`` or ``"position"``; of no meaning where ``keep`` lists the blocks.
+        by: ``"loss"``, ``"influence"``, ``"position"``, ``"deepest"`` or ``"random"`` (the control); of no meaning
+            where ``keep`` lists the blocks.
         evaluate: the loss of a model in evaluation mode, for ``by="loss"``.
-        greedy: measure all blocks that are left again after every one removed; else all are measured once.
+        greedy: by loss, measure all blocks that are left again after every one removed; else all are measured once.
+        batches: data, for ``by="influence"``: any iterable of batches.
+        inputs: picks the model's inputs of a batch that holds more, ``inputs=lambda batch: batch[0]``.
+        seed: for ``by="random"``.
 
     Raises:
         UserError: arguments out of range, a model without such blocks, nothing to remove, or a stack left empty.
@@ -100,11 +111,23 @@ def prune_depth(
     names = [name for stack in stacks for name in stack.block_paths()]
     left = how_many_stay(names, amount, keep)
     chosen = _listed(names, keep)
+    facts: dict[str, Any] = {"by": by}
     if chosen is not None:
         gone, facts = [n for n in names if n not in chosen], {"by": "list"}
     elif by == "position":
-        stay = {names[i] for i in np.linspace(0, len(names) - 1, left).round().astype(int)}
-        gone, facts = [n for n in names if n not in stay], {"by": by}
+        gone = evenly(names, len(names) - left)
+    elif by == "deepest":
+        gone = deepest(names, len(names) - left)
+    elif by == "random":
+        gone = at_random(names, len(names) - left, seed)
+        facts["seed"] = seed
+    elif by == "influence":
+        if batches is None:
+            raise UserError("missing; influence is measured on data", key="batches", fix="or set by=position")
+        given = [model_inputs(batch, inputs, number) for number, batch in enumerate(batches, 1)]
+        influence = block_influence(model, names, given, lambda module, batch: module(*batch))
+        gone = least(influence, stacks, len(names) - left)
+        facts["influence"] = influence
     elif evaluate is None:
         raise UserError("missing; blocks are chosen by their loss", key="evaluate", fix="or set by=position")
     else:
@@ -197,14 +220,14 @@ def _by_loss(
     for _ in track(range(count), "blocks removed", count):
         measured = first if not greedy and gone else {}
         for name in names if not measured else ():
-            if name in gone or not _leaves_some(stacks, [*gone, name]):
+            if name in gone or not leaves_some(stacks, [*gone, name]):
                 continue
             without = _plan(model, stacks, [*gone, name])
             shorter = _shorten_(sharing(model, buffers=True), without.kept, without.config)
             measured[name] = _loss(evaluate, shorter, f"all blocks but {', '.join([*gone, name])}")
             evaluations += 1
         first = first or dict(measured)
-        open_ = [n for n in measured if n not in gone and _leaves_some(stacks, [*gone, n])]
+        open_ = [n for n in measured if n not in gone and leaves_some(stacks, [*gone, n])]
         if not open_:
             fix = f"remove {len(gone)} at most: a block of each stack stays"
             raise UserError(f"{count} blocks cannot go", key="keep", value=len(names) - count, fix=fix)
@@ -223,10 +246,6 @@ def _loss(evaluate: Evaluate, model: nn.Module, blocks: str) -> float:
     if not math.isfinite(number):
         raise StageError(f"evaluate gives {number} with {blocks}")
     return number
-
-
-def _leaves_some(stacks: Sequence[Stack], gone: Sequence[str]) -> bool:
-    return all(any(s.block(i) not in gone for i in range(len(s.members))) for s in stacks)
 
 
 def _shorten_(model: nn.Module, kept: dict[str, list[int]], config: dict[str, dict[str, Any]]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,38 @@ def magnitude_masks(
     Raises:
         UserError: an amount beyond the pattern's, no weight to rank, or a name pattern that matches nothing.
     """
+    return _masks(masked_weights(module, pattern, protect), torch.abs, amount, scope, pattern)
+
+
+def random_masks(
+    module: nn.Module,
+    amount: float | None,
+    scope: str = "global",
+    pattern: Pattern | None = None,
+    protect: Sequence[str] = (),
+    seed: int = 0,
+) -> Masks:
+    """As `magnitude_masks`, by chance under a seed: the control. Weights that are zero go first."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(weight: Tensor) -> Tensor:
+        return (1 - torch.rand(weight.shape, generator=generator)).to(weight.device) * (weight != 0)
+
+    return _masks(masked_weights(module, pattern, protect), drawn, amount, scope, pattern)
+
+
+def _masks(
+    weights: dict[str, tuple[nn.Module, Tensor]],
+    score: Callable[[Tensor], Tensor],
+    amount: float | None,
+    scope: str,
+    pattern: Pattern | None,
+) -> Masks:
+    """Removes the weights of the lowest scores."""
     amount = _share(amount, pattern)
-    weights = masked_weights(module, pattern, protect)
     scores = {}
     for name, (owner, weight) in weights.items():
-        scores[name] = weight.detach().abs()
+        scores[name] = score(weight.detach())
         if pattern is not None:
             kept = pattern.keep(scores[name], int(not isinstance(owner, TRANSPOSED)))
             scores[name] = scores[name].masked_fill(kept, math.inf)

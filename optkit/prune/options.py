@@ -17,8 +17,13 @@ SCOPES = ("global", "local")
 SENSITIVITY = "sensitivity"  # the scope of cuts that takes a table
 NEED_DATA = ("taylor", "fisher", "activation")
 CRITERIA = ("random", "l1", "l2", "bn_scale", "fpgm", *NEED_DATA)
+HEADS, FEED_FORWARD, RESIDUAL = "heads", "feed_forward", "residual"
+PARTS = (HEADS, FEED_FORWARD, RESIDUAL)
 FLOOR = 0.1  # share of each layer's units that stays whatever the scores say, unless another is asked for
-ORDERS = ("loss", "position")  # in which blocks go
+MAGNITUDE, RANDOM, WANDA, SPARSEGPT = "magnitude", "random", "wanda", "sparsegpt"
+MASKED_BY_DATA = (WANDA, SPARSEGPT)
+MASK_CRITERIA = (MAGNITUDE, RANDOM, *MASKED_BY_DATA)  # of masks
+ORDERS = ("loss", "influence", "position", "deepest", "random")  # in which blocks go
 Keep = int | Sequence[int | str]
 
 
@@ -55,6 +60,11 @@ class CutOptions:
             between) and 1 otherwise.
         floor: share of each layer's channels that always stays, in (0, 1).
         protect: patterns (as in :mod:`fnmatch`) of module names whose parameters stay whole.
+        parts: of ``PARTS``, those that are cut, None for all: ``"heads"`` of attention (where several query heads share
+            a key and value head, all of them together), ``"residual"``, the width of the stream that the blocks of a
+            model read and write, and ``"feed_forward"``, every other width.
+        uniform: cut corresponding layers of all blocks to the same width, which a model's own config can say. How wide
+            each kind of layer stays follows from the mean scores of its layers.
         engine: where latency counts, ``"eager"`` (None) or another of ``optkit.engines.ENGINES``; for latency only.
         threads: torch threads while timing, None for as many as are set; for latency only.
 
@@ -70,6 +80,8 @@ class CutOptions:
     round_to: int | None = None
     floor: float = FLOOR
     protect: Sequence[str] = ()
+    parts: Sequence[str] | None = None
+    uniform: bool = False
     engine: str | None = None
     threads: int | None = None
 
@@ -81,6 +93,9 @@ class CutOptions:
         if self.round_to is not None:
             check_count("round_to", self.round_to)
         check_share("floor", self.floor)
+        if self.parts is not None:
+            for part in self.parts or (None,):
+                check_choice("parts", part, PARTS)
         self.check_timing("engine", "threads")
         if self.engine is not None:
             ENGINES.check(self.engine, "engine")

@@ -49,6 +49,8 @@ def prune_structured(
     floor: float = FLOOR,
     floor_of: Mapping[str, int] | None = None,
     protect: Sequence[str] = (),
+    parts: Sequence[str] | None = None,
+    uniform: bool = False,
     engine: str | None = None,
     threads: int | None = None,
     batches: Iterable[Any] | None = None,
@@ -72,7 +74,8 @@ def prune_structured(
         model: any module; it is not touched, and the result is of the same class. Of a compiled or data-parallel model
             the module inside is cut.
         example_inputs: a tuple of arguments or a dict of keyword arguments, on the model's device.
-        amount, budget, criterion, scope, round_to, floor, protect, engine, threads: see `CutOptions`.
+        amount, budget, criterion, scope, round_to, floor, protect, parts, uniform, engine, threads: see
+            `CutOptions`.
         floor_of: for a model that was cut before: how many units each group of ``plan.layers`` had, by its name;
             the floor is a share of that.
         batches: data, for the criteria that need it: any iterable, such as a ``DataLoader``.
@@ -99,13 +102,15 @@ def prune_structured(
         round_to=round_to,
         floor=floor,
         protect=protect,
+        parts=parts,
+        uniform=uniform,
         engine=engine,
         threads=threads,
     )
     _check_table(sensitivity, options)
     round_to = round_to or (8 if budget == "latency" else 1)
     batches, loss_fn = data_for(criterion, batches, loss_fn, inputs)
-    analysis = Analysis(model, example_inputs, options.protect)
+    analysis = Analysis(model, example_inputs, options.protect, options.parts)
     clock = None
     if budget == "latency":
         clock = LatencyBudget(
@@ -123,7 +128,9 @@ def prune_structured(
             scores = order_by_harm(sensitivity, analysis.units, scores, cost)
         elif scope == "global" and budget != "params":
             scores = weigh_by_use(scores, *(analysis.meters[name].each(scores.size) for name in ("params", "macs")))
-        selector = Selector(analysis.units, scores, scope, round_to, derive_seed(seed, "ties"), floor, floor_of)
+        selector = Selector(
+            analysis.units, scores, scope, round_to, derive_seed(seed, "ties"), floor, floor_of, uniform
+        )
         found = clock.search(selector) if clock else _cut(analysis, selector, options)
     plan, pruned, removed = found
     plan.frozen = why_frozen(analysis.trace, analysis.resolved)

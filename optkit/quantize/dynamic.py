@@ -24,8 +24,8 @@ from optkit.quantize.graph.conversion import convert, prepare, quiet
 from optkit.quantize.graph.observers import SMALLEST
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
-from optkit.quantize.options import REVISION
-from optkit.quantize.static import copy_of, definite_range
+from optkit.quantize.options import REVISION, definite_range
+from optkit.quantize.static import copy_of
 
 
 @dataclass(frozen=True)

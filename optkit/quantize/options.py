@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from optkit.core.checks import check_choice, check_share
+from optkit.core.environment import cpu
 from optkit.quantize.graph.targets.registry import check_target
 
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
-BITS, GROUP_SIZES = (8, 4), (32, 64, 128, 256)  # of weight-only quantization
 # 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
 REVISION = 2
 
@@ -82,3 +82,14 @@ class StaticOptions(Int8Options):
     def keywords(self) -> dict[str, Any]:
         """The options as keyword arguments of `quantize_static` and `quantize_within`."""
         return {field.name: getattr(self, field.name) for field in fields(StaticOptions)}
+
+
+def products_saturate() -> bool:
+    """Whether this processor's int8 kernels add pairs of products in 16 bits (x86 without VNNI), which overflow."""
+    isa = set(cpu()["isa"])
+    return "avx2" in isa and not isa & {"avx512_vnni", "avx_vnni"}
+
+
+def definite_range(reduce_range: bool | None) -> bool:
+    """``reduce_range`` with None made definite: so that this processor's kernels do not overflow."""
+    return products_saturate() if reduce_range is None else reduce_range

@@ -17,10 +17,10 @@ from optkit.core.compat.torch_graphs import return_structure
 from optkit.core.compat.torch_tracing import recurrence_by_shape
 from optkit.core.compat.versions import version_of
 from optkit.core.engine import MADE_FOR
-from optkit.core.environment import cpu
 from optkit.core.errors import StageError, UserError
 from optkit.core.loaders import Pick, as_example
 from optkit.core.probe import keep_probe
+from optkit.core.processes import current
 from optkit.engines.program import export_program
 from optkit.quantize.accuracy.bias_correction import correct_biases
 from optkit.quantize.accuracy.equalization import equalize_layers, multiply, smooth_inputs
@@ -32,7 +32,7 @@ from optkit.quantize.graph.float_layers import left_in_float, name_some
 from optkit.quantize.graph.layers import LayerError, layer_errors
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
-from optkit.quantize.options import OBSERVERS, REVISION, Int8Options, StaticOptions
+from optkit.quantize.options import OBSERVERS, REVISION, Int8Options, StaticOptions, definite_range
 
 log = logging.getLogger(__name__)
 Tool = Callable[[GraphModule, Iterable[tuple[Tensor, ...]]], int]
@@ -128,17 +128,6 @@ def _grid(node: Node) -> list[float | int]:
     """Scale, zero point, lowest and highest integer of an activation."""
     scale, *integers = (number for number in node.args[1:5] if isinstance(number, (int, float)))
     return [float(scale), *map(int, integers)]
-
-
-def products_saturate() -> bool:
-    """Whether this processor's int8 kernels add pairs of products in 16 bits (x86 without VNNI), which overflow."""
-    isa = set(cpu()["isa"])
-    return "avx2" in isa and not isa & {"avx512_vnni", "avx_vnni"}
-
-
-def definite_range(reduce_range: bool | None) -> bool:
-    """``reduce_range`` with None made definite: so that this processor's kernels do not overflow."""
-    return products_saturate() if reduce_range is None else reduce_range
 
 
 def quantize_static(
@@ -282,12 +271,27 @@ def calibrate_graph(
     """What `calibrate` does once the graph is there; batch norms are folded into the layers they follow, in place."""
     reduce_range = definite_range(options.reduce_range)
     prepared = _observed(graph, options.target, reduce_range, tuple(schemes))
-    with torch.no_grad():
-        for number, inputs in enumerate(batches):
-            if not number:
-                keep_probe(prepared, inputs)
-            prepared(*inputs)
+    _observe(prepared, batches)
     return Calibrated(prepared, reduce_range, options.target)
+
+
+@torch.no_grad()
+def _observe(prepared: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Shows the observers all batches; several processes share them out, but for the first, with which each begins."""
+    from optkit.quantize.graph.observers import begin_alike, put_together
+
+    processes, seen = current(), [observer.statistics for observer in observers(prepared)]
+    for number, inputs in enumerate(batches):
+        if number and number % processes.size != processes.rank:
+            continue
+        for statistics in seen:
+            statistics.batch = number
+        if not number:
+            keep_probe(prepared, inputs)
+        prepared(*inputs)
+        if not number:
+            begin_alike(seen)
+    put_together(seen)
 
 
 def replay_static(

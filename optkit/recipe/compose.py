@@ -1,58 +1,33 @@
-"""Recipes: found, composed by Hydra, checked against what they build, and built. The only file that knows Hydra."""
+"""Recipes: found, and once composed (`optkit.launch`) checked against what they build, and built."""
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import re
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import reduce
-from operator import getitem
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
-import yaml
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, OverrideParseException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optkit.core.checks import check_count
-from optkit.core.compat.hydra_loading import ConfigLoaderImpl
-from optkit.core.compat.hydra_loading import main as hydra_main
-from optkit.core.environment import check_single_process
-from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
-from optkit.core.extras import install
+from optkit.core.errors import UserError, did_you_mean, first_line
 from optkit.core.instantiate import TARGET, build
-from optkit.core.logs import Messages
+from optkit.core.secrets import without_credentials
 from optkit.core.task import MODEL_DEFAULTS
-from optkit.engines.registry import ENGINES
-from optkit.recipe.layers import replaced
 from optkit.recipe.paths import place
 
-log = logging.getLogger(__name__)
 ENGINE_GROUP = "engine"
 KEYS = {
     "name", "seed", "threads", "out", "store", "fresh", "baseline", "chain", "controls",
-    "model", "task", "stages", "engines", "measure", "debug", "tracker",
+    "model", "task", "stages", "engines", "measure", "debug", "tracker", "sweep", "fail_fast", "cost",
 }  # fmt: skip
-FLAGS_WITH_VALUE = {
-    "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-    "--experimental-rerun",
-}  # fmt: skip
-INFO_VALUES = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
-NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+ALONE = {"sweep": None, "fail_fast": False}  # of a run that is no job of a sweep
+OPTIONAL = {"store", "threads", "debug", "tracker", "sweep", "fail_fast", "cost"}
 
 
 def shipped(folder: str) -> Path:
@@ -95,249 +70,13 @@ def find_recipe(name: str) -> Path:
     return (shipped("recipes") / f"{name}.yaml").resolve()
 
 
-class BundledConfig(SearchPathPlugin):
-    """Puts conf/ on Hydra's search path, so that a user's recipe needs no line about it."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("optkit", f"file://{shipped('conf')}")
-
-
-def _register_engines() -> None:
-    """Makes the engines of other packages options of the config group ``engine``; imports none of them."""
-    for name in ENGINES.added():
-        ConfigStore.instance().store(
-            name, {TARGET: ENGINES.path(name)}, group=ENGINE_GROUP, provider=ENGINES.package(name)
-        )
-
-
-def launch(
-    recipe: str, arguments: Sequence[str], job: Callable[[DictConfig], None], messages: Messages | None = None
-) -> int:
-    """Composes a recipe as ``hydra.main`` does, all of Hydra's flags included, and runs the job for each composition.
+def to_recipe(cfg: DictConfig, tasks: dict[str, Any] | None = None) -> Any:
+    """Checks a composed config against what it builds, and builds it.
 
     Args:
-        recipe: a file or a bundled name.
-        arguments: overrides and Hydra flags.
-        job: called with the composed config; an `OptkitError` it raises is this run's failure, and in a multirun the
-            others go on.
-        messages: how the terminal shows messages; a launcher that works in other processes needs it there.
-
-    Returns:
-        The exit code: 0, or the first failure's.
-    """
-    check_single_process()
-    path = find_recipe(recipe)
-    _check_run_dir(path, arguments)
-    Plugins.instance().register(BundledConfig)
-    _register_engines()
-    OmegaConf.register_new_resolver("expanduser", os.path.expanduser, replace=True)
-    failures: list[OptkitError] = []
-
-    def guarded(cfg: DictConfig) -> None:
-        here = "BasicLauncher" in str(HydraConfig.get().launcher.get(TARGET))
-        if messages is not None and not here:
-            replace(messages, of=f"[{HydraConfig.get().job.num}] ").begin()
-        name = _job_of_sweep(arguments)
-        if name:
-            log.info("%s", name)
-        try:
-            job(cfg)
-        except OptkitError as plain:
-            message = f"{plain.message} ({name})" if name else plain.message
-            error = type(plain)(message, key=plain.key, value=plain.value, fix=plain.fix)
-            # other launchers run this elsewhere, and name the first of the failures, which must be raised
-            if not here:
-                log.error("%s", error)
-                raise error from plain
-            error.__cause__ = plain
-            failures.append(error)
-
-    with _arguments(arguments), _composition_errors(path), layers_start_over():
-        hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.stem)(guarded)()
-    for error in failures[1:]:
-        log.error("%s", error)
-    if failures:
-        raise failures[0]
-    return 0
-
-
-def _job_of_sweep(arguments: Sequence[str]) -> str:
-    """The job of a sweep that runs now, with the overrides that are its own; empty where there is no sweep."""
-    now = HydraConfig.get()
-    if now.mode != RunMode.MULTIRUN:
-        return ""
-    own = [override for override in now.overrides.task if override not in arguments and "=null" not in override]
-    return f"job {now.job.num}: {' '.join(own)}"
-
-
-@contextmanager
-def _arguments(arguments: Sequence[str]) -> Iterator[None]:
-    """Hydra's command line for the time of the block, with its own output files switched off."""
-    own = [a for a in NO_FILES if not any(g.startswith(a.partition("=")[0]) for g in arguments)]
-    multirun = any(a in ("-m", "--multirun") for a in arguments)
-    if multirun and not any(a.startswith("hydra.sweep.dir") for a in arguments):
-        # two sweeps may start within a second
-        own.append(f'hydra.sweep.dir="${{expanduser:${{out}}}}/multirun/${{now:%Y-%m-%d_%H-%M-%S}}-{os.getpid()}"')
-    overrides, flags = _parted(arguments)
-    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["optkit run", *overrides, *own, *flags]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        sys.argv = argv
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if full is not None:
-            os.environ["HYDRA_FULL_ERROR"] = full
-
-
-class _Loader(ConfigLoaderImpl):
-    """Hydra's loader, but a layer may start a part of the config over (`optkit.recipe.layers`).
-
-    What an override starts over takes any new key, without a ``+``.
-    """
-
-    typed: Sequence[str] = ()
-
-    def load_configuration(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> Any:
-        self.typed = overrides
-        return super().load_configuration(config_name, overrides, *args, **kwargs)
-
-    def _compose_config_from_defaults_list(self, defaults: list[Any], repo: Any) -> DictConfig:
-        cfg = OmegaConf.create()
-        for default in defaults:
-            layer = super()._compose_config_from_defaults_list([default], repo)
-            _start_over(cfg, OmegaConf.to_container(layer, resolve=False))
-            cfg.merge_with(layer)
-        _start_over(cfg, _as_layer(self.typed))
-        return cfg
-
-
-def _start_over(cfg: DictConfig, layer: Any) -> None:
-    """Empties what a layer is to replace."""
-    below = _mapping(OmegaConf.to_container(cfg, resolve=False)) | {"hydra": None}
-    for path in replaced(below, layer):
-        *around, name = path
-        node = reduce(getitem, around, cfg)
-        listed = isinstance(reduce(getitem, around, layer).get(name), list)
-        node[name] = None if listed else {}
-        if not listed:
-            OmegaConf.set_struct(node[name], False)
-
-
-def _as_layer(overrides: Sequence[str]) -> dict[str, Any]:
-    """Overrides of values as a layer; each value of a sweep counts as another one."""
-    layer: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.is_delete() or override.package is not None:
-            continue
-        node = layer
-        *around, name = override.key_or_group.split(".")
-        for part in around:
-            node = found if isinstance(found := node.setdefault(part, {}), dict) else {}
-        node[name] = "(a sweep)" if override.is_sweep_override() else override.value()
-    return layer
-
-
-@contextmanager
-def layers_start_over() -> Iterator[None]:
-    """Hydra composes by `_Loader` within."""
-    hydra_main.ConfigLoaderImpl = _Loader
-    try:
-        yield
-    finally:
-        hydra_main.ConfigLoaderImpl = ConfigLoaderImpl
-
-
-def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides, and flags with their values: Hydra's parser takes overrides in one piece only."""
-    overrides: list[str] = []
-    flags: list[str] = []
-    previous = ""
-    for argument in arguments:
-        is_value = previous in FLAGS_WITH_VALUE or (previous in ("--info", "-i") and argument in INFO_VALUES)
-        (flags if is_value or argument.startswith("-") else overrides).append(argument)
-        previous = argument
-    return overrides, flags
-
-
-@contextmanager
-def _composition_errors(path: Path) -> Iterator[None]:
-    """Hydra's and OmegaConf's errors as one line each."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _one_line(error, path) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"not YAML: {' '.join(str(error).split())}", key=str(path)) from error
-
-
-def _check_run_dir(path: Path, arguments: Sequence[str]) -> None:
-    """Refuses a folder for Hydra's own files: optkit keeps none, and names its run folders itself."""
-    try:
-        of_file = OmegaConf.select(OmegaConf.load(path), "hydra.run") is not None
-    except (OSError, yaml.YAMLError, OmegaConfBaseException):
-        of_file = False  # composing it says what is wrong
-    given = [a for a in arguments if re.match(r"[+~]*hydra\.run\b", a)]
-    if given or of_file:
-        fix = "out=DIR puts run folders into DIR, named by what they hold; hydra.sweep.dir=DIR is that of a sweep"
-        raise UserError("optkit does not run in a folder of Hydra's", key="hydra.run.dir", fix=fix)
-
-
-def _quoted(override: str) -> str:
-    """What to type for an override that Hydra cannot read: quoted for Hydra and for the shell, if that helps."""
-    key, equals, value = override.partition("=")
-    escaped = value.replace("'", "\\'")
-    typed = f"{key}='{escaped}'"
-    try:
-        read = OverridesParser.create().parse_override(typed)
-    except (OverrideParseException, HydraException):
-        return "write key=value"
-    if not equals or read.value() != value:
-        return "write key=value"
-    in_shell = shlex.quote(typed) if re.search(r'["$`\\!]', typed) else f'"{typed}"'
-    return f"quote the value for Hydra, and all of it for the shell: {in_shell}"
-
-
-def _one_line(error: Exception, path: Path) -> UserError:
-    said = str(error) or first_line(error.__cause__ or error)
-    text = " ".join(said.partition("See https")[0].split())
-    if isinstance(error, OverrideParseException):
-        return UserError(f"not an override: {text}", key=error.override, fix=_quoted(str(error.override)))
-    if match := re.search(r"Could not override '([^']+)'", text):
-        key = getattr(error.__cause__, "full_key", None) or match.group(1)  # the cause knows the key within a mapping
-        if (path.parent / key).is_dir():
-            message = f"Hydra takes the folder '{key}' beside the recipe for a config group"
-            return UserError(message, key=key, fix="keep recipes apart from other folders, or rename this one")
-        return UserError("unknown key", key=key, fix=_near(key, error, path))
-    if match := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = match.group(1).rpartition("/")
-        folder = shipped("conf") / group
-        known = [p.stem for p in folder.glob("*.yaml")] if folder.is_dir() else []
-        known += ENGINES.added() if group == ENGINE_GROUP else []
-        kinds = [p.name for p in shipped("conf").iterdir() if p.is_dir()]
-        fix = did_you_mean(name, known) if known else did_you_mean(group, kinds)
-        if match.group(1) == "hydra/launcher/joblib":
-            fix = install("parallel")
-        return UserError(f"no config '{match.group(1)}'", key=group or name, value=name, fix=fix)
-    return UserError(text.split(" full_key:")[0].removesuffix("."), key=str(path))
-
-
-def _near(key: str, error: Exception, path: Path) -> str:
-    """The sibling that a misspelt override key most likely meant."""
-    node, _, leaf = key.rpartition(".")
-    parent = getattr(error.__cause__, "parent_node", None)
-    siblings = [str(k) for k in parent] if isinstance(parent, DictConfig) else sorted(KEYS) if not node else []
-    near = did_you_mean(leaf, siblings)
-    return (
-        f"{near}{'' if near.endswith('?') else '.'} A new key is added with +{key}=..."
-        if siblings
-        else f"see optkit run {path.stem} --cfg job"
-    )
-
-
-def to_recipe(cfg: DictConfig) -> Any:
-    """Checks a composed config against what it builds, and builds it.
+        cfg: the composed config.
+        tasks: tasks by their config: one that is there is taken, with the data that it holds, and others are added. The
+            recipe is then one to be planned only, and has no text.
 
     Returns:
         An ``optkit.recipe.recipe.Recipe``.
@@ -356,7 +95,9 @@ def to_recipe(cfg: DictConfig) -> Any:
     debug = node.get("debug") or {}
     stages = {name: build(stage, f"stages.{name}") for name, stage in node["stages"].items()}
     measure = build({TARGET: "optkit.measure.Measure"} | dict(node["measure"]), "measure")
-    task = build(_limited(node["task"], debug), "task")
+    limited, known = _limited(node["task"], debug), {} if tasks is None else tasks
+    same = json.dumps(limited, sort_keys=True, default=str)
+    task = known[same] = known.get(same) or build(limited, "task")
     traits = start_traits(node["model"])
     check_names(node["chain"], stages, node["controls"], node["baseline"], traits)
     # what may need torch comes last, so that a misspelt word above is answered at once
@@ -383,7 +124,8 @@ def to_recipe(cfg: DictConfig) -> Any:
         max_steps=debug.get("max_steps"),
         fresh=node["fresh"],
         traits=traits,
-        text=OmegaConf.to_yaml(OmegaConf.create(_rerun(node))),
+        text=OmegaConf.to_yaml(OmegaConf.create(_rerun(node))) if tasks is None else "",
+        overrides=list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
     )
     return recipe
 
@@ -398,6 +140,16 @@ def to_tracker(cfg: DictConfig) -> Any:
     return build(node, "tracker") if node else None
 
 
+def to_cost(cfg: DictConfig) -> Any:
+    """The cost of serving that a composed config asks for, an ``optkit.costs.planned.PlannedCost``; None for none.
+
+    Raises:
+        UserError: an unknown key, a value out of range, or a price list or traffic that cannot be read.
+    """
+    node = _plain(cfg).get("cost")
+    return build({TARGET: "optkit.costs.planned.PlannedCost"} | dict(node), "cost") if node else None
+
+
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     """The config resolved to plain dicts and lists, its paths made absolute.
 
@@ -406,20 +158,33 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     """
     base_of = _bases()
     try:
-        raw = place(_mapping(OmegaConf.to_container(cfg, resolve=False)), base_of)
+        raw = place(mapping(OmegaConf.to_container(cfg, resolve=False)), base_of)
         resolved = OmegaConf.to_container(OmegaConf.create(raw), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         message = first_line(error)
         raise UserError(message, key=key, fix=f"set {key}=..." if key else None) from error
-    node = place(_mapping(resolved), base_of)
+    node = place(mapping(resolved), base_of)
     for key in ("out", "store"):  # relative ones are of the folder that a run is started in, a repeated one too
         if isinstance(node.get(key), str):
             node[key] = os.path.expanduser(node[key])
+    if isinstance(node.get("cost"), dict):
+        node["cost"] = _placed_cost(node["cost"], base_of)
     return node
 
 
-def _mapping(node: Any) -> dict[str, Any]:
+def _placed_cost(node: Mapping[str, Any], base_of: Callable[[str], Path]) -> dict[str, Any]:
+    """The files of prices and traffic as absolute paths; behind a colon are options of the traffic."""
+    found = dict(node)
+    for key in ("prices", "traffic"):
+        name, colon, options = str(found.get(key)).partition(":")
+        if (file := base_of(f"cost.{key}") / Path(name).expanduser()).is_file():
+            found[key] = f"{file}{colon}{options}"
+    return found
+
+
+def mapping(node: Any) -> dict[str, Any]:
+    """A container of OmegaConf's that is a mapping, as a plain one."""
     assert isinstance(node, dict)
     return {str(key): value for key, value in node.items()}
 
@@ -444,20 +209,20 @@ def _bases() -> Callable[[str], Path]:
 
 
 def _rerun(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What goes into a run's recipe.yaml: what decides the run, without passwords or that it was to start afresh."""
-    from optkit.report.trackers import without_credentials
-
-    tracker = node.get("tracker")
-    if isinstance(tracker, Mapping):
-        tracker = {k: without_credentials(v) if isinstance(v, str) else v for k, v in tracker.items()}
-    return {k: tracker if k == "tracker" else v for k, v in node.items()} | {"fresh": False}
+    """What goes into a run's recipe.yaml: what decides the run, without passwords."""
+    kept: dict[str, Any] = {**node, "fresh": False}
+    if isinstance(tracker := node.get("tracker"), Mapping):
+        kept["tracker"] = {k: without_credentials(v) if isinstance(v, str) else v for k, v in tracker.items()}
+    if isinstance(store := node.get("store"), str):
+        kept["store"] = without_credentials(store)
+    return kept | {key: value for key, value in ALONE.items() if key in node}
 
 
 def _check_top(node: Mapping[str, Any]) -> None:
     for key in node:
         if key not in KEYS:
             raise UserError("unknown key", key=key, fix=did_you_mean(key, KEYS))
-    for key in sorted(KEYS - {"store", "threads", "debug", "tracker"}):
+    for key in sorted(KEYS - OPTIONAL):
         if node.get(key) is None:
             hint = f"set {key}" if key in ("name", "chain") else "put 'optkit' first in the recipe's defaults"
             raise UserError("missing", key=key, fix=hint)
@@ -477,8 +242,7 @@ def _check_top(node: Mapping[str, Any]) -> None:
     ):
         if not isinstance(node[key], kind) or (kind is int and isinstance(node[key], bool)):
             raise UserError(f"{node[key]!r} is not {what}", key=key, value=node[key])
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", node["name"]):
-        raise UserError(f"{node['name']!r} cannot name a folder", key="name", fix="letters, digits, - and _")
+    check_name(node["name"], "name")
     if node["seed"] < 0:
         raise UserError(f"{node['seed']} is below 0", key="seed", value=node["seed"])
     threads = node["threads"]
@@ -486,8 +250,14 @@ def _check_top(node: Mapping[str, Any]) -> None:
         raise UserError(
             f"{threads!r} is not a number of threads", key="threads", value=threads, fix="1 or more, or null"
         )
+    if not isinstance(node.get("store"), str | None):
+        raise UserError(f"{node['store']!r} is no folder and no URL", key="store", value=node["store"])
     if not node["engines"]:
         raise UserError("no engine", key="engines", fix="add one: +engine@engines.inductor=inductor")
+    if not isinstance(node.get("cost"), dict | None):
+        raise UserError(
+            f"{node['cost']!r} is not a mapping", key="cost", fix="its keys are traffic, prices, p99, policy"
+        )
     for name, stage in node["stages"].items():
         if not isinstance(stage, dict):
             raise UserError(f"{stage!r} is not a stage", key=f"stages.{name}")
@@ -497,6 +267,12 @@ def _check_top(node: Mapping[str, Any]) -> None:
             raise UserError("unknown key", key=f"debug.{key}", fix=did_you_mean(key, ("max_steps", "limit")))
         if value is not None:
             check_count(f"debug.{key}", value)
+
+
+def check_name(name: Any, key: str) -> None:
+    """Raises UserError for what cannot name a folder."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"{name!r} cannot name a folder", key=key, value=name, fix="letters, digits, - and _")
 
 
 def _check_model(node: Mapping[str, Any]) -> None:

@@ -63,10 +63,13 @@ def _smaller(chain: Sequence[Numbered], like: str | None) -> list[Numbered]:
 def _at_random(name: str, stage: Stage) -> Stage:
     if stage.technique != "prune":
         return stage
-    if not hasattr(stage, "criterion"):
+    key = next((key for key in ("criterion", "by") if hasattr(stage, key)), None)
+    if key is None:
         message = f"'{name}' has no criterion that could be random, so '{RANDOM_PRUNE}' cannot be made"
         raise PlanError(message, key="controls", fix="leave it out")
-    return stage if stage.criterion == "random" else dataclasses.replace(stage, criterion="random")  # type: ignore[type-var]
+    if getattr(stage, key) == "random" or isinstance(getattr(stage, "keep", None), list):
+        return stage
+    return dataclasses.replace(stage, **{key: "random"})  # type: ignore[type-var]
 
 
 def _untaught(name: str, stage: Stage) -> Stage:

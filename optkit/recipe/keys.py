@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core.identity import identity
-from optkit.core.instantiate import TARGET, named_paths
+from optkit.core.instantiate import TARGET, UNKEYED, named_paths
 from optkit.core.metric import Metric
 from optkit.core.source_digest import code_of_classes, code_of_paths
 from optkit.core.stage import ExtendsKey, KeyContext, Stage
@@ -26,6 +26,15 @@ def params_of(thing: Any) -> dict[str, Any]:
     params = {name: _as_text(value) for name, value in asdict(thing).items()}
     for name, inner in within(thing).items():
         params[name] = {TARGET: target_of(inner), **params_of(inner)}
+    return params
+
+
+def keyed_params_of(thing: Any) -> dict[str, Any]:
+    """Those that decide a result: without fields marked as `UNKEYED`, such as how often a training saves its state."""
+    unkeyed = [f.name for f in fields(thing) if f.metadata == UNKEYED]
+    params = {name: value for name, value in params_of(thing).items() if name not in unkeyed}
+    for name, inner in within(thing).items():
+        params[name] = {TARGET: target_of(inner), **keyed_params_of(inner)}
     return params
 
 

@@ -20,6 +20,7 @@ OF_OWN_MODELS = {"pretrained": EITHER, "config": EITHER}
 ANNOTATIONS = {"Path": PATH, "FilePath": PATH, "PathOrId": EITHER}
 BASELINE = "baseline"
 BaseOf = Callable[[str], Path]  # the folder that a relative path at a key is relative to
+Change = Callable[[str, Any, str], Any]  # of the value at a key, which is `PATH` or `EITHER`
 
 
 def place(node: dict[str, Any], base_of: BaseOf) -> dict[str, Any]:
@@ -28,16 +29,29 @@ def place(node: dict[str, Any], base_of: BaseOf) -> dict[str, Any]:
     Raises:
         UserError: a class that is not there.
     """
+    return change_paths(node, lambda key, value, kind: _absolute(value, kind, base_of(key)))
+
+
+def change_paths(node: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    """A recipe's config with another value for each path.
+
+    Args:
+        node: the config.
+        change: gets the full key, the value (a path, or a list of these) and `PATH` or `EITHER`; gives the new value.
+
+    Raises:
+        UserError: a class that is not there.
+    """
     found = dict(node)
     for group in ("task", "stages", "engines"):
         if isinstance(found.get(group), Mapping):
-            found[group] = _within(found[group], group, base_of)
+            found[group] = _within(found[group], group, change)
     if isinstance(found.get("model"), Mapping):
-        found["model"] = _model(found["model"], "model", base_of)
+        found["model"] = _model(found["model"], "model", change)
     return found
 
 
-def _within(node: Mapping[str, Any], key: str, base_of: BaseOf) -> dict[str, Any]:
+def _within(node: Mapping[str, Any], key: str, change: Change) -> dict[str, Any]:
     """A mapping, and the mappings in it."""
     # optkit's engines have no paths among their options, and importing them takes torch
     known = _is_known(target := node.get(TARGET)) and not str(target).startswith("optkit.engines.")
@@ -46,15 +60,15 @@ def _within(node: Mapping[str, Any], key: str, base_of: BaseOf) -> dict[str, Any
     for name, value in node.items():
         inner = f"{key}.{name}"
         if name == "teacher" and TARGET in node:
-            found[name] = _teacher(value, inner, base_of)
+            found[name] = _teacher(value, inner, change)
         elif name in declared:
-            found[name] = _absolute(value, declared[name], base_of(inner))
+            found[name] = change(inner, value, declared[name])
         else:
-            found[name] = _within(value, inner, base_of) if isinstance(value, Mapping) else value
+            found[name] = _within(value, inner, change) if isinstance(value, Mapping) else value
     return found
 
 
-def _model(node: Mapping[str, Any], key: str, base_of: BaseOf) -> dict[str, Any]:
+def _model(node: Mapping[str, Any], key: str, change: Change) -> dict[str, Any]:
     target, declared = str(node.get(TARGET, "")), dict(OF_MODELS)
     if _is_known(node.get(TARGET)):
         own = target.startswith("optkit.models.")
@@ -62,17 +76,17 @@ def _model(node: Mapping[str, Any], key: str, base_of: BaseOf) -> dict[str, Any]
         if not own and "variant" in parameters(locate(target, key)):
             declared = {name: kind for name, kind in declared.items() if name != "variant"}
     return {
-        name: _absolute(value, declared[name], base_of(f"{key}.{name}")) if name in declared else value
+        name: change(f"{key}.{name}", value, declared[name]) if name in declared else value
         for name, value in node.items()
     }
 
 
-def _teacher(value: Any, key: str, base_of: BaseOf) -> Any:
+def _teacher(value: Any, key: str, change: Change) -> Any:
     if isinstance(value, list):
-        return [_teacher(one, key, base_of) for one in value]
+        return [_teacher(one, key, change) for one in value]
     if isinstance(value, Mapping):
-        return _model(value, key, base_of)
-    return value if value == BASELINE else _absolute(value, PATH, base_of(key))
+        return _model(value, key, change)
+    return value if value == BASELINE else change(key, value, PATH)
 
 
 def _annotated(target: str, key: str) -> dict[str, str]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.cores import default_threads
 from optkit.core.engine import Engine
 from optkit.core.errors import PlanError, UserError
 from optkit.core.instantiate import TARGET
+from optkit.core.processes import current
 from optkit.core.seeds import derive_seed
 from optkit.core.source_digest import code_elsewhere
 from optkit.core.stage import ChecksModel, KeyContext, Stage
-from optkit.core.task import SealedTask, Task
+from optkit.core.store import check_store
+from optkit.core.task import HasPrompts, SealedTask, Task
 from optkit.core.threads import use_threads
 from optkit.core.variant import variant_id
 from optkit.engines.registry import is_registered
 from optkit.measure import tasks_to_measure
+from optkit.measure.config import check_prompts
 from optkit.models import ModelSpec
 from optkit.recipe.chain import check_names, traits_after
 from optkit.recipe.controls import SMALLER_DENSE, Numbered, control_chain
-from optkit.recipe.keys import dependencies, of_task, params_of, pool_of, sources, target_of, within
+from optkit.recipe.keys import dependencies, keyed_params_of, of_task, pool_of, sources, target_of, within
 from optkit.recipe.recipe import AUTO, MODEL, Recipe
 
 if TYPE_CHECKING:
@@ -152,20 +154,46 @@ def not_run_on(engines: Mapping[str, Engine], traits: frozenset[str]) -> dict[st
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = ()) -> Plan:
+@dataclass
+class Shared:
+    """What many plans have in common, made once.
+
+    Attributes:
+        models: with their identities, by what builds them.
+        fitting: the task that each of the models was last found to fit.
+        others: identities of other models, teachers, by what builds them.
+    """
+
+    models: dict[str, tuple[nn.Module, list[Any]]] = field(default_factory=dict)
+    fitting: dict[str, Task] = field(default_factory=dict)
+    others: dict[str, list[Any]] = field(default_factory=dict)
+
+    def model(self, spec: ModelSpec, seed: int) -> tuple[nn.Module, list[Any], str]:
+        """The model as built, in eval mode, its identity and what it is found by here."""
+        key = json.dumps([asdict(spec), seed], sort_keys=True, default=str)
+        if key not in self.models:
+            built = spec.build(seed).eval()
+            self.models[key] = built, spec.identity(built)
+        return *self.models[key], key
+
+
+def make_plan(recipe: Recipe, chains: Sequence[Sequence[str]] = (), shared: Shared | None = None) -> Plan:
     """Plans the whole chain; loads the data, whose fingerprint is part of every variant's id.
 
     Args:
         recipe: what to run.
         chains: other chains of the recipe's stages, from the model as loaded; they share what they begin with.
+        shared: what earlier plans have made that this one takes; what it makes is added.
 
     Raises:
         UserError: a mistake in the recipe, or data or a model that do not fit.
     """
 
     check_chain(recipe)
+    if not recipe.fresh:
+        check_store(recipe.store or f"{recipe.out}/store")
     with use_threads(threads_of(recipe)):
-        return _plan(recipe, chains)
+        return _plan(recipe, chains, shared or Shared())
 
 
 def threads_of(recipe: Recipe) -> int:
@@ -173,25 +201,29 @@ def threads_of(recipe: Recipe) -> int:
     return recipe.threads or default_threads().count
 
 
-def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
+def _plan(recipe: Recipe, chains: Sequence[Sequence[str]], shared: Shared) -> Plan:
     import torch
 
     spec = ModelSpec.from_config(recipe.model, recipe.task.model_defaults())
     # a checkpoint that does not fit is found here, not after the data is decoded
-    model = spec.build(recipe.seed).eval()
+    model, identity, built = shared.model(spec, recipe.seed)
     first = baseline_place(recipe)
     # training keeps the epoch that is best by the first metric
     code = [torch.__version__, *of_task(recipe.task)]
-    start = variant_id(MODEL, spec.identity(model), recipe.seed, recipe.task.fingerprint, code)
+    start = variant_id(MODEL, identity, recipe.seed, recipe.task.fingerprint, code)
     for task in tasks_to_measure(recipe.task, recipe.measure):
-        _check_fit(model, task)
+        if shared.fitting.get(built) is not task:
+            _check_fit(model, task)
+            shared.fitting[built] = task
+    if isinstance(recipe.task, HasPrompts):
+        check_prompts(recipe.measure, getattr(model, "longest", None))
     _check_stages(model, recipe)
     if SMALLER_DENSE in recipe.controls and (origin := spec.start()) is not None and origin.variant.surgeries:
         message = f"'{SMALLER_DENSE}' starts from a fresh dense model, and this variant is changed already"
         raise PlanError(message, key="controls", fix="leave it out")
     steps = {start: PlannedStep(MODEL, None, start, None, recipe.seed, -first)}
     own = _numbered(recipe, recipe.chain, first)
-    context = KeyContext(None, _identify(recipe), work_device(), threads_of(recipe))
+    context = KeyContext(None, _identify(recipe, shared.others), work_device(), threads_of(recipe))
     _grow(steps, recipe, context, start, own, OWN)
     cut = [step.id for step in steps.values() if step.stage and "cut" in step.stage.adds]
     for control in recipe.controls:
@@ -200,21 +232,25 @@ def _plan(recipe: Recipe, chains: Sequence[Sequence[str]]) -> Plan:
         _grow(steps, recipe, context, start, _numbered(recipe, chain, first), OTHER)
     engines = recipe.engines.values()
     measured = [asdict(e) | {"is": target_of(e), **code_elsewhere([type(e)])} for e in engines]  # type: ignore[call-overload]
-    run = variant_id(list(steps), first, recipe.chain, measured, asdict(recipe.measure), recipe.threads)
+    what = {name: value for name, value in asdict(recipe.measure).items() if name != "when"}
+    run = variant_id(list(steps), first, recipe.chain, measured, what, recipe.threads)
     trusted = trusted_names(recipe, str(spec.skeleton(model)["target"]))
     return Plan(recipe, run[:8], spec, tuple(steps.values()), trusted, is_study=bool(chains))
 
 
-def trusted_names(recipe: Recipe, builder: str) -> tuple[str, ...]:
+def trusted_names(recipe: Recipe, builder: str | None = None) -> tuple[str, ...]:
     """What the variants and sessions of a run may name: what its recipe names, and nothing else of the same packages.
 
     Args:
         recipe: of the run.
-        builder: the dotted path of what builds its model.
+        builder: the dotted path of what builds its model; None takes the recipe's. A recipe that starts from a variant
+            has none, and names its own code in ``model.trust``.
     """
+    built = builder or recipe.model.get(TARGET)
     engines = (engine for engine in recipe.engines.values() if not is_registered(engine))
     of_variant = recipe.model.get("trust") or () if TARGET not in recipe.model else ()
-    return tuple(sorted({builder, *of_variant, *map(target_of, recipe.stages.values()), *map(target_of, engines)}))
+    named = {*of_variant, *map(target_of, recipe.stages.values()), *map(target_of, engines)}
+    return tuple(sorted(named | ({str(built)} if built else set())))
 
 
 def _numbered(recipe: Recipe, chain: Sequence[str], first: int) -> list[Numbered]:
@@ -236,7 +272,7 @@ def _grow(
         baseline = next((step.id for step in steps.values() if step.number == 0), None)
         depends_on = dependencies(stage, replace(context, baseline=baseline))
         made = variant_id(
-            last.id, target_of(stage), params_of(stage), seed, recipe.max_steps, sources(stage), depends_on,
+            last.id, target_of(stage), keyed_params_of(stage), seed, recipe.max_steps, sources(stage), depends_on,
             *pool_of(stage, recipe.task),
         )  # fmt: skip
         if made in steps and steps[made].of not in (OWN, of):
@@ -290,10 +326,12 @@ def baseline_place(recipe: Recipe) -> int:
 
 
 def work_device() -> torch.device:
-    """Where stages train and calibrate."""
+    """Where stages train and calibrate: a process of several has a GPU of its own."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", current().local_rank) if current().several else torch.device("cuda")
 
 
 def build_other(recipe: Recipe, node: dict[str, Any]) -> tuple[ModelSpec, nn.Module]:
@@ -302,12 +340,15 @@ def build_other(recipe: Recipe, node: dict[str, Any]) -> tuple[ModelSpec, nn.Mod
     return spec, spec.build(derive_seed(recipe.seed, "other model"), "teacher")
 
 
-def _identify(recipe: Recipe) -> Callable[[dict[str, Any]], Any]:
+def _identify(recipe: Recipe, found: dict[str, list[Any]]) -> Callable[[dict[str, Any]], Any]:
     """Gives the identity of another model; each is built once, however many chains it is in."""
+    defaults = recipe.task.model_defaults()
 
-    @cache
-    def identity(text: str) -> list[Any]:
-        spec, module = build_other(recipe, json.loads(text))
-        return spec.identity(module)
+    def identity(node: dict[str, Any]) -> list[Any]:
+        key = json.dumps([node, recipe.seed, defaults], sort_keys=True, default=str)
+        if key not in found:
+            spec, module = build_other(recipe, node)
+            found[key] = spec.identity(module)
+        return found[key]
 
-    return lambda node: identity(json.dumps(node, sort_keys=True))
+    return identity

@@ -33,10 +33,11 @@ class Recipe:
         seed: of everything random.
         threads: torch threads, for training and serving; None takes the cores this process may use.
         out: folder of run folders.
-        store: folder of the stage store; None is ``out``/store.
+        store: of finished stages: a folder, or a URL of fsspec; None is ``out``/store.
         max_steps: a limit on training steps and calibration batches (a smoke run); None for none.
         fresh: do not continue a run folder; start another.
         text: the composed recipe as YAML, which reproduces the run.
+        overrides: those that it was composed with, as typed or as a sweep gave them.
     """
 
     name: str
@@ -56,4 +57,5 @@ class Recipe:
     max_steps: int | None = None
     fresh: bool = False
     text: str = ""
+    overrides: list[str] = field(default_factory=list)
     traits: frozenset[str] = frozenset({"float"})

@@ -18,8 +18,10 @@ from optkit.report.batch_sizes import add_limits
 from optkit.report.comparable import cautions
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row, rows
+from optkit.report.search import read_search, search_markdown
 from optkit.report.sweep import SweptRun, open_sweep
 from optkit.report.sweep import over as means_over
+from optkit.report.unmeasured import not_measured
 
 if TYPE_CHECKING:
     import pandas
@@ -73,7 +75,8 @@ def render(
     """A report of run folders as ``table``, ``md``, ``csv``, ``json``, ``latex`` or ``html``.
 
     Args:
-        runs: run folders, folders of these, or ledger files.
+        runs: run folders, folders of these, or ledger files. Of a finished search, its front; ``table`` and ``md`` tell
+            of the search first.
         format_: one of the six.
         p99_limit: of the 99th percentile of latency, ms; None takes the one that each run was made with.
         wide: show every column of the table, however narrow the terminal is.
@@ -89,6 +92,10 @@ def render(
         from optkit.report.page import render_page
 
         return render_page(runs, p99_limit)
+    searches = [search for run in runs if (search := read_search(run)) is not None]
+    told = [search_markdown(search) for search in searches] if format_ in ("md", "table") else []
+    if told and not any(search["front"] for search in searches):
+        return "\n".join(told)
     found = _read(runs, over)
     if p99_limit is not None and over is None:
         add_limits(found, p99_limit)
@@ -104,7 +111,8 @@ def render(
         return latex_table(found)
     from optkit.report.tables import WIDE, markdown, terminal_width
 
-    return markdown(found) if format_ == "md" else _terminal(found, WIDE if wide else terminal_width())
+    shown = markdown(found) if format_ == "md" else _terminal(found, WIDE if wide else terminal_width())
+    return "\n".join([*told, shown])
 
 
 def remedies(runs: Sequence[Path]) -> list[str]:
@@ -122,6 +130,9 @@ def summarize(folder: Path) -> str:
     from optkit.report.page.verdict import verdict
     from optkit.report.tables import BRIEF_WIDTH, terminal_width
 
+    waiting = not_measured(folder)
+    if waiting and not (folder / ledger.LEDGER_NAME).is_file():
+        return f"run folder: {folder}\n{waiting}\n"
     found = read_rows([folder])
     width = min(terminal_width(), BRIEF_WIDTH)
     head = f"run folder: {folder}\nevery column: optkit report {shlex.quote(str(folder))} --wide\n"
@@ -181,6 +192,8 @@ def save_report(
 def write_report(folder: Path) -> None:
     """Writes ``report.md`` and ``report.json`` into a run folder, and a model card for every variant.
 
+    Where nothing is measured yet, ``report.md`` says so, and there is nothing else.
+
     With the extra ``report`` it draws pictures as well: ``tradeoff.svg``, ``tradeoff.png``, and
     ``sensitivity-VARIANT.svg`` for each stage of the recipe that measured sensitivities. Those of a control rank at
     random and are left out. Without the extra a line in the log says that there are no pictures.
@@ -188,8 +201,12 @@ def write_report(folder: Path) -> None:
     from optkit.report.card import write_cards
     from optkit.report.tables import markdown
 
+    waiting = not_measured(folder)
+    if waiting and not (folder / ledger.LEDGER_NAME).is_file():
+        write_text(folder / "report.md", f"{waiting}\n")
+        return
     found = read_rows([folder])
-    write_text(folder / "report.md", markdown(found))
+    write_text(folder / "report.md", markdown(found) + (f"\n{waiting}\n" if waiting else ""))
     write_text(folder / "report.json", json.dumps(found, indent=1) + "\n")
     write_cards(folder)
     if reason := missing("report"):

@@ -47,10 +47,11 @@ class Sweep:
 
 
 def sweeps(rows: Sequence[Row]) -> list[Sweep]:
-    """The rows of each run, variant, engine and length of texts, in the order in which they come."""
+    """The rows of each run, variant, engine, length of texts and workload, in the order in which they come."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = (row["run"], row["step"], row["variant"], row["engine"], row["threads"], row["sequence_length"])
+        where = row["engine"], row["threads"], row["sequence_length"], row.get("workload")
+        key = (row["run"], row["step"], row["variant"], *where)
         found.setdefault(key, []).append(row)
     return [Sweep(sorted(own, key=lambda r: r["batch_size"])) for own in found.values()]
 
@@ -100,6 +101,7 @@ def limit_cells(rows: Sequence[Row]) -> list[list[str]]:
             f" ({first['control']})" if first.get("control") else ""
         )
         length = f", {first['sequence_length']} tokens" if first["sequence_length"] else ""
+        length += f", {first['workload']}" if first.get("workload") else ""
         figures = (
             ["-", "-", "-"]
             if best is None

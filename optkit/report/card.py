@@ -62,11 +62,13 @@ def _results(own: Sequence[Row], recipe: dict[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     kind = "text-classification" if any(row.get("sequence_length") for row in own) else "image-classification"
+    kind = "text-generation" if any(row.get("workload") for row in own) else kind
     dataset = str(recipe.get("task.dataset") or recipe.get("task._target_", "unknown").rpartition(".")[2].lower())
     several = len({row["sequence_length"] for row in own}) > 1
     found = []
     for row in own:
         length = f"{row['sequence_length']} tokens, " if several else ""
+        length += f"{row['workload']}, " if row.get("workload") else ""
         where = f"{row['engine']}, batch {row['batch_size']}, {length}{row['threads']} threads"
         for metric, key in ((row["metric"], "quality"), ("speedup", "speedup"), ("latency_ms", "latency_p50_ms")):
             # who reads the metadata sees no mark: a timing that cannot be trusted stays in the table alone

@@ -8,7 +8,6 @@ from typing import Any
 from optkit.core.environment import timing_packages
 from optkit.core.errors import UserError
 from optkit.core.records import Record
-from optkit.core.setting import Setting
 
 MACHINE = ("processor", "GPU")
 
@@ -77,5 +76,5 @@ def _conditions(record: Record) -> dict[str, str]:
 
 def _settings(records: Sequence[Record]) -> dict[str, str]:
     """Those of one run: not every variant need be measured in all of them."""
-    settings = sorted({Setting.of(m.conditions) for r in records for m in r.primary})
+    settings = sorted({setting for record in records for setting in record.settings})
     return {"settings": " and ".join(map(str, settings))} if settings else {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.core import ledger
 from optkit.core.records import Measurement, Record
+from optkit.core.setting import Setting
 from optkit.report.caveats import MARK, doubtful
 from optkit.report.comparable import MACHINE, differences, surroundings
 from optkit.report.recipes import flat_recipe
@@ -18,7 +19,7 @@ from optkit.report.written import ACCURACY, Written
 if TYPE_CHECKING:
     from rich.table import Table
 
-Place = tuple[str, str, int, int, int | None]
+Place = tuple[str, str, int, Setting]
 NOTE = (
     "Ratios say how many times as fast the second run is; they are of two sessions, not interleaved, so a machine that "
     "drifted between them moves the latency ratio. The ratio of speedups takes each against its own baseline."
@@ -45,6 +46,7 @@ class Pair:
     batch_size: int
     threads: int
     sequence_length: int | None
+    workload: str | None
     written: Written
     quality: tuple[float, float]
     quality_delta: float
@@ -84,7 +86,7 @@ def diff_runs(first: Path, second: Path) -> Difference:
     first, second = ledger.one_run(first), ledger.one_run(second)
     records = [ledger.unique(ledger.read(path)) for path in (first, second)]
     recipes = [flat_recipe(path) for path in (first, second)]
-    names = [_names(each) for each in records]
+    names = [names_of(each) for each in records]
     found = [{_place(row, n): row for row in rows(each)} for each, n in zip(records, names, strict=True)]
     differing = differences([_described(each[-1]) for each in records if each])
     paired, comparable = "data" not in differing, not any(what in differing for what in MACHINE)
@@ -111,7 +113,7 @@ def diff_runs(first: Path, second: Path) -> Difference:
     return Difference((str(first), str(second)), overrides, warnings, pairs, *only)
 
 
-def _names(records: Sequence[Record]) -> dict[tuple[str, int], str]:
+def names_of(records: Sequence[Record]) -> dict[tuple[str, int], str]:
     """What each variant is called: its stage, and where a run branches, those after the recipe's own by their chain."""
     names: dict[tuple[str, int], str] = {}
     for record in records:
@@ -124,12 +126,13 @@ def _names(records: Sequence[Record]) -> dict[tuple[str, int], str]:
 
 def _place(row: Row, names: dict[tuple[str, int], str]) -> Place:
     name = names[row["variant"], row["step"]]
-    return name, row["engine"], row["batch_size"], row["threads"], row.get("sequence_length")
+    return name, row["engine"], row["threads"], Setting.of(row)
 
 
 def _words(place: Place) -> str:
-    stage, engine, batch_size, threads, tokens = place
-    return f"{stage} on {engine}, batch {batch_size}, {threads} threads" + (f", {tokens} tokens" if tokens else "")
+    stage, engine, threads, setting = place
+    rest = "".join([f", {n} tokens" for n in setting.length.values()] + [f", {w}" for w in [setting.workload] if w])
+    return f"{stage} on {engine}, batch {setting.batch_size}, {threads} threads{rest}"
 
 
 def _described(record: Record) -> dict[str, str]:
@@ -154,7 +157,7 @@ def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paire
     ratio = relative_speedup(b, a) if timed else None
     return Pair(
         stage=stage, engine=a["engine"], batch_size=a["batch_size"], threads=a["threads"],
-        sequence_length=a.get("sequence_length"), written=Written.of(a),
+        sequence_length=a.get("sequence_length"), workload=a.get("workload"), written=Written.of(a),
         quality=(a["quality"], b["quality"]), quality_delta=delta,
         quality_delta_ci=ci, quality_delta_p=p_value, latency_p50_ms=(a["latency_p50_ms"], b["latency_p50_ms"]),
         latency_ratio=a["latency_p50_ms"] / b["latency_p50_ms"] if both else None, speedup=(a["speedup"], b["speedup"]),
@@ -164,13 +167,13 @@ def _pair(stage: str, a: Row, b: Row, records: Sequence[Sequence[Record]], paire
 
 
 def _answers(records: Sequence[Record], row: Row) -> Measurement:
-    wanted = {key: row[key] for key in ("engine", "batch_size", "threads", "sequence_length")}
+    wanted = {"engine": row["engine"], "threads": row["threads"], **Setting.of(row).conditions}
     return next(
         m
         for record in records
         if (record.variant, record.step) == (row["variant"], row["step"])
         for m in record.measurements
-        if m.quality and m.quality.primary and all(m.conditions.get(k) == v for k, v in wanted.items())
+        if m.quality and m.quality.primary and m.holds(**wanted)
     )
 
 
@@ -184,14 +187,16 @@ def table(compared: Difference, width: int) -> Table:
         ("engine", lambda p: p.engine, 0),
         ("batch", lambda p: str(p.batch_size), 0),
         ("tokens", lambda p: str(p.sequence_length or "-"), 60),
+        ("workload", lambda p: p.workload or "-", 0),
         (written.title, lambda p: " > ".join(map(p.written.number, p.quality)), 90),
         (written.change_title, _change, 60),
         ("latency ratio", lambda p: _untimed(p) if p.latency_ratio is None else f"{p.latency_ratio:.2f}", 80),
         ("ratio of speedups", _ratio_of_speedups, 0),
     ]
-    if not any(pair.sequence_length for pair in compared.pairs):
-        columns = [c for c in columns if c[0] != "tokens"]
-    return fitted(columns, compared.pairs, width, NOTE)
+    of_texts = any(pair.sequence_length for pair in compared.pairs)
+    generates = any(pair.workload for pair in compared.pairs)
+    left_out = {*(() if of_texts else ("tokens",)), *(() if generates else ("workload",))}
+    return fitted([c for c in columns if c[0] not in left_out], compared.pairs, width, NOTE)
 
 
 def _change(pair: Pair) -> str:

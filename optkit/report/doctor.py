@@ -58,6 +58,7 @@ def print_peaks(again: bool = False) -> None:
     for name in PRODUCTS:
         table.add_row(name, f"{found[name]:,.1f} billion operations/s" if name in found else "no kernels here")
     table.add_row("copying memory", f"{found['memory_gb_s']:,.1f} GB/s")
+    table.add_row("reading memory", f"{found['read_gb_s']:,.1f} GB/s")
     console = Console(soft_wrap=True)
     console.print(table)
     when = "measured before; --remeasure measures again" if kept else "measured now, and kept for the rooflines of runs"

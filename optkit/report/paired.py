@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optkit.core.influence import loss_within_p, paired_metric_difference
 from optkit.core.metric import SHARE
 from optkit.core.records import Measurement, Record, unpack_values
-from optkit.core.statistics import PairedDifference, paired_difference
+from optkit.core.statistics import CONFIDENCE, PairedDifference, paired_difference
 
 # losses that somebody may be ready to bear: of shares as they are, of other metrics relative to the baseline's value
 TOLERANCES = (0.005, 0.01, 0.02, 0.05)
@@ -29,11 +29,11 @@ def same_metric(ours: Measurement, other: Record | None, conditions: dict[str, A
     return None if found is None or found.n != ours.n else found
 
 
-def difference(ours: Measurement, theirs: Measurement) -> PairedDifference:
+def difference(ours: Measurement, theirs: Measurement, confidence: float = CONFIDENCE) -> PairedDifference:
     """How much the metric of one is above that of the other."""
     if (bits := _bits(ours, theirs)) is not None:
-        return paired_difference(*bits)
-    return paired_metric_difference(_value(ours) - _value(theirs), *_numbers(ours, theirs))
+        return paired_difference(*bits, confidence=confidence)
+    return paired_metric_difference(_value(ours) - _value(theirs), *_numbers(ours, theirs), confidence)
 
 
 def counts(ours: Measurement, theirs: Measurement) -> tuple[int, int] | None:

@@ -44,6 +44,14 @@ def steady_latency(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def tokens_a_second(row: Row) -> tuple[float, float, float]:
+    """The speed of a row of `steady_latency` whose model generates, and the bounds of its interval."""
+    tokens = row["batch_size"] * (row["sequence_length"] if row["workload"] == "prefill" else 1)
+    low, high = row["latency_p50_ms_ci"]
+    value, least, most = (1e3 * tokens / ms for ms in (row["latency_p50_ms"], high, low))
+    return value, least, most
+
+
 def _interval(row: Row) -> list[float]:
     """That of the speedup; of no width where the timing cannot be trusted."""
     return row["speedup_ci"] if is_trusted(row) else [row["speedup"]] * 2
@@ -65,7 +73,10 @@ def on_front(rows: Sequence[Row]) -> list[bool]:
 
 
 def tradeoff(rows: Sequence[Row]) -> altair.TopLevelMixin:
-    """An Altair chart of the metric against median latency (ms, log scale), one panel for each setting."""
+    """An Altair chart of the metric against median latency (ms, log scale), one panel for each setting.
+
+    Of models that generate it is against tokens a second.
+    """
     import altair as alt
 
     steady = [
@@ -81,15 +92,14 @@ def tradeoff(rows: Sequence[Row]) -> altair.TopLevelMixin:
 
 def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
     """One setting; ``marked`` where some point of the picture is hollow, so that every panel says what that means."""
-    written = first(rows)
+    written, generates = first(rows), any(row.get("workload") for row in rows)
+    at_x = "tokens" if generates else "latency"
     data = alt.Data(
         values=[
             {
                 "variant": f"{row['step']} {row['stage']}",
                 "engine": row["engine"],
-                "latency": row["latency_p50_ms"],
-                "latency_low": row["latency_p50_ms_ci"][0],
-                "latency_high": row["latency_p50_ms_ci"][1],
+                **_speed(row, at_x),
                 "quality": written.factor * row["quality"],
                 **_limits(row, written),
                 "front": front,
@@ -99,8 +109,9 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
         ]
     )
     x = alt.X(
-        "latency:Q",
-        title="latency, ms (log): the baseline's over the speedup",
+        f"{at_x}:Q",
+        title=f"{'tokens/s' if generates else 'latency, ms'} (log): the baseline's {'times' if generates else 'over'} "
+        "the speedup",
         scale=alt.Scale(type="log", nice=False, padding=24),
     )
     limit = {"domainMax": 100} if written.is_share else {"reverse": not written.higher_is_better}
@@ -109,10 +120,11 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
     color = alt.Color("variant:N", title="variant", sort=None, scale=scheme)
     base = alt.Chart(data)
     front = base.transform_filter("datum.front").mark_line(
-        interpolate="step-after", strokeDash=[4, 3], color="#888", strokeWidth=1.5
+        interpolate="step-before" if generates else "step-after", strokeDash=[4, 3], color="#888", strokeWidth=1.5
     )
     shape = alt.Shape("engine:N", title="engine")
-    tooltip = ["variant:N", "engine:N", "latency:Q", "quality:Q", *(["caveat:N"] if marked else [])]
+    speed = alt.Tooltip(f"{at_x}:Q", title="tokens/s" if generates else "latency")
+    tooltip = ["variant:N", "engine:N", speed, "quality:Q", *(["caveat:N"] if marked else [])]
     at = {"x": x, "y": y, "color": color, "shape": shape, "tooltip": tooltip}
     points = [base.transform_filter("!datum.caveat").mark_point(filled=True, size=90, opacity=1).encode(**at)]
     if marked:
@@ -126,9 +138,15 @@ def _panel(alt: Any, rows: Sequence[Row], marked: bool) -> Any:
         )
         doubted = base.transform_filter("datum.caveat").transform_calculate(timing=f"'{DOUBTED}'")
         points.append(doubted.mark_point(filled=False, size=90, opacity=1).encode(**at, strokeWidth=hollow))
-    across = base.mark_rule().encode(x="latency_low:Q", x2="latency_high:Q", y=y, color=color)
+    across = base.mark_rule().encode(x=f"{at_x}_low:Q", x2=f"{at_x}_high:Q", y=y, color=color)
     up = base.mark_rule(opacity=0.5).encode(x=x, y="quality_low:Q", y2="quality_high:Q", color=color)
-    return alt.layer(front.encode(x=x, y=y, order="latency:Q"), up, across, *points)
+    return alt.layer(front.encode(x=x, y=y, order=f"{at_x}:Q"), up, across, *points)
+
+
+def _speed(row: Row, name: str) -> dict[str, float]:
+    """Tokens a second of a model that generates, the latency of all others."""
+    speed = tokens_a_second(row) if row.get("workload") else (row["latency_p50_ms"], *row["latency_p50_ms_ci"])
+    return dict(zip((name, f"{name}_low", f"{name}_high"), speed, strict=True))
 
 
 def _limits(row: Row, written: Written) -> dict[str, float]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from optkit.core.errors import UserError
-
-PLACES = ("out", "store", "fresh")  # say where a run lies, not what it is
+from optkit.core.flat_keys import flat
+from optkit.core.manifest import PLACES
 
 
 def flat_recipe(folder: Path) -> dict[str, Any]:
@@ -27,12 +27,3 @@ def flat_recipe(folder: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"not YAML: {' '.join(str(error).split())}", key=str(file)) from error
     return {key: value for key, value in flat(node) if key not in PLACES} if isinstance(node, Mapping) else {}
-
-
-def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves with their dotted keys; a list is a leaf."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -17,14 +17,18 @@ from optkit.core.statistics import Estimate, median, quotient, ratio_of_medians
 from optkit.report.batch_sizes import MIN_CALLS, add_limits
 from optkit.report.multiple_testing import correct_for_many
 from optkit.report.paired import counts, difference, losses_within, same_metric, tolerance_unit
+from optkit.report.roofline import bandwidth, roofline
 
 Row = dict[str, Any]
 TIMED = ("latency_p50_ms", "speedup", "speedup_same_engine")
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """One row for each variant, engine, batch size and length of texts, ordered by run, length, size, step and engine.
+    """One row for each variant, engine and setting, ordered by run, setting, step and engine.
+
+    A setting is a batch size, a length of texts, and the ``workload`` of a model that generates: reading prompts
+    (``prefill``) or a further token behind them (``decode``); None is a forward pass. A quality that holds in all
+    settings stands in each that its engine was timed in.
 
     ``quality`` is the task's first metric, whose name, unit and direction the row says; ``metrics`` has the others.
     ``speedup`` and ``quality_delta`` are against the run's baseline on the engine named in ``reference`` (PyTorch
@@ -36,7 +40,12 @@ def rows(records: Iterable[Record]) -> list[Row]:
     """
     kept = unique(records)
     by_variant = {(r.run, r.variant): r for r in kept}
-    found = [_row(record, by_variant, quality) for record in kept for quality in record.primary]
+    found = [
+        _row(record, by_variant, quality, setting)
+        for record in kept
+        for quality in record.primary
+        for setting in record.settings_of(quality)
+    ]
     order = {run: place for place, run in enumerate(dict.fromkeys(r.run for r in kept))}
     correct_for_many(found)
     add_limits(found)
@@ -66,13 +75,36 @@ def relative_speedup(row: Row, other: Row) -> Estimate:
     return quotient(*(Estimate(r["speedup"], *r["speedup_ci"]) for r in (row, other)))
 
 
+def with_confidence(row: Row, records: Iterable[Record], confidence: float) -> Row:
+    """A row with other intervals of its speedup and of its change against the baseline.
+
+    Args:
+        row: one of `rows`.
+        records: those that it was made of, among others.
+        confidence: of the intervals, such as 0.99.
+    """
+    by_variant = {(r.run, r.variant): r for r in unique(records)}
+    record, setting = by_variant[row["run"], row["variant"]], Setting.of(row).conditions
+    found, quality = dict(row), record.find_primary(engine=row["engine"], **setting)
+    assert quality is not None
+    baseline = by_variant.get((record.run, record.baseline))
+    theirs = same_metric(quality, baseline, setting | {"engine": row["reference"]})
+    if theirs is not None and theirs is not quality:
+        found["quality_delta_ci"] = difference(quality, theirs, confidence).delta.ci
+    latency = record.find("latency", of="variant", engine=row["engine"], **setting)
+    beside = _beside(record, latency, record.reference)
+    if row["speedup"] is not None and latency is not None and beside is not None and beside is not latency:
+        found["speedup_ci"] = ratio_of_medians(_samples(beside), _samples(latency), confidence=confidence).ci
+    return found
+
+
 def is_trusted(row: Row) -> bool:
     """Whether a row was timed beside the baseline and has no caveat."""
     return row["speedup"] is not None and row["caveat"] is None
 
 
-def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Measurement) -> Row:
-    engine, setting = quality.conditions["engine"], Setting.of(quality.conditions)
+def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Measurement, setting: Setting) -> Row:
+    engine = quality.conditions["engine"]
     here = {"engine": engine} | setting.conditions
     latency = record.find("latency", of="variant", **here)
     baseline = by_variant.get((record.run, record.baseline))
@@ -94,6 +126,7 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Mea
         "batch_size": setting.batch_size,
         "threads": quality.conditions["threads"],
         "sequence_length": setting.sequence_length,
+        "workload": setting.workload,
         "split": quality.conditions["split"],
         "examples": quality.n,
         **_about(quality),
@@ -112,6 +145,7 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Mea
     row |= _trust(record, latency, row)
     return row | {
         "peak_memory_mb": _value(record.find("peak_memory", **here)),
+        "load_s": _value(record.find("load", **here)),
         "size_mb": _value(record.find("size")),
         "params": _value(record.find("params")),
         "macs": _value(record.find("macs", **setting.length) or record.find("macs")),
@@ -123,45 +157,12 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Mea
         "bytes_in": _value(record.find("bytes_in", **here)),
         "bytes_out": _value(record.find("bytes_out", **here)),
         "energy_j": _value(record.find("energy", **here)),
-        **_roofline(record, latency, here),
+        **roofline(record, latency, here),
+        **bandwidth(record, latency, here, baseline, _beside(record, latency, engine)),
         "compile_s": _value(record.find("compile", **here)),
         "stage_cost_s": record.cost.wall_s,
         "stage_device_s": record.cost.device_s,
     }
-
-
-def _roofline(record: Record, latency: Measurement | None, here: dict[str, Any]) -> Row:
-    """Achieved operations a second over this machine's measured peak for the precisions in use, and what bounds them.
-
-    The peak of a mixture takes for each precision the time that its share of the MACs needs. Bytes moved are modelled
-    (see ``optkit.measure.traffic``): a number takes the bytes of its operators' precision.
-    """
-    names = ("mac_shares", "bytes_moved_modelled", "arithmetic_intensity_modelled", "achieved_gops", "peak_gops")
-    empty: Row = dict.fromkeys((*names, "roofline", "bound"))
-    precision, share = record.find("precision", **here), _value(record.find("int8_share", **here))
-    length = Setting.of(here).length
-    macs, peaks = _value(record.find("macs", **length)), record.environment.get("peaks")
-    if precision is None or share is None or not macs:
-        return empty
-    rest = precision.conditions["is"]
-    shares = {name: value for name, value in ((rest, 1 - share), ("int8", share)) if value > 0}
-    found = empty | {"mac_shares": shares}
-    operations = 2 * macs * here["batch_size"]
-    each, once = (_value(record.find("numbers_moved_modelled", per=per, **length)) for per in ("example", "batch"))
-    if each is not None and once is not None:
-        width = sum(BYTES.get(name, 4) * value for name, value in shares.items())
-        found["bytes_moved_modelled"] = moved = width * (each * here["batch_size"] + once)
-        found["arithmetic_intensity_modelled"] = operations / moved
-    on_processor = precision.conditions.get("device", "cpu") == "cpu"  # whose peaks are known
-    if latency is None or latency.value is None or not on_processor or not peaks or not peaks.keys() >= shares.keys():
-        return found
-    peak = 1 / sum(value / peaks[name] for name, value in shares.items())
-    achieved = operations / latency.value / 1e6
-    found |= {"achieved_gops": achieved, "peak_gops": peak, "roofline": achieved / peak}
-    if found["arithmetic_intensity_modelled"] is not None:
-        reachable = found["arithmetic_intensity_modelled"] * peaks["memory_gb_s"]
-        found["bound"] = "memory" if reachable < peak else "compute"
-    return found
 
 
 def _value(measurement: Measurement | None) -> float | int | None:
@@ -181,8 +182,7 @@ def _about(quality: Measurement) -> Row:
 
 def _others(record: Record, here: dict[str, Any]) -> list[Measurement]:
     """The metrics besides the first, in a row's place."""
-    metrics = [m for m in record.measurements if m.quality and not m.quality.primary]
-    return [m for m in metrics if all(m.conditions.get(key) == value for key, value in here.items())]
+    return [m for m in record.measurements if m.quality and not m.quality.primary and m.holds(**here)]
 
 
 def _other_metric(quality: Measurement, baseline: Record | None, conditions: dict[str, Any]) -> Row:

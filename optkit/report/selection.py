@@ -10,33 +10,41 @@ import yaml
 
 from optkit.core import ledger
 from optkit.core.errors import UserError, did_you_mean
+from optkit.core.flat_keys import flat
 from optkit.core.records import variant_folder
 from optkit.core.setting import Setting
 from optkit.report.caveats import MARKED
-from optkit.report.recipes import flat
 from optkit.report.rows import rows
 
-ALL = "all"
+ALL, UNMEASURED = "all", "unmeasured"
 MEASURES = ("measure", "engines", "task", "threads", "tracker")  # what a measurement may have its own way
-SIZES = ("measure.batch_sizes", "measure.sequence_lengths")
+SIZES = ("measure.batch_sizes", "measure.sequence_lengths", "measure.prompt_lengths")
 Wanted = dict[tuple[int, str], set[Setting] | None]
 
 
-def select(folder: Path, names: str, within: set[Setting] | None = None) -> Wanted | None:
+def select(folder: Path, names: str | None, within: set[Setting] | None = None) -> Wanted | None:
     """The variants of a run to measure again, each with its settings; None for all variants in the recipe's settings.
 
     Args:
         folder: of the run.
-        names: ``all``, ``marked`` (the rows whose timing cannot be trusted), or names of variants or stages, with
-            commas between.
+        names: ``all``, ``unmeasured`` (what is made and not measured yet), ``marked`` (the rows whose timing cannot be
+            trusted), or names of variants or stages, with commas between. None is ``unmeasured`` where there is any of
+            it, and else ``all``.
         within: settings to which the marked rows are limited; None limits them to none.
 
     Raises:
         UserError: a name that the run does not have, or marked rows where it has none.
     """
+    waiting = ledger.unmeasured(folder)
+    if names is None:
+        names = UNMEASURED if waiting else ALL
     if names == ALL:
         return None
-    records = ledger.unique(ledger.read(folder))
+    if names == UNMEASURED:
+        if not waiting:
+            raise UserError("all of this run is measured", key="--rows", value=names, fix="leave it out")
+        return {(record.step, record.variant): None for record in waiting}
+    records = ledger.variants_of(folder)
     if names == MARKED:
         found: Wanted = {}
         for row in rows(records):
@@ -52,7 +60,7 @@ def select(folder: Path, names: str, within: set[Setting] | None = None) -> Want
     for name in names.split(","):
         own = [r for r in records if name in (r.stage, variant_folder(folder, r).name)]
         if not own:
-            known = [ALL, MARKED, *(variant_folder(folder, r).name for r in records)]
+            known = [ALL, MARKED, UNMEASURED, *(variant_folder(folder, r).name for r in records)]
             raise UserError(f"no variant '{name}' in this run", key="--rows", value=name, fix=did_you_mean(name, known))
         wanted |= {(r.step, r.variant): None for r in own}
     return wanted

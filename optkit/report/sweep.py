@@ -18,6 +18,7 @@ from optkit.core.setting import Setting
 from optkit.core.statistics import Estimate, Values, log_error, mean_over_seeds, mean_with_errors, weighted_metric
 from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row, is_trusted, rows
+from optkit.report.unmeasured import measured_runs
 
 Settings = Mapping[str, Any]
 
@@ -45,9 +46,9 @@ def open_sweep(paths: Sequence[str | Path]) -> list[SweptRun]:
     """The runs in run folders and in folders of these, each with the keys in which they differ.
 
     Raises:
-        UserError: a path holds no ledger, or a line that is not a record.
+        UserError: a path holds no ledger, or a line that is not a record; nothing is measured yet.
     """
-    folders = [run for path in paths for run in ledger.runs_of(Path(path))]
+    folders = measured_runs(paths)
     recipes = [flat_recipe(folder) for folder in folders]
     differing = differing_keys(recipes)
     found = [
@@ -87,9 +88,9 @@ def shown(value: Any) -> str:
 def over(runs: Sequence[SweptRun], key: str) -> list[Row]:
     """Means over the runs that differ in one key only, such as ``seed``.
 
-    Runs that share all other keys form a group, and there is a row for each group, stage, engine, batch size and length
-    of texts. The interval of the metric is over examples and runs (crossed random effects, `mean_over_seeds`), that of
-    the change against the baseline likewise. Speedups are geometric means. Timings that cannot be trusted are left out;
+    Runs that share all other keys form a group, and there is a row for each group, stage, engine and setting. The
+    interval of the metric is over examples and runs (crossed random effects, `mean_over_seeds`), that of the change
+    against the baseline likewise. Speedups are geometric means. Timings that cannot be trusted are left out;
     ``timed_runs`` counts the others. ``NAME_sd`` is the standard deviation over runs; it is None for one run.
 
     Raises:
@@ -126,7 +127,7 @@ def _mean(found: Sequence[tuple[SweptRun, Row]], key: str) -> Row:
     own = [row for _, row in found]
     named = (
         "step", "stage", "technique", "chain", "control", "engine", "reference", "batch_size", "sequence_length",
-        "threads", "metric", "unit", "metric_kind", "higher_is_better", "size_mb", "macs",
+        "workload", "threads", "metric", "unit", "metric_kind", "higher_is_better", "size_mb", "macs",
     )  # fmt: skip
     settings = {name: value for name, value in run.settings.items() if name != key}
     measured = [_measured(r, row) for r, row in found]

@@ -66,15 +66,29 @@ def _number(name: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
     return lambda row: "-" if row[name] is None else f"{row[name] * scale:,.{digits}f}"
 
 
+def _optional(name: str, digits: int) -> Callable[[Row], str]:
+    return lambda row: "-" if row.get(name) is None else f"{row[name]:,.{digits}f}"
+
+
+def _tokens_a_second(row: Row) -> str:
+    if not row.get("workload") or row["throughput"] is None:
+        return "-"
+    return f"{row['throughput']:,.{1 if row['throughput'] < 1000 else 0}f}{mark(row)}"
+
+
 QUALITY, CHANGE = "quality", "change"  # columns that are called after the rows' metric
+WORKLOAD, TOKENS_A_SECOND = "workload", "tokens/s"
+GENERATION = (WORKLOAD, TOKENS_A_SECOND, "weights MB", "cache MB", "bandwidth %", "bound")
 COLUMNS: tuple[Column, ...] = (
     ("stage", variant_name, 0),
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
     ("tokens", lambda r: str(r.get("sequence_length") or "-"), 100),
+    (WORKLOAD, lambda r: r.get("workload") or "-", 0),
     (QUALITY, _quality, 0),
     (CHANGE, _delta, 100),
     ("p50 ms", _p50, 0),
+    (TOKENS_A_SECOND, _tokens_a_second, 0),
     ("speedup", _times("speedup"), 0),
     ("same engine", _times("speedup_same_engine"), 148),
     ("size MB", _number("size_mb", 2), 118),
@@ -82,6 +96,10 @@ COLUMNS: tuple[Column, ...] = (
     ("int8 %", lambda r: _percent(r["int8_share"]), 165),
     ("2:4 %", lambda r: _percent(r.get("sparse_share")), 165),
     ("peak MB", _number("peak_memory_mb", 0), 165),
+    ("weights MB", _optional("weights_mb", 1), 165),
+    ("cache MB", _optional("cache_mb", 2), 165),
+    ("bandwidth %", lambda r: _percent(r.get("bandwidth_share")), 165),
+    ("bound", lambda r: r["bound"] or "-", 165),
     ("tokenize ms", _number("tokenize_ms", 3), 165),
     ("stage s", _number("stage_cost_s", 1), 128),
 )
@@ -91,9 +109,11 @@ BRIEF: tuple[Column, ...] = (
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
     ("tokens", lambda r: str(r.get("sequence_length") or "-"), 50),
+    (WORKLOAD, lambda r: r.get("workload") or "-", 0),
     (QUALITY, lambda r: Written.of(r).number(r["quality"]), 50),
     (CHANGE, _delta, 90),
     ("p50 ms", _p50, 60),
+    (TOKENS_A_SECOND, _tokens_a_second, 80),
     ("speedup", lambda r: f"{r['speedup']:.2f}{MARK}" if r["caveat"] and r["speedup"] else _times("speedup")(r), 0),
     ("size MB", _number("size_mb", 2), 70),
 )
@@ -104,6 +124,7 @@ MEANS: tuple[Column, ...] = (
     ("engine", lambda r: str(r["engine"]), 0),
     ("batch", lambda r: str(r["batch_size"]), 0),
     ("tokens", lambda r: str(r.get("sequence_length") or "-"), 100),
+    (WORKLOAD, lambda r: r.get("workload") or "-", 0),
     ("runs", lambda r: str(r["runs"]), 0),
     (QUALITY, _quality, 0),
     ("sd", lambda r: _deviation(r, "quality"), 0),
@@ -126,12 +147,20 @@ NARROWEST_NAME = 16
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns that these rows have: tokens an example are a matter of texts, 2:4 kernels of GPUs."""
+    """The columns that these rows have: tokens an example are a matter of texts, 2:4 kernels of GPUs, and so on."""
     of_texts = any(row.get("sequence_length") for row in rows)
     on_gpu = any(row.get("sparse_share") is not None for row in rows)
-    left_out = {*(() if of_texts else ("tokens", "tokenize ms")), *(() if on_gpu else ("2:4 %",))}
+    left_out = {
+        *(() if of_texts else ("tokens", "tokenize ms")),
+        *(() if on_gpu else ("2:4 %",)),
+        *(() if _generate(rows) else GENERATION),
+    }
     every = MEANS if any("over" in row for row in rows) else COLUMNS
     return _with_settings(_named([c for c in every if c[0] not in left_out], rows), rows)
+
+
+def _generate(rows: Sequence[Row]) -> bool:
+    return any(row.get("workload") for row in rows)
 
 
 def _with_settings(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
@@ -179,7 +208,11 @@ def table(rows: Sequence[Row], width: int, brief: bool = False) -> Table:
     """A rich table of rows; ``brief`` shows only the columns for choosing a variant."""
     settings = list(map(Setting.of, rows))
     ends = [place for place in range(1, len(rows)) if settings[place] != settings[place - 1]]
-    columns = _named([c for c in BRIEF if c[0] != "tokens" or len({s.sequence_length for s in settings}) > 1], rows)
+    left_out = {
+        *(() if len({s.sequence_length for s in settings}) > 1 else ("tokens",)),
+        *(() if _generate(rows) else GENERATION),
+    }
+    columns = _named([c for c in BRIEF if c[0] not in left_out], rows)
     if brief:
         marked = f"\n{MARK} This timing cannot be trusted." if footnote(rows) else ""
         return fitted(columns, rows, width, NOTE + marked, ends)

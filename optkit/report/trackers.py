@@ -14,9 +14,11 @@ from optkit.core import ledger
 from optkit.core.cache import read_json, write_json
 from optkit.core.errors import UserError
 from optkit.core.extras import need
+from optkit.core.flat_keys import flat
 from optkit.core.records import Record, variant_folder
+from optkit.core.secrets import without_credentials
 from optkit.report.card import CARD
-from optkit.report.recipes import flat, flat_recipe
+from optkit.report.recipes import flat_recipe
 from optkit.report.rows import Row, rows
 
 if TYPE_CHECKING:
@@ -166,11 +168,6 @@ def send(folder: Path, tracker: Tracker) -> bool:
     return True
 
 
-def without_credentials(text: str) -> str:
-    """A text without the user and the password in its URIs (``scheme://user:password@host``)."""
-    return re.sub(r"://[^/\s'\"]*@", "://", text)
-
-
 @contextmanager
 def _opened(tracker: Tracker, run: str, variant: str | None) -> Iterator[GeneralTracker]:
     opened = tracker.open(run, variant)
@@ -197,7 +194,7 @@ def _send_variants(folder: Path, tracker: Tracker, records: Sequence[Record], fo
 
 
 def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
-    """Everything measured of a variant, by engine, batch size, length of texts if there are several, and name.
+    """Everything measured of a variant, by engine, setting (a length of texts if there are several) and name.
 
     ``timing_trusted`` is 1 where the figures of time can be trusted, else 0.
     """
@@ -206,7 +203,8 @@ def _metrics(record: Record, found: Sequence[Row]) -> dict[str, float]:
     metrics: dict[str, float | None] = {}
     for row in own:
         length = f"{row['sequence_length']} tokens/" if several else ""
-        where = f"{row['engine']}/batch {row['batch_size']}/{length}"
+        workload = f"{row['workload']}/" if row["workload"] else ""
+        where = f"{row['engine']}/batch {row['batch_size']}/{length}{workload}"
         metrics |= {_safe(f"{where}{key}"): value for key, value in _qualities(row).items()}
         metrics |= {_safe(f"{where}{key}"): row[key] for key in OF_ROW} | {f"{length}macs": row["macs"]}
         if row["latency_p50_ms"] is not None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SHARE = "share"
+PLAIN = ""
+UNNAMED = (PLAIN, "1")
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Written:
 
     Attributes:
         metric: its name.
-        unit: of its values; ``1`` where they have none.
+        unit: of its values; ``1`` where they have none, and empty for plain numbers with two decimals.
         kind: what values there are, see `optkit.core.metric`; shares are written in percent.
         higher_is_better: which way is up.
     """
@@ -68,14 +70,16 @@ class Written:
 
     @property
     def _of_unit(self) -> str:
-        return "" if self.unit == "1" else f", {self.unit}"
+        return "" if self.unit in UNNAMED else f", {self.unit}"
 
     @property
     def _behind(self) -> str:
-        return "" if self.unit == "1" else f" {self.unit}"
+        return "" if self.unit in UNNAMED else f" {self.unit}"
 
     def number(self, value: float) -> str:
         """A value without its unit."""
+        if self.unit == PLAIN:
+            return f"{value:,.2f}"
         return f"{100 * value:.1f}" if self.is_share else f"{value:.4g}"
 
     def value(self, value: float) -> str:
@@ -84,6 +88,8 @@ class Written:
 
     def signed(self, difference: float) -> str:
         """A difference without its unit, with its sign."""
+        if self.unit == PLAIN:
+            return f"{difference:+,.2f}"
         return f"{100 * difference:+.1f}" if self.is_share else f"{difference:+.3g}"
 
     def bounds(self, ci: Sequence[float] | None) -> str:

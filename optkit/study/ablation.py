@@ -14,6 +14,7 @@ from optkit.core.cache import write_json, write_text
 from optkit.core.checks import check_choice, check_count
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.variant import variant_id
+from optkit.measure.config import NOW
 from optkit.pipeline import Run, make_folder, run
 from optkit.recipe.chain import traits_after
 from optkit.recipe.plan import Plan, baseline_place, check_chain, make_plan
@@ -63,6 +64,8 @@ def ablate(
     """
     check_count("seeds", seeds)
     check_choice("subsets", subsets, SUBSETS)
+    if recipe.measure.when != NOW:
+        raise UserError("an ablation measures what it makes", key="measure.when", fix="leave measure=later out")
     check_chain(recipe)
     if engine != BEST and engine not in recipe.engines:
         fix = did_you_mean(engine, [BEST, *recipe.engines])
@@ -78,12 +81,12 @@ def ablate(
     whole = [[*opening, *chain] for chain in chains]
     plans = [make_plan(replace(recipe, seed=recipe.seed + n, fresh=False), whole) for n in range(seeds)]
     folder = _folder(recipe, plans)
-    store = folder / "store" if recipe.fresh else Path(recipe.store or f"{recipe.out}/store")
+    store = str(folder / "store") if recipe.fresh else recipe.store or f"{recipe.out}/store"
     runs: list[Run] = []
     for plan in plans:
         seed = plan.recipe.seed
         log.info("seed %d: %d chains of %s", seed, len(chains), ", ".join(techniques))
-        runs.append(run(plan.placed(name=f"seed-{seed}", out=str(folder), store=str(store))))
+        runs.append(run(plan.placed(name=f"seed-{seed}", out=str(folder), store=store)))
     for done in runs:
         skipped |= {chain: reason for chain, reason in done.failed.items() if chain not in skipped}
     records = [ledger.unique(ledger.read(done.folder)) for done in runs]

@@ -85,8 +85,7 @@ class Measured:
 
     @property
     def settings(self) -> list[Setting]:
-        found = {Setting.of(m.conditions) for m in self.by_chain[()][0].primary}
-        return sorted(found)
+        return self.by_chain[()][0].settings
 
 
 @dataclass(frozen=True)
@@ -212,6 +211,7 @@ def _summary(measured: Measured, batch: Batch, shapley: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "batch_size": batch.setting.batch_size,
         "sequence_length": batch.setting.sequence_length,
+        "workload": batch.setting.workload,
         "variants": [_variant(batch, chain) for chain in sorted(batch.records, key=lambda c: (len(c), c))],
         "controls": _margins(measured, batch),
         "in_doubt": [{"chain": list(c), "engine": batch.engine[c], "caveat": why} for c, why in batch.in_doubt.items()],
@@ -344,7 +344,7 @@ def _engine(records: Sequence[Record], setting: Setting, measured: Measured) -> 
     shared = [
         m.conditions["engine"]
         for m in records[0].primary
-        if Setting.of(m.conditions) == setting and m.conditions["engine"] in measured.engines
+        if setting in records[0].settings_of(m) and m.conditions["engine"] in measured.engines
     ]
     if measured.engine != BEST:
         return measured.engine if measured.engine in shared else None

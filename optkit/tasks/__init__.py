@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from optkit.tasks.docstrings import Docstrings
     from optkit.tasks.image_classification import ImageClassification
     from optkit.tasks.image_files import HubImages, ImageFolder
+    from optkit.tasks.language.docstrings import DocstringsLM
+    from optkit.tasks.language.files import Language
+    from optkit.tasks.language.multiple_choice import MultipleChoice
     from optkit.tasks.loader import LoaderTask
     from optkit.tasks.multilabel import Multilabel
     from optkit.tasks.regression import Regression
@@ -28,10 +31,13 @@ __all__ = [
     "Detection",
     "Digits",
     "Docstrings",
+    "DocstringsLM",
     "HubImages",
     "ImageClassification",
     "ImageFolder",
+    "Language",
     "LoaderTask",
+    "MultipleChoice",
     "Multilabel",
     "Regression",
     "Retrieval",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -227,6 +227,12 @@ class ColumnsTask(LoaderTask):
     def class_names(self) -> list[str] | None:
         """The class names, in the order of their numbers; None where numbers are asked for."""
         return self._asked[1]
+
+    def _targets_of(self, split: str) -> Iterator[Tensor]:
+        import torch
+
+        # of all rows, and without their inputs; a split that is cut from train is checked with it
+        yield torch.from_numpy(self._asked[0][split if split in self._tables else "train"])
 
     def _rows(self, split: str) -> Rows:
         import torch

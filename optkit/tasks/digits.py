@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from optkit.core.cache import kept
+from optkit.core.compat.versions import version_of
 from optkit.core.errors import UserError
-from optkit.tasks.classification import SPLIT_SEED, stratified_split
+from optkit.tasks.classification import SPLIT_SEED, SPLITS, stratified_split
 from optkit.tasks.image_classification import ImageClassification
 from optkit.tasks.images import ImageSplit
+
+FILE, FORMAT = "digits.npz", 1
 
 
 @dataclass(kw_only=True)
@@ -40,16 +45,27 @@ class Digits(ImageClassification):
 
     def load(self) -> tuple[dict[str, ImageSplit], list[str]]:
         import torch
-        from sklearn.datasets import load_digits
         from torch.nn import functional as F
 
-        digits = load_digits()
-        pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+        # importing scikit-learn takes as long as importing torch: what it gives is kept
+        folder = kept("digits", f"{version_of('scikit-learn')}-{FORMAT}", _keep)
+        with np.load(folder / FILE, allow_pickle=False) as digits:
+            pixels = torch.from_numpy(digits["images"]).float()[:, None] * (255 / 16)
+            labels, index = digits["labels"], {name: digits[name] for name in SPLITS}
         size = (self.image_size, self.image_size)
         images = F.interpolate(pixels, size, mode="bilinear", align_corners=False).round().byte().numpy()
-        labels = digits.target.astype(np.int64)
-        rest, test = stratified_split(labels, 0.3, SPLIT_SEED)
-        train, validation = stratified_split(labels[rest], 1 / 7, SPLIT_SEED)
-        index = {"train": rest[train], "validation": rest[validation], "test": test}
         whole = ImageSplit(images, labels)
         return {name: whole.subset(places) for name, places in index.items()}, [str(n) for n in range(10)]
+
+
+def _keep(folder: Path) -> None:
+    """Writes the grey levels ``(N, 8, 8)``, the labels ``(N,)`` and the places of each split."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    rest, test = stratified_split(labels, 0.3, SPLIT_SEED)
+    train, validation = stratified_split(labels[rest], 1 / 7, SPLIT_SEED)
+    np.savez(
+        folder / FILE, images=digits.images, labels=labels, train=rest[train], validation=rest[validation], test=test
+    )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from optkit.core.cache import kept
 from optkit.core.errors import UserError
 from optkit.core.progress import track
 from optkit.tasks.classification import SPLITS
-from optkit.tasks.passages import WORDS, modules, passages
+from optkit.tasks.passages import WORDS, modules, passages, versions_of
 from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
@@ -52,14 +50,7 @@ class Docstrings(TextClassification):
 
     @cached_property
     def _versions(self) -> dict[str, str]:
-        found = {}
-        for library, (distribution, _) in LIBRARIES.items():
-            try:
-                found[library] = metadata.version(distribution) if distribution else platform.python_version()
-            except metadata.PackageNotFoundError as error:
-                fix = f"pip install {distribution}"
-                raise UserError(f"{distribution} is not installed", key="task", fix=fix) from error
-        return found
+        return versions_of({library: distribution for library, (distribution, _) in LIBRARIES.items()})
 
     def facts(self) -> dict[str, Any]:
         return super().facts() | {"sources": self._versions}

@@ -89,9 +89,17 @@ class FromDataset:
         if stated is not None:
             places = "all" if self.places is None else hashlib.sha256(self.places.tobytes()).hexdigest()
             return hash_of([stated, places]), "the data set's own fingerprint"
-        sample = spread(len(self), HASHED)
-        found = hash_of([len(self), *self.subset(sample).batches(32, None)])
+        sample = self.sample()
+        found = hash_of([len(self), *sample.batches(32, None)])
         return found, "all examples" if len(sample) == len(self) else f"{len(sample)} of {len(self)} examples"
+
+    def sample(self) -> FromDataset:
+        """All examples of a short split, and `HASHED` spread over a long one."""
+        return self.subset(spread(len(self), HASHED))
+
+    def targets(self) -> Iterator[Any]:
+        """Those of the `sample`, in batches."""
+        return (batch.targets for batch in self.sample().batches(32, None))
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,10 @@ class InMemory:
 
     def digest(self) -> tuple[str, str]:
         return hash_of([len(self), self.whole.inputs, self.whole.targets]), "all examples"
+
+    def targets(self) -> Iterator[Any]:
+        """Those of all examples, as one batch."""
+        yield self.whole.targets
 
 
 Given = FromDataset | InMemory

@@ -16,7 +16,7 @@ from optkit.core.instantiate import NAMED, own_part
 from optkit.core.task import Batch
 from optkit.tasks.classification import Classification, write_labels
 from optkit.tasks.given import spread
-from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
+from optkit.tasks.images import Augmentation, ImageSplit, Normalization, Part, image_batches
 from optkit.tasks.reading import order_seed
 
 if TYPE_CHECKING:
@@ -131,9 +131,23 @@ class ImageClassification(Classification[ImageSplit]):
     def batches(
         self, split: str, batch_size: int, *, training: bool = False, seed: int | None = None
     ) -> Iterator[Batch]:
+        return self._images(split, batch_size, training, seed)
+
+    def batch_parts(
+        self, split: str, batch_size: int, part: Part, *, training: bool = False, seed: int | None = None
+    ) -> Iterator[Batch]:
+        """A part of each batch, see `optkit.core.task.ReadsParts`; one's own transform or `batches` gives it whole."""
+        if (training and self.transform is not None) or type(self).batches is not ImageClassification.batches:
+            whole = self.batches(split, batch_size, training=training, seed=seed)
+            return (batch.subset(part(len(batch))) for batch in whole)
+        return self._images(split, batch_size, training, seed, part)
+
+    def _images(
+        self, split: str, batch_size: int, training: bool, seed: int | None, part: Part | None = None
+    ) -> Iterator[Batch]:
         augmentation = Augmentation(self.crop, self.flip, self.transform) if training else None
         order = order_seed(training, seed)
-        return image_batches(self._split(split), batch_size, self._normalization, augmentation, order)
+        return image_batches(self._split(split), batch_size, self._normalization, augmentation, order, part)
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         import torch

@@ -163,7 +163,7 @@ class HubImages(_ImageFiles):
             tables = read_folder(Path(self.path), TABLES)
         else:
             assert self.dataset is not None
-            tables = splits_of(hub_tables(self.dataset, self.subset), self.dataset, ("train",), ("test",))
+            tables = splits_of(hub_tables(self.dataset, self.subset), self.dataset)
         labels = read_labels(tables, self.label_column)
         numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
         found = {name: self._undecoded(name, tables[name], of) for name, of in numbers.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,9 @@ KNOWN = frozenset(SUFFIXES)
 HIDDEN = "hidden"
 # what archivers of other systems leave beside the images
 NOT_HERE = ("__MACOSX",)
-THREADS = 4  # that list folders at once: on a network's disk most of the time is waiting
+THREADS = 4  # that list folders at once, of a disk that is waited for; of any other they would wait for one another
+WAITING = 0.8  # share of the time of a listing by one thread, from which on it is such a disk
+NOTICED_S = 0.2  # after how long that is looked at
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,7 @@ def list_classes(folder: Path) -> ClassListing:
     """The images of a split's class folders, class by class, and what else there is, also beside the folders."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     inside = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        listings = list(pool.map(lambda name: _listed(str(folder), name), inside))
+    listings = _each_listed(str(folder), inside)
     full = {name: listing for name, listing in zip(inside, listings, strict=True) if len(listing.images)}
     left_out = sum((listing.left_out for listing in full.values()), Counter[str]())
     for entry in entries:
@@ -171,6 +173,19 @@ def list_classes(folder: Path) -> ClassListing:
     images = Files.joined(str(folder), [listing.images for listing in full.values()])
     counts = [len(listing.images) for listing in full.values()]
     return ClassListing(images, left_out, list(full), counts, [name for name in inside if name not in full])
+
+
+def _each_listed(folder: str, names: Sequence[str]) -> list[Listing]:
+    """The images in folders below one: by several threads as soon as one is seen to wait for the disk."""
+    found: list[Listing] = []
+    started, worked = time.perf_counter(), time.thread_time()
+    for name in names:
+        found.append(_listed(folder, name))
+        taken, busy = time.perf_counter() - started, time.thread_time() - worked
+        if taken > NOTICED_S and busy < (1 - WAITING) * taken:
+            break
+    with ThreadPoolExecutor(THREADS) as pool:
+        return found + list(pool.map(lambda name: _listed(folder, name), names[len(found) :]))
 
 
 def _listed(folder: str, below: str) -> Listing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DIGESTED = 64  # images at once
+Part = Callable[[int], slice]  # of a batch of so many images
 
 
 class Joined:
@@ -150,21 +151,31 @@ class Augmentation:
     flip: bool = False
     transform: str | None = None
 
-    def __call__(self, images: Tensor, generator: np.random.Generator) -> Tensor:
-        """Augments ``(N, C, H, W)`` of any dtype, each image on its own."""
+    def __call__(
+        self, images: Tensor, generator: np.random.Generator, of: int | None = None, part: slice = slice(None)
+    ) -> Tensor:
+        """Augments ``(N, C, H, W)`` of any dtype, each image on its own.
+
+        Args:
+            images: all of a batch, or a part of it.
+            generator: of the batch.
+            of: how many images the batch has; None for as many as there are here.
+            part: which of them these are. One's own function sees whole batches only.
+        """
         import torch
         from torch.nn import functional as F
 
         n, _, height, width = images.shape
+        of = n if of is None else of
         if self.crop:
             padded = F.pad(images, [self.crop] * 4)
-            top, left = torch.from_numpy(generator.integers(0, 2 * self.crop + 1, (2, n)))
+            top, left = torch.from_numpy(generator.integers(0, 2 * self.crop + 1, (2, of))[:, part])
             rows = (top[:, None] + torch.arange(height))[:, None, :, None]
             columns = (left[:, None] + torch.arange(width))[:, None, None, :]
             channels = torch.arange(images.shape[1])[None, :, None, None]
             images = padded[torch.arange(n)[:, None, None, None], channels, rows, columns]
         if self.flip:
-            flipped = torch.from_numpy(generator.random(n) < 0.5)
+            flipped = torch.from_numpy(generator.random(of)[part] < 0.5)
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         return images if self.transform is None else self._transformed(self.transform, images, generator)
 
@@ -206,10 +217,10 @@ class Normalization:
 
 
 class ImageBatches:
-    """Images of a split, perhaps augmented, a batch at a time."""
+    """Images of a split, perhaps augmented, a batch at a time, or a part of each batch."""
 
-    def __init__(self, split: ImageSplit, augmentation: Augmentation | None, seed: int):
-        self.split, self.augmentation, self.seed = split, augmentation, seed
+    def __init__(self, split: ImageSplit, augmentation: Augmentation | None, seed: int, part: Part | None = None):
+        self.split, self.augmentation, self.seed, self.part = split, augmentation, seed, part
 
     def __len__(self) -> int:
         return len(self.split)
@@ -217,13 +228,15 @@ class ImageBatches:
     def __getitems__(self, index: list[int]) -> Batch:
         import torch
 
-        images = torch.from_numpy(self.split.images[index])
+        part = slice(None) if self.part is None else self.part(len(index))
+        read = index[part]
+        images = torch.from_numpy(self.split.images[read])
         if self.augmentation is not None:
             # seeded by the first example and the epoch, so that a batch is the same whichever worker makes it
             generator = np.random.default_rng(seed_sequence(self.seed, "augmentation", index[0]))
-            images = self.augmentation(images, generator)
-        targets = torch.from_numpy(self.split.labels[index])
-        return Batch((images,), targets, torch.tensor(index))
+            images = self.augmentation(images, generator, len(index), part)
+        targets = torch.from_numpy(self.split.labels[read])
+        return Batch((images,), targets, torch.tensor(read))
 
 
 def image_batches(
@@ -232,8 +245,12 @@ def image_batches(
     normalization: Normalization,
     augmentation: Augmentation | None = None,
     seed: int | None = None,
+    part: Part | None = None,
 ) -> Iterator[Batch]:
-    """Batches of a split, in order without a seed; the order and the augmentation depend on it alone."""
-    found = in_batches(ImageBatches(split, augmentation, seed or 0), batch_size, seed, split.workers)
+    """Batches of a split, in order without a seed; the order and the augmentation depend on it alone.
+
+    With a ``part`` only these places of each batch are read.
+    """
+    found = in_batches(ImageBatches(split, augmentation, seed or 0, part), batch_size, seed, split.workers)
     # normalized here: bytes travel from a worker in a quarter of the memory
     return (replace(batch, inputs=(normalization(batch.inputs[0]),)) for batch in found)

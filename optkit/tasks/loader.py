@@ -17,7 +17,7 @@ from optkit.core.identity import identity
 from optkit.core.instantiate import locate
 from optkit.core.memory import available_memory
 from optkit.core.metric import Metric, observed
-from optkit.core.task import CLASS_MAPS, CLASSES, LABELS, OUTPUT_KINDS, POOL, VALUES, Batch
+from optkit.core.task import CLASS_MAPS, CLASSES, LABELS, NO_LABEL, OUTPUT_KINDS, POOL, VALUES, Batch
 from optkit.metrics.registry import resolve_metrics
 from optkit.tasks.given import Given, as_examples, code_of_data, spread
 from optkit.tasks.losses import Loss, check_first, loss_of, name_of, output_kind_of, resolve_loss
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 SPLIT_SEED = 0
+IGNORED = -100  # the class number that torch's own losses leave out
 FORWARD = "it takes the module and a batch, and calls the module with the batch's inputs"
 
 
@@ -274,7 +275,8 @@ class LoaderTask:
         """Why the output does not fit; runs the loss and every metric on it once.
 
         Raises:
-            UserError: a loss or a metric fails on it, or gives something of another shape.
+            UserError: a loss or a metric fails on it, or gives something of another shape; an example of any split
+                has a class number that the output has not.
         """
         import torch
 
@@ -291,11 +293,31 @@ class LoaderTask:
             shape = list(getattr(output, "shape", ()))
             if self.output_kind in (CLASSES, CLASS_MAPS) and classes is not None and shape[1:2] != [classes]:
                 return f"it gives {shape} for {count} examples of {classes} classes: logits, one for each class"
+            if self.output_kind == CLASSES and len(shape) > 1:
+                self._check_class_numbers(shape[1])
             loss = self.loss(output, batch)
         check_first(loss, name_of(self._loss), "task.loss")
         for metric in self.metrics:
             observed(metric, mapped(output, lambda x: x.detach()), batch)
         return None
+
+    def _check_class_numbers(self, classes: int) -> None:
+        """Examples without a class, which the loss leaves out, are for training alone: a metric would count them."""
+        left_out = NO_LABEL if isinstance(self._loss, str) else IGNORED
+        for name in SPLITS:
+            for targets in self._targets_of(name):
+                if not hasattr(targets, "dim") or targets.is_floating_point():
+                    return  # shares of classes, or what an own loss takes
+                wrong = targets[(targets < 0) | (targets >= classes)]
+                wrong = wrong[wrong != left_out] if name == "train" else wrong
+                if len(wrong):
+                    message = f"{name} has the class number {int(wrong[0])}, and the output {classes} classes"
+                    fix = f"correct it (0 to {classes - 1}), leave the example out, or give the model more classes"
+                    raise UserError(message, key=f"task.{name}", value=int(wrong[0]), fix=fix)
+
+    def _targets_of(self, split: str) -> Iterator[Any]:
+        """The targets of a split, or of a sample, in batches."""
+        return self._split(split).targets()
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         return self._first(batch_size).inputs

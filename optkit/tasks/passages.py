@@ -6,12 +6,16 @@ import ast
 import hashlib
 import inspect
 import os
+import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from optkit.core.errors import UserError
 
 # tests, vendored copies of other libraries, and what lies inside the standard library's folder but is none of it
 LEFT_OUT = {"test", "tests", "testing", "conftest.py", "_vendor", "externals", "extern", "site-packages", "idlelib"}
@@ -21,6 +25,22 @@ OPENING = 8  # words
 MARKUP = re.compile(r":\w+:(?=`)|[`*]+")
 CODE = re.compile(r">>>|::|```|---|===|https?:|\bcopyright\b|\.\. ", re.IGNORECASE)
 Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def versions_of(libraries: Mapping[str, str | None]) -> dict[str, str]:
+    """The versions of the distributions that libraries come in; None is the standard library.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    found = {}
+    for library, distribution in libraries.items():
+        try:
+            found[library] = metadata.version(distribution) if distribution else platform.python_version()
+        except metadata.PackageNotFoundError as error:
+            fix = f"pip install {distribution}"
+            raise UserError(f"{distribution} is not installed", key="task", fix=fix) from error
+    return found
 
 
 def modules(library: str) -> Iterator[Path]:
@@ -63,6 +83,11 @@ def passages(module: Path, names: str, masked: str) -> Iterator[tuple[str, str]]
         for start in range(0, len(words) - WORDS + 1, WORDS):
             text = " ".join(words[start : start + WORDS])
             yield " ".join(re.findall("[a-z]+", text.lower())[:OPENING]), text
+
+
+def documentation(module: Path) -> list[str]:
+    """The longer docstrings of a source file as they are, in their order; none of one that is not valid Python."""
+    return list(_docstrings(module))
 
 
 def _docstrings(module: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 import threading
@@ -16,6 +17,8 @@ import numpy as np
 
 from optkit.core.errors import OptkitError, StageError, UserError, first_line
 from optkit.core.task import Batch
+
+NICENESS = 10  # of processes that read
 
 
 class Examples(Protocol):
@@ -63,7 +66,13 @@ def in_batches(examples: Examples, batch_size: int, seed: int | None, workers: i
 
 
 def _begin_worker(number: int) -> None:
-    """Keeps the garbage collector off what was there before: it would copy every page of it into this process."""
+    """Prepares a process that reads.
+
+    It gives way to the threads that train: they wait for one another in every operation, so that a reader on the core
+    of one stops all. And the garbage collector is kept off what was there before: it would copy every page of it.
+    """
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
     gc.freeze()
 
 

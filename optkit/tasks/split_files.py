@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from optkit.core.paths import FilePath
 from optkit.tasks.csv_files import read_csv
 from optkit.tasks.split_names import VALIDATION_NAMES, find_tables, log_not_read, needed_for, one_name
 
+log = logging.getLogger(__name__)
 KEPT_SHARE = 0.25  # of the free memory, that a table may take
 SUFFIXES = (".parquet", ".csv", ".json", ".jsonl")
 SEPARATORS = (";", "\t", "|")
@@ -192,7 +194,7 @@ def tables_of(path: str | None, dataset: str | None, subset: str | None = None) 
     """
     if path is None:
         assert dataset is not None
-        return splits_of(hub_tables(dataset, subset), dataset, ("train",), ("test",))
+        return splits_of(hub_tables(dataset, subset), dataset)
     found = read_folder(Path(path), SUFFIXES)
     for name in ("train", "test"):
         if name not in found:
@@ -226,24 +228,29 @@ def _by_name(data: Mapping[str, Any]) -> dict[str, Table]:
     return {name: Table(rows, files_key([], fingerprint(rows))) for name, rows in named.items()}
 
 
-def splits_of(found: Mapping[str, Table], dataset: str, *needed: Sequence[str]) -> dict[str, Table]:
+def splits_of(found: Mapping[str, Table], dataset: str) -> dict[str, Table]:
     """The train, validation and test splits among those that a data set of the hub has.
+
+    Validation is the test split where there is no other; a new validation split is then cut from train.
 
     Args:
         found: its splits.
         dataset: its id.
-        needed: names of which one at least must be there.
 
     Raises:
-        UserError: none of them is.
+        UserError: it has no train split, or neither of the others.
     """
-    for names in needed:
+    for names in (("train",), ("test", "validation")):
         if not any(name in found for name in names):
             fix = f"it has {', '.join(found)}; give task.path=DIR with train and test files"
             raise UserError(
                 f"'{dataset}' has no {' or '.join(names)} split", key="task.dataset", value=dataset, fix=fix
             )
-    return {name: table for name, table in found.items() if name in ("train", "validation", "test")}
+    splits = {name: table for name, table in found.items() if name in ("train", "validation", "test")}
+    if "test" not in splits:
+        log.info("'%s' has no test split: validation is the test split, a new one is cut from train", dataset)
+        splits["test"] = splits.pop("validation")
+    return splits
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from optkit.tasks.classification import SPLITS, UNLABELLED, Classification, writ
 from optkit.tasks.given import spread
 from optkit.tasks.reading import in_batches, order_seed
 from optkit.tasks.texts import Padding, TextBatches, Texts, TextSplit
-from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize_once, trained_tokenizer
+from optkit.tasks.tokens import Tokenizer, load_tokenizer, tokenize, tokenize_once, trained_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,11 +140,9 @@ class TextClassification(Classification[TextSplit]):
 
     def encode(self, start: int, count: int) -> tuple[Tensor, ...]:
         texts = self._read[0]["train"]
-        places = [(start + n) % len(texts) for n in range(count)]
-        columns = [[column[place] for place in places] for column in texts.columns]
-        options = {"truncation": True, "max_length": self.max_length, "padding": "max_length", "return_tensors": "pt"}
-        found = self._tokenizer.hf(*columns, **options)
-        return tuple(found[name] for name in self.model_defaults()["inputs"])
+        places = np.arange(start, start + count) % len(texts)
+        found = tokenize(texts.subset(places), self._tokenizer, self.max_length)
+        return self._padding()(found, list(range(count)))
 
     def facts(self) -> dict[str, Any]:
         truncated = {name: round(float(self._split(name).truncated.mean()), 6) for name in SPLITS}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from optkit.tasks.text_classification import TextClassification
 from optkit.tasks.texts import Texts
 
 log = logging.getLogger(__name__)
-Found = TypeVar("Found")  # what a split holds: a table, or its labels
 
 
 @dataclass(kw_only=True)
@@ -76,13 +75,12 @@ class TextFiles(SplitFiles, TextClassification):
             tables = read_folder(Path(self.path), SUFFIXES)
         else:
             assert self.dataset is not None
-            tables = splits_of(hub_tables(self.dataset, self.subset), self.dataset, ("train",), ("test", "validation"))
+            tables = splits_of(hub_tables(self.dataset, self.subset), self.dataset)
         labels = read_labels(tables, self.label_column)
-        if "test" not in tables or ("validation" in tables and _unlabelled(labels["test"])):
+        if "validation" in tables and _unlabelled(labels["test"]):
             # as in GLUE, whose test labels are not public
             log.info("the test split has no labels: validation is the test split, a new one is cut from train")
-            _make_test_of_validation(tables)
-            _make_test_of_validation(labels)
+            tables["test"], labels["test"] = tables.pop("validation"), labels.pop("validation")
         numbers, classes = numbered(tables, labels, self.label_column, self.classes_from)
         splits = {name: texts_of(tables[name], self.text_columns, name, found) for name, found in numbers.items()}
         if self.unlabelled is not None:
@@ -114,11 +112,6 @@ def texts_of(table: Table, names: Sequence[str], split: str, labels: NDArray[np.
             raise UserError(message, key="task.text_columns", value=name, fix="name another column")
         found.append(texts)
     return Texts(tuple(found), labels)
-
-
-def _make_test_of_validation(splits: dict[str, Found]) -> None:
-    if "validation" in splits:
-        splits["test"] = splits.pop("validation")
 
 
 def _unlabelled(labels: Sequence[Any]) -> bool:

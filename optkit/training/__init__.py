@@ -6,7 +6,7 @@ from optkit.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from optkit.training.callbacks import Callback, KeepZeros
-    from optkit.training.config import Trainer
+    from optkit.training.config import Trainer, check_sharding
     from optkit.training.objectives import ChoosesBatches, Objective, OwnParameters, TaskLoss
     from optkit.training.stages import Train, fit_stage
     from optkit.training.trainer import FitReport
@@ -26,6 +26,7 @@ __all__ = [
     "Train",
     "Trainer",
     "Training",
+    "check_sharding",
     "check_training",
     "fit_stage",
     "split_of",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,8 +12,15 @@ class Callback:
     """Called by the loop with the bare module; the defaults do nothing.
 
     `on_train_begin` is called in every process that works on a training, before the state of an interrupted one is
-    loaded: what must survive a kill goes through `state_dict` and `load_state_dict`.
+    loaded: what must survive a kill goes through `state_dict` and `load_state_dict`. In a run of several processes each
+    has its own; they see the same steps of the same weights.
+
+    Attributes:
+        works_on_shards: whether it works where a process holds a part of every parameter (``sharding: fsdp``): it
+            looks at no parameter.
     """
+
+    works_on_shards: ClassVar[bool] = False
 
     def on_train_begin(self, module: nn.Module) -> None: ...
 
@@ -24,7 +31,7 @@ class Callback:
     def on_train_end(self, module: nn.Module) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, saved with the training's state after every epoch."""
+        """Tensors and plain values, saved with the training's state."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FUSED = ("sgd", "adam", "adamw")  # one kernel a step on CPUs and GPUs
+FUSED_SHARDS = ("adam", "adamw")  # torch has it for these where parameters are spread over processes
 HOW = {"fused", "foreach", "differentiable"}  # of these torch takes one
 
 
 def build_optimizer(
-    parameters: Iterable[Tensor], name: str, lr: float, weight_decay: float, options: Mapping[str, Any]
+    parameters: Iterable[Tensor],
+    name: str,
+    lr: float,
+    weight_decay: float,
+    options: Mapping[str, Any],
+    sharded: bool = False,
 ) -> torch.optim.Optimizer:
     """An optimizer that decays matrices and kernels, and leaves biases and norms alone.
 
@@ -33,7 +39,7 @@ def build_optimizer(
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    fused = {"fused": True} if name.lower() in FUSED and not HOW & set(options) else {}
+    fused = {"fused": True} if name.lower() in (FUSED_SHARDS if sharded else FUSED) and not HOW & set(options) else {}
     made = optimizer_class(name)(groups, lr=lr, **fused, **options)
     if not isinstance(made, torch.optim.Optimizer):
         message = f"'{name}' makes a {type(made).__name__}, no torch.optim.Optimizer"

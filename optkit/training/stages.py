@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
 from optkit.training.callbacks import Callback, KeepZeros
 from optkit.training.config import Trainer
@@ -43,6 +44,9 @@ def fit_stage(
     facts: dict[str, Any] | None = None,
 ) -> Outcome:
     """Trains a stage's module; a sparse variant keeps its zeros whatever the objective."""
+    if trainer.lora is not None and "sparse" in ctx.variant.traits:
+        fix = "set lora=null, or prune after this stage"
+        raise UserError("adapters would fill the zeros of a sparse model", key="trainer.lora", fix=fix)
     own = [*callbacks, KeepZeros()] if "sparse" in ctx.variant.traits else list(callbacks)
     report = trainer.fit(
         module,

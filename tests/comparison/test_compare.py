@@ -181,6 +181,7 @@ WRONG = {
     "inputs of another shape": ({"inputs": X[:, :2]}, r"models\['a'\]: does not take the example \[4, 2\]: RuntimeError"),
     "too many inputs": ({"inputs": (X, X)}, r"models\['a'\]: does not take the example \[4, 6\], \[4, 6\]: TypeError"),
     "inputs by name": ({"inputs": {"x": X}}, "inputs: a dict of x is no example of the model's inputs"),
+    "a batch size twice": ({"batch_sizes": [4, 4]}, "batch_sizes: it has '4' twice"),
     "no batch size": ({"batch_sizes": [0]}, "batch_sizes: .* are not batch sizes"),
     "a batch size alone": ({"batch_sizes": 4}, r"batch_sizes: 4 is no list .\[4\]"),
     "no batch dimension": ({"inputs": (X, X[:2]), "batch_sizes": [2]}, "batch_sizes: inputs of the shapes"),

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from optkit.core.errors import UserError
 from optkit.core.metric import Metric
-from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, OTHER, VALUES, Batch
+from optkit.core.task import CLASS_MAPS, CLASSES, EMBEDDINGS, LABELS, OTHER, TOKENS, VALUES, Batch
 from optkit.metrics.classification import Accuracy
 from optkit.metrics.functions import MeanScore
+from optkit.metrics.language import Perplexity
 from optkit.metrics.multilabel import MultilabelF1
 from optkit.metrics.regression import MeanAbsoluteError
 from optkit.metrics.retrieval import RecallAtK
@@ -36,7 +37,7 @@ OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "dict": lambda boxes, scores: {"boxes": boxes, "scores": scores},
     "dataclass": Detections,
 }
-NUMBERS = {CLASSES: 4, LABELS: 5, VALUES: 2, CLASS_MAPS: 3, EMBEDDINGS: 6}
+NUMBERS = {CLASSES: 4, LABELS: 5, VALUES: 2, CLASS_MAPS: 3, EMBEDDINGS: 6, TOKENS: 3}
 KINDS = (*NUMBERS, *OUTPUTS)
 
 
@@ -92,6 +93,8 @@ class TinyNet(nn.Module):
         if self.kind == CLASS_MAPS:
             side = SIDE // 2
             return self.head(x).transpose(1, 2).unflatten(2, (side, side))
+        if self.kind == TOKENS:
+            return self.head(x)
         x = x.mean(1)
         if self.kind in NUMBERS:
             return self.head(x)
@@ -115,6 +118,7 @@ METRICS: dict[str, Metric] = {
     VALUES: MeanAbsoluteError(),
     CLASS_MAPS: MeanIoU(classes=3),
     EMBEDDINGS: RecallAtK(),
+    TOKENS: Perplexity(),
     OTHER: MeanScore(nearness, "nearness"),
 }
 
@@ -143,6 +147,7 @@ class KindTask:
             VALUES: torch.stack([bright.mean(1), bright[:, 0] - bright[:, 3]], 1),
             CLASS_MAPS: (maps[:, 0, ::2, ::2] * 2.99).long(),
             EMBEDDINGS: bright.argmax(1),
+            TOKENS: (maps[:, 0, ::2, ::2] * 2.99).long().flatten(1),
             OTHER: {"box": bright, "label": (bright[:, 0] * 2.99).long()},
         }
         return maps + noise, targets[self.output_kind]
@@ -177,6 +182,10 @@ class KindTask:
         targets = batch.targets
         if self.output_kind in (CLASSES, CLASS_MAPS):
             return F.cross_entropy(output, targets, label_smoothing=label_smoothing)
+        if self.output_kind == TOKENS:
+            return F.cross_entropy(
+                output[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), label_smoothing=label_smoothing
+            )
         if label_smoothing:
             raise UserError("no classes to smooth", key="label_smoothing", value=label_smoothing)
         if self.output_kind == LABELS:

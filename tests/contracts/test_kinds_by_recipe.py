@@ -31,11 +31,8 @@ def _trainer(epochs):
         ("values", "onnxruntime"),
         ("class_maps", "openvino"),
         ("embeddings", "onnxruntime"),
-        ("tuple", "onnxruntime"),
         ("tuple", "openvino"),
         ("dict", "onnxruntime"),
-        ("dict", "openvino"),
-        ("dataclass", "openvino"),
     ],
 )
 def test_a_chain_runs_from_training_to_int8(kind, engine, tmp_path):

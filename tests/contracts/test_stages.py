@@ -1,6 +1,5 @@
 """One contract for every stage that conf/stage holds."""
 
-import copy
 import json
 
 import pytest
@@ -11,7 +10,7 @@ from omegaconf import OmegaConf
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import UserError
 from optkit.core.instantiate import build
-from optkit.core.stage import ChecksModel, Stage
+from optkit.core.stage import ChecksModel, Context, Stage
 from optkit.core.surgeries import surgery_name
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
@@ -42,12 +41,12 @@ def _stage(name):
     return build(node, name)
 
 
-@pytest.fixture(params=stage_catalogue())
+@pytest.fixture(scope="module", params=stage_catalogue())
 def stage(request):
     return _stage(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def spec(stage, digits):
     """The first model that the stage itself says it is fit for."""
     if not isinstance(stage, ChecksModel):
@@ -61,18 +60,24 @@ def spec(stage, digits):
     raise AssertionError("the stage refuses every model of the contract")
 
 
-@pytest.fixture
-def model(spec):
-    return spec.build(0).eval()
+def _apply(stage, spec, digits, folder):
+    """What a stage makes of the model as built."""
+    context = Context(
+        task=SealedTask(digits),
+        variant=Variant("id", None, frozenset({"float"}), {}),
+        baseline=lambda: spec.build(2).eval(),
+        build_model=lambda node: spec.build(0).eval(),
+        seed=1,
+        device=torch.device("cpu"),
+        workdir=folder,
+        max_steps=4,
+    )
+    return stage.apply(spec.build(0).eval(), context)
 
 
-@pytest.fixture
-def applied(stage, spec, model, context, digits):
-    ctx = context()
-    object.__setattr__(ctx, "baseline", lambda: spec.build(2).eval())
-    before = copy.deepcopy(model.state_dict())
-    outcome = stage.apply(model, ctx)
-    return before, outcome, ctx
+@pytest.fixture(scope="module")
+def outcome(stage, spec, digits, tmp_path_factory):
+    return _apply(stage, spec, digits, tmp_path_factory.mktemp("stage"))
 
 
 def test_it_is_a_stage_with_a_line_of_help(stage):
@@ -80,17 +85,15 @@ def test_it_is_a_stage_with_a_line_of_help(stage):
     assert type(stage).__doc__.strip()
 
 
-def test_it_changes_the_model_and_says_what_it_did(applied):
-    before, outcome, _ = applied
-    after = outcome.module.state_dict()
+def test_it_changes_the_model_and_says_what_it_did(spec, outcome):
+    before, after = spec.build(0).state_dict(), outcome.module.state_dict()
     shapes = {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}
     assert shapes or any(not torch.equal(before[k], after[k]) for k in before)
     assert outcome.facts
     json.dumps([outcome.facts, outcome.surgery], allow_nan=False)
 
 
-def test_it_gives_what_reloads_to_the_same_answers(applied, stage, spec, digits, tmp_path):
-    _, outcome, _ = applied
+def test_it_gives_what_reloads_to_the_same_answers(outcome, stage, spec, digits, tmp_path):
     data = json.loads(json.dumps(outcome.surgery))
     surgeries = ({"by": surgery_name(type(stage)), "data": data},) if data else ()
     variant = Variant("v", None, frozenset(), spec.skeleton(outcome.module), surgeries)
@@ -103,20 +106,12 @@ def test_it_gives_what_reloads_to_the_same_answers(applied, stage, spec, digits,
 
 
 @pytest.mark.slow
-def test_it_is_deterministic(stage, spec, context, tmp_path):
-    answers = []
-    for attempt in range(2):
-        ctx = context()
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        object.__setattr__(ctx, "baseline", lambda: spec.build(1).eval())
-        object.__setattr__(ctx, "workdir", folder)
-        answers.append(stage.apply(spec.build(0).eval(), ctx).module.state_dict())
-    assert all(torch.equal(answers[0][k], answers[1][k]) for k in answers[0])
+def test_it_is_deterministic(outcome, stage, spec, digits, tmp_path):
+    first, second = outcome.module.state_dict(), _apply(stage, spec, digits, tmp_path).module.state_dict()
+    assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_it_leaves_no_hook_and_no_training_mode(applied):
-    _, outcome, _ = applied
+def test_it_leaves_no_hook_and_no_training_mode(outcome):
     for module in outcome.module.modules():
         assert not module._forward_hooks
         assert not module._backward_hooks

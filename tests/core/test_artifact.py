@@ -8,7 +8,7 @@ import torch
 
 from optkit.core.artifact import open_artifact, save_artifact
 from optkit.core.errors import UserError
-from optkit.core.store import StageStore
+from optkit.core.store import FolderStore
 from optkit.core.variant import Step, Variant
 from optkit.models import MLP
 
@@ -55,7 +55,7 @@ def test_no_variant_is_a_clear_error(tmp_path):
 
 def test_the_store_shows_a_variant_whole_or_not_at_all(tmp_path, saved):
     module, artifact = saved
-    store = StageStore(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     assert store.find("abc") is None
 
     class Broken(torch.nn.Module):
@@ -69,7 +69,7 @@ def test_the_store_shows_a_variant_whole_or_not_at_all(tmp_path, saved):
     (store.workdir("abc") / "training.pt").write_text("x")
     store.put(artifact.variant, module, (torch.zeros(2, 1, 8, 8),))
     assert store.find("abc") is not None
-    assert [p.name for p in (tmp_path / "store").iterdir()] == ["abc"]
+    assert {p.name for p in (tmp_path / "store").iterdir()} == {".locks", "abc"}
 
 
 @pytest.mark.parametrize(("umask", "folders", "files"), [(0o002, 0o775, 0o664), (0o077, 0o700, 0o600)])
@@ -77,7 +77,7 @@ def test_who_may_read_a_stored_variant_is_as_the_umask_says(tmp_path, saved, uma
     module, artifact = saved
     before = os.umask(umask)
     try:
-        stored = StageStore(tmp_path / "store").put(artifact.variant, module, (torch.zeros(2, 1, 8, 8),))
+        stored = FolderStore(tmp_path / "store").put(artifact.variant, module, (torch.zeros(2, 1, 8, 8),))
     finally:
         os.umask(before)
     assert stat.S_IMODE(stored.folder.stat().st_mode) == folders
@@ -86,7 +86,7 @@ def test_who_may_read_a_stored_variant_is_as_the_umask_says(tmp_path, saved, uma
 
 def test_of_two_writers_the_first_wins(tmp_path, saved):
     module, artifact = saved
-    store = StageStore(tmp_path / "store")
+    store = FolderStore(tmp_path / "store")
     first = store.put(artifact.variant, module, (torch.zeros(2, 1, 8, 8),))
     before = (first.folder / "weights.safetensors").stat().st_mtime_ns
     store.put(artifact.variant, module, (torch.zeros(2, 1, 8, 8),))

@@ -396,6 +396,15 @@ def test_a_table_has_a_fingerprint_that_follows_its_rows():
     assert len({fingerprint(rows), fingerprint(rows.select([0])), fingerprint(Dataset.from_dict({"x": [1]}))}) == 3
 
 
+@shows("openvino._offline_transformations.paged_attention_transformation")
+def test_attention_with_a_state_becomes_paged_attention():
+    ov = pytest.importorskip("openvino")
+    from optkit.core.compat.openvino import to_paged_attention
+
+    with pytest.raises(RuntimeError, match="supposed to be stateful"):
+        to_paged_attention(ov.Model([], [], "no attention"))
+
+
 ORT = "onnxruntime.capi.onnxruntime_pybind11_state."
 
 

@@ -86,7 +86,7 @@ def _edit(folder, **changes):
         {"target": "optkit.models.ModelSpec", "params": {"target": "os.system", "params": {}}},
         {"target": "optkit.models.spec.torch.hub.load", "params": {"repo_or_dir": ".", "model": "x"}},
         {"target": "optkit.models.spec.Any", "params": {}},
-        {"target": "optkit.models.huggingface._read_config", "params": {"name": "x", "num_classes": 1, "key": "x"}},
+        {"target": "optkit.models.huggingface.read_config", "params": {"name": "x", "num_classes": 1, "key": "x"}},
         {"target": "optkit.models.small.nn", "params": {}},
         {"target": "optkit.models", "params": {}},
         {"target": "optkit", "params": {}},
@@ -164,7 +164,7 @@ def test_of_optkits_models_only_these_can_be_reached():
                 found.add(path.rpartition(".")[2])
     assert found == {
         "BasicBlock", "ResNetCIFAR", "SmallCNN", "MLP", "torchvision", "huggingface", "ImageClassifier",
-        "TextClassifier", "UNet", "DenseDetector",
+        "TextClassifier", "UNet", "DenseDetector", "language_model", "CausalLM", "CachedCausalLM", "InPlaceCausalLM",
     }  # fmt: skip
 
 

@@ -17,10 +17,11 @@ from optkit.core.records import unpack_values
 from optkit.deploy import export
 from optkit.deploy.target import list_files
 from optkit.engines import OpenVINO
+from optkit.launch import launch
 from optkit.models import huggingface
 from optkit.pipeline import run
 from optkit.quantize import quantize_static
-from optkit.recipe.compose import launch, to_recipe
+from optkit.recipe.compose import to_recipe
 from optkit.recipe.plan import make_plan
 from optkit.tasks import Digits
 from tests.deploy.alone import run_alone
@@ -47,12 +48,12 @@ measure: {batch_sizes: [32], seconds: 0.02, memory: false}
 ENGINES = ("onnxruntime", "openvino")
 
 
-def run_of(target, folder):
+def run_of(target, folder, *overrides):
     """A run's folder; of the baseline on both engines, and of int8 on one."""
     path = folder / f"{target}.yaml"
     path.write_text(RECIPE.replace("TARGET", target))
     found = []
-    overrides = [f"out={folder}/runs", "~engines.inductor", "threads=1"]
+    overrides = [f"out={folder}/runs", "~engines.inductor", "threads=1", *overrides]
     launch(str(path), overrides, lambda cfg: found.append(to_recipe(cfg)))
     return run(make_plan(found[0])).folder
 
@@ -109,6 +110,16 @@ def test_a_run_stands_for_the_last_variant_of_its_chain(runs, tmp_path, caplog):
     assert about["name"] == "tiny-1-quantize"
     assert "exporting" in caplog.text
     assert "this run has 0-train, 1-quantize" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_that_started_from_a_variant(runs, tmp_path):
+    start = ["model=variant", f"model.variant={runs['openvino']}/variants/0-train", "chain=[quantize]"]
+    found = run_of("onnxruntime", tmp_path, *start)
+    done = export(found, tmp_path / "out", engine="onnxruntime", test_files=True)
+    right = recorded(found, "quantize", "onnxruntime")
+    said = run_alone(done.folder, "infer.py", "test/test.csv")
+    assert said.stdout == f"accuracy {right.mean():.6f} ({right.sum()} of 540)\n", said.stderr
 
 
 @pytest.mark.slow
@@ -385,16 +396,13 @@ def test_mistakes_with_runs(runs, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command(runs, tmp_path, optkit_command):
-    done = optkit_command(
-        "export", runs["openvino"], "--engine", "openvino", "--to", "served", "--test-files", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_command(runs, tmp_path, command_here, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command_here("export", runs["openvino"], "--engine", "openvino", "--to", "served", "--test-files")
     assert "recorded accuracy: " in done.stdout
     assert "try it: cd served && python infer.py test/test.csv" in done.stdout
-    done = optkit_command("export", runs["openvino"], "--engine", "onnxruntime", "--to", "other", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "annotated for openvino" in done.stderr
+    done = command_here("export", runs["openvino"], "--engine", "onnxruntime", "--to", "other")
+    assert "annotated for openvino" in str(done.exception)
     assert not (tmp_path / "other").exists()
 
 

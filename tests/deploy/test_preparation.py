@@ -112,7 +112,7 @@ TEXTS = [
     "two\nlines",
     "",
     "Ünïcödé 漢字 🙂",
-    "word " * 300,
+    "word " * 30_000,
     "  spaces  ",
     "tab\there",
 ]

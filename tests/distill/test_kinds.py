@@ -217,7 +217,11 @@ def test_outputs_of_any_shape_are_recorded(kind, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (VALUES, {"cached_views": 1, "cached_top": 1}, "cached_top: keeps the largest logits of classes, .* values"),
+        (
+            VALUES,
+            {"cached_views": 1, "cached_top": 1},
+            "cached_top: keeps the largest logits of classes or tokens, .* values",
+        ),
         ("dict", {"losses": {"kd": 1}, "cached_views": 1}, "losses.kd: kd compares .* of another kind"),
         (
             VALUES,

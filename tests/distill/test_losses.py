@@ -14,6 +14,7 @@ from optkit.distill import (
     relation_loss,
     rkd_loss,
     similarity_loss,
+    token_kd_loss,
 )
 from optkit.distill.terms import read_terms
 
@@ -166,3 +167,10 @@ def test_losses_of_features_vanish_for_equal_ones_and_pull_the_student_only(loss
     loss(student, teacher).backward()
     assert student.grad.abs().sum() > 0
     assert teacher.grad is None
+
+
+def test_kd_of_tokens_is_kd_of_each_token():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    each = [kd_loss(student[n, t : t + 1], teacher[n, t : t + 1], 2.0) for n in range(2) for t in range(3)]
+    assert token_kd_loss(student, teacher, 2.0) == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)

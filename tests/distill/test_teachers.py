@@ -15,7 +15,7 @@ from optkit.core.seeds import derive_seed
 from optkit.core.task import SealedTask
 from optkit.core.variant import Variant
 from optkit.distill import Distillation
-from optkit.distill.recorded import RecordedOutputs
+from optkit.distill.recorded import RecordedOutputs, _parts, _whole
 from optkit.distill.teachers import load_teacher
 from optkit.models import ModelSpec
 from optkit.tasks import Digits
@@ -182,6 +182,14 @@ def test_the_largest_logits_are_kept_and_the_others_share_what_is_left(context, 
         left = found.scatter(-1, classes, 0)
         torch.testing.assert_close(left.sum(-1), 1 - largest.sum(-1), atol=1e-5, rtol=1e-4)
         assert all(row[row > 0].unique().numel() == 1 for row in left)
+
+
+def test_the_largest_logits_of_every_token_are_kept():
+    logits = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))
+    found = _whole(_parts(logits, (4, 2.0)))
+    largest, classes = logits.topk(4)
+    torch.testing.assert_close(found.gather(-1, classes), largest)
+    torch.testing.assert_close((found / 2).logsumexp(-1), (logits / 2).logsumexp(-1))
 
 
 def test_a_file_that_is_not_logits_is_named(context, tmp_path, augmented):

@@ -20,7 +20,7 @@ def public_names(package):
     return set(names)
 
 
-@pytest.mark.parametrize("page", ["prune", "quantize", "distill", "engines", "deploy"])
+@pytest.mark.parametrize("page", ["prune", "quantize", "distill", "engines", "deploy", "costs"])
 def test_a_page_that_names_its_members_names_all(page):
     text = (ROOT / f"docs/api/{page}.md").read_text()
     shown = {line.rpartition(".")[2] for line in text.splitlines() if line.startswith(f"::: optkit.{page}.")}

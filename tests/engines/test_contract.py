@@ -136,10 +136,20 @@ def test_a_session_follows_torch_where_it_shares_its_threads(mlp):
 
 # where bundled engines and targets are named: their tables, their files, and the packages that older records depend on
 # an export writes files for programs that are not optkit, each in a way of its own
-EXPORTS = {"cli.py", "deploy/card.py", "deploy/exporting.py", "deploy/formats.py", "deploy/script.py"}
+EXPORTS = {
+    "commands/export.py",
+    "deploy/card.py",
+    "deploy/exporting.py",
+    "deploy/formats.py",
+    "deploy/language_script.py",
+    "deploy/script.py",
+}
 HOMES = {
     *EXPORTS,
     "engines/__init__.py",
+    "engines/inductor_generation.py",
+    "engines/onnxruntime_generation.py",
+    "engines/openvino_generation.py",
     "engines/registry.py",
     "quantize/graph/targets/registry.py",
     *(f"{value.partition(':')[0].removeprefix('optkit.').replace('.', '/')}.py" for value in BUNDLED.values()),

@@ -3,10 +3,12 @@ import pytest
 import torch
 from torch import nn
 
+from optkit.core.cache import write_json
+from optkit.core.workload import Request
 from optkit.measure import disturbance, latency
 from optkit.measure.disturbance import LoadWatch, Mark, OtherLoad
 from optkit.measure.energy import energy_counters, measure_energy
-from optkit.measure.peaks import measure_peaks, peaks
+from optkit.measure.peaks import measure_peaks, peaks, peaks_file
 from optkit.measure.traffic import count_traffic
 
 
@@ -19,14 +21,21 @@ def test_traffic_of_two_layers_is_counted_by_hand():
 
 
 def test_peaks_are_measured_once_and_kept(monkeypatch):
-    found = measure_peaks(1, size=64, seconds=0.01, copied=1 << 16)
-    assert {"fp32", "memory_gb_s"} <= set(found)
+    found = measure_peaks(1, size=64, seconds=0.01, copied=1 << 16, read=1 << 16)
+    assert {"fp32", "memory_gb_s", "read_gb_s"} <= set(found)
     assert all(value > 0 for value in found.values())
-    calls = []
-    monkeypatch.setattr("optkit.measure.peaks.measure_peaks", lambda threads: calls.append(threads) or {"fp32": 1.5})
+    calls, measured = [], {"fp32": 1.5, "read_gb_s": 2.0}
+    monkeypatch.setattr("optkit.measure.peaks.measure_peaks", lambda threads: calls.append(threads) or measured)
     monkeypatch.setattr("optkit.measure.peaks.cpu", lambda: {"name": "a processor of this test alone"})
-    assert peaks(3) == peaks(3) == {"fp32": 1.5}
+    assert peaks(3) == peaks(3) == measured
     assert calls == [3]
+
+
+def test_peaks_that_were_kept_before_reading_was_measured_are_completed(monkeypatch):
+    monkeypatch.setattr("optkit.measure.peaks.cpu", lambda: {"name": "an older processor of this test"})
+    monkeypatch.setattr("optkit.measure.peaks.measure_reading", lambda threads: 7.0)
+    write_json(peaks_file(3), {"fp32": 1.5}, key="OPTKIT_CACHE")
+    assert peaks(3) == {"fp32": 1.5, "read_gb_s": 7.0}
 
 
 def _stat(tmp_path, user, idle, steal=0):
@@ -94,11 +103,11 @@ def test_a_disturbed_series_is_timed_again_and_the_calmest_is_kept(monkeypatch):
 def test_energy_is_what_the_counters_gained_a_request():
     joules = iter([10.0, 4.0])
     counters = {"rapl package-0": (lambda: next(joules), 100.0)}
-    found = measure_energy(lambda x: x, (torch.zeros(1),), {}, counters, seconds=0.01)
+    found = measure_energy(Request(lambda: None), {}, counters, seconds=0.01)
     # the counter started again at 100
     assert found.value == pytest.approx(94.0 / found.n)
     assert found.conditions["counters"] == ["rapl package-0"]
-    assert measure_energy(lambda x: x, (torch.zeros(1),), {}, {}).value is None
+    assert measure_energy(Request(lambda: None), {}, {}).value is None
 
 
 def test_rapl_counters_are_read_in_joules(tmp_path):

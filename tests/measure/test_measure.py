@@ -104,11 +104,14 @@ def test_static_figures_are_counted_by_hand(tmp_path):
     assert found["size"] == pytest.approx(sum(f.stat().st_size for f in tmp_path.iterdir()) / 1e6)
 
 
-def test_memory_is_that_of_a_fresh_process_that_gives_the_same_answers(digits, mlp, variant):
+def test_memory_and_load_time_are_those_of_a_fresh_process_that_gives_the_same_answers(digits, mlp, variant):
     session = Eager().compile(mlp, variant, digits.example(4))
-    found = measure_memory(session, digits.example(4), 1, (), {"engine": "eager"})
-    assert 50 < found.value < 5000
-    assert found.conditions["reload_difference"] == 0
+    start = time.monotonic()
+    peak, load = measure_memory(session, digits.example(4), 1, (), {"engine": "eager"})
+    assert (peak.name, load.name, load.unit) == ("peak_memory", "load", "s")
+    assert 50 < peak.value < 5000
+    assert 0.1 < load.value < time.monotonic() - start
+    assert peak.conditions["reload_difference"] == 0
 
 
 @pytest.mark.slow

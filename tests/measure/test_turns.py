@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from optkit.core.cache import read_json
+from optkit.core.workload import Request
 from optkit.measure import turns
 from optkit.measure.energy import measure_energy
 from optkit.measure.latency import interleaved
@@ -28,7 +29,7 @@ def test_whatever_is_timed_holds_the_turn():
     interleaved({"variant/eager": session, "baseline/eager": session}, (torch.zeros(1),), seconds=0.001, seed=0)
     assert set(seen) == {"timing variant/eager, baseline/eager"}
     seen.clear()
-    measure_energy(session, (torch.zeros(1),), {}, {"a": (lambda: 1.0, 0.0)}, seconds=0.01)
+    measure_energy(Request(lambda: session(torch.zeros(1))), {}, {"a": (lambda: 1.0, 0.0)}, seconds=0.01)
     assert set(seen) == {"measuring energy"}
     assert _doing() is None
 
@@ -36,7 +37,7 @@ def test_whatever_is_timed_holds_the_turn():
 def test_peaks_are_measured_in_turn(monkeypatch):
     seen = []
     monkeypatch.setattr("optkit.measure.peaks.PRODUCTS", {"fp32": lambda size: lambda: seen.append(_doing())})
-    measure_peaks(1, size=64, seconds=0.01, copied=1 << 10)
+    measure_peaks(1, size=64, seconds=0.01, copied=1 << 10, read=1 << 12)
     assert set(seen) == {"timing this machine's peaks"}
 
 

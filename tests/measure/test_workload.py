@@ -2,7 +2,7 @@
 
 import torch
 
-from optkit.core.workload import FORWARD, Workload
+from optkit.core.workload import FORWARD, Request, Workload
 from optkit.measure.config import Measure
 from optkit.measure.latency import measure_latency
 
@@ -13,8 +13,11 @@ class TwoCalls(Workload):
     name = "twice"
     unit = "calls"
 
+    def inputs(self, task, batch_size):
+        return task.example(batch_size)
+
     def request(self, session, inputs):
-        return lambda: (session(*inputs), session(*inputs))
+        return Request(lambda: (session(*inputs), session(*inputs)))
 
     def count(self, inputs):
         return 2 * len(inputs[0])

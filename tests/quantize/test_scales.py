@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from optkit import engines
+from optkit.engines import ENGINES
 from optkit.quantize import quantize_dynamic, quantize_static, quantize_weight_only
 from optkit.quantize.accuracy.gptq import gptq
 from optkit.quantize.graph.observers import OBSERVERS, ActivationObserver, Grid, Statistics, WeightObserver
@@ -117,7 +118,7 @@ def test_int8_keeps_what_is_tiny_in_the_graph_and_on_the_engine(build, target):
     torch.manual_seed(0)
     model, x = build(1e-20).eval(), torch.randn(16, 16) if build is Rescaled else torch.randn(8, 3, 8, 8)
     int8 = quantize_static(model, (x,), [(x,)], target=target).module
-    session = engines.compile(int8, (x,), engine=target)
+    session = engines.compile(int8, (x,), engine=ENGINES[target]().for_trials())
     assert sqnr(model(x), int8(x)) > 33
     assert sqnr(model(x), session(x)) > 33
 
@@ -132,7 +133,7 @@ def test_dynamic_int8_has_no_floor_either(target):
         model[0].bias *= 1e-20
         model[2].weight *= 1e20
     int8 = quantize_dynamic(model, (x,), target=target).module
-    session = engines.compile(int8, (x,), engine=target)
+    session = engines.compile(int8, (x,), engine=ENGINES[target]().for_trials())
     assert sqnr(model(x), int8(x)) > 35
     assert sqnr(model(x), session(x)) > 35
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from optkit.quantize import WeightOnlyQuantization, quantize_weight_only, replay
 
 VARIANT = Variant("v", None, frozenset({"weight_only"}), {})
 KERNEL = {8: "aten::_weight_int8pack_mm", 4: "aten::_weight_int4pack_mm_for_cpu"}
-SCHEMES = [(8, 64), (4, 32), (4, 64)]
+SCHEMES = [(8, None), (4, 32), (4, 64)]
 
 
 @pytest.fixture
@@ -49,11 +50,11 @@ def test_weights_are_as_near_as_torchao_brings_them(model, bits, group_size):
         weight = model.get_submodule(path).weight.detach()
         ours = (found.module.get_submodule(path).float_weight() - weight).abs().mean()
         theirs = (torchao(weight, bits, group_size) - weight).abs().mean()
-        assert 0 < ours < 1.02 * theirs
+        assert 0 < ours < 1.1 * theirs  # their zero points are no whole numbers
 
 
 @pytest.mark.parametrize(("bits", "group_size"), SCHEMES)
-def test_gptq_keeps_the_output_better_on_the_same_grid(model, bits, group_size):
+def test_gptq_keeps_the_output_better(model, bits, group_size):
     mixing = torch.randn(64, 64)
     batches = [((torch.randn(256, 64) @ mixing).view(-1, 1, 8, 8),) for _ in range(3)]
     plain = quantize_weight_only(model, bits=bits, group_size=group_size)
@@ -62,15 +63,12 @@ def test_gptq_keeps_the_output_better_on_the_same_grid(model, bits, group_size):
     first = model.get_submodule(found.layers[0])
     inputs = batches[0][0].flatten(1)
     errors = [
-        float((inputs @ (q.module.get_submodule(found.layers[0]).float_weight() - first.weight).T).square().sum())
+        float(
+            (inputs @ (q.module.get_submodule(found.layers[0]).float_weight() - first.weight.detach()).T).square().sum()
+        )
         for q in (found, plain)
     ]
     assert errors[0] < 0.6 * errors[1]
-    for path in found.layers:
-        ours, theirs = (q.module.get_submodule(path) for q in (found, plain))
-        grid = "scale" if bits == 8 else "scale_and_offset"
-        assert torch.equal(getattr(ours, grid), getattr(theirs, grid))
-        assert not torch.equal(ours.weight, theirs.weight)
     assert not any(m._forward_pre_hooks for m in found.module.modules())
 
 
@@ -105,9 +103,9 @@ def test_both_engines_run_the_kernel_and_no_float_product_in_its_place(model, bi
 @pytest.mark.parametrize(("bits", "group_size"), SCHEMES)
 def test_it_reloads_bit_by_bit_from_a_file_that_is_as_small_as_it_says(model, bits, group_size, tmp_path):
     found = quantize_weight_only(model, bits=bits, group_size=group_size)
-    surgery = {"layers": list(found.layers), "bits": bits, "group_size": group_size}
+    surgery = {"layers": list(found.layers), "bits": bits, "group_size": group_size, "symmetric": bits == 8}
     spec = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "num_classes": 3, "widths": [128, 64]}}
-    variant = Variant("v", None, frozenset(), spec, ({"by": "quantize.weight_only/1", "data": surgery},))
+    variant = Variant("v", None, frozenset(), spec, ({"by": "quantize.weight_only/2", "data": surgery},))
     artifact = save_artifact(tmp_path, variant, found.module, X)
     with torch.no_grad():
         assert torch.equal(artifact.module()(*X), found.module(*X))
@@ -122,7 +120,7 @@ def test_the_model_passed_in_is_not_touched_and_can_be_quantized_again(model):
     before = copy.deepcopy(model.state_dict())
     quantize_weight_only(model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert not any(type(m).__name__ == "Int8Linear" for m in model.modules())
+    assert not any(type(m).__name__ == "PackedLinear" for m in model.modules())
 
 
 def test_four_bits_survive_loading_into_a_layer_that_held_others(model):
@@ -153,9 +151,11 @@ def test_layers_that_do_not_fit_are_named_with_the_reason():
         "odd": "its 30 inputs are no multiple of 16",
         "attention.out_proj": "a NonDynamicallyQuantizableLinear",
     }
-    assert quantize_weight_only(Odd(), bits=4, group_size=32).layers == ("good",)
-    with pytest.raises(StageError, match="no layer.*group size 256"):
-        quantize_weight_only(Odd(), bits=4, group_size=256)
+    assert quantize_weight_only(Odd(), bits=4).layers == ("good",)
+    with pytest.raises(StageError, match="no layer.*group size 64"):
+        quantize_weight_only(nn.Linear(32, 32), bits=4)
+    with pytest.raises(UserError, match="group_size: groups of 32 do not divide the 30 inputs of odd"):
+        quantize_weight_only(Odd(), bits=4, group_size=32)
     assert quantize_weight_only(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 32)), protect=("1",)).layers == ("0",)
 
 
@@ -163,11 +163,15 @@ def test_the_stage_says_no_before_any_work(digits):
     with pytest.raises(UserError, match="no linear layer"):
         WeightOnlyQuantization().check(nn.Conv2d(1, 2, 3), digits)
     with pytest.raises(UserError, match="bits"):
-        WeightOnlyQuantization(bits=3)
+        WeightOnlyQuantization(bits=2)
     with pytest.raises(UserError, match="group"):
-        WeightOnlyQuantization(bits=4, group_size=48)
-    with pytest.raises(UserError, match="no kernel"):
+        WeightOnlyQuantization(bits=4, group_size=1)
+    with pytest.raises(UserError, match="bits"):
         quantize_weight_only(nn.Linear(64, 32), bits=2)
+    with pytest.raises(UserError, match="gptq reads batches"):
+        quantize_weight_only(nn.Linear(64, 32), rounding="gptq")
+    with pytest.raises(UserError, match="rounding: activations are scaled in a stack"):
+        quantize_weight_only(nn.Sequential(nn.Linear(64, 32)), rounding="awq", batches=[torch.randn(4, 64)])
 
 
 def test_a_misspelt_layer_is_found_before_any_work(model, digits):
@@ -181,7 +185,48 @@ def test_a_misspelt_layer_is_found_before_any_work(model, digits):
 
 def test_replay_needs_no_weights(model):
     found = quantize_weight_only(model, bits=4, group_size=32)
-    fresh = replay_weight_only(MLP([1, 8, 8], 3, [128, 64]).eval(), found.layers, 4, 32)
+    fresh = replay_weight_only(MLP([1, 8, 8], 3, [128, 64]).eval(), found.layers, 4, 32, symmetric=False)
     fresh.load_state_dict(found.module.state_dict())
     with torch.no_grad():
         assert torch.equal(fresh(*X), found.module(*X))
+
+
+# bits of their own for the vocabulary
+
+TIED = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "vocab_size": 50, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_embeddings_and_head_have_bits_of_their_own(tied, rounding):
+    from optkit.models import language_model
+
+    torch.manual_seed(0)
+    model = language_model(config=TIED | {"tie_word_embeddings": tied})
+    tokens = torch.randint(0, 50, (2, 16))
+    options = {"rounding": rounding, "batches": None if rounding == "nearest" else [(tokens,)]}
+    found = quantize_weight_only(model, bits=4, embeddings=True, head=True, vocabulary_bits=8, **options)
+    of = {
+        path: (layer.bits, layer.group_size) for path, layer in found.module.named_modules() if hasattr(layer, "bits")
+    }
+    words = {"model.lm_head", "model.model.embed_tokens"}
+    assert {of[path] for path in words} == {(8, None)}
+    assert {of[path] for path in of.keys() - words} == {(4, 64)}
+    head, given = found.module.get_submodule("model.lm_head"), model.get_submodule("model.lm_head").weight
+    steps = 1 if rounding == "nearest" else 3  # GPTQ makes up for the errors of other inputs
+    assert (head.float_weight() - given).abs().max() <= steps * given.abs().max() / 127
+    surgery = {"layers": found.layers, "bits": 4, "group_size": 64, "symmetric": False, "embeddings": found.embeddings}
+    surgery |= {"tied": found.tied, "others": {path: asdict(scheme) for path, scheme in found.others.items()}}
+    again = replay_weight_only(copy.deepcopy(model), **surgery)
+    again.load_state_dict(found.module.state_dict())
+    assert torch.equal(again(tokens), found.module(tokens))
+
+
+def test_bits_of_a_vocabulary_that_stays_in_float(model):
+    with pytest.raises(UserError, match="vocabulary_bits"):
+        quantize_weight_only(model, bits=4, vocabulary_bits=8)
+    with pytest.raises(UserError, match="vocabulary_bits"):
+        WeightOnlyQuantization(bits=4, head=True, vocabulary_bits=5)

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from optkit.core.errors import UserError
-from optkit.recipe.compose import launch, to_recipe
+from optkit.launch import launch
+from optkit.recipe.compose import to_recipe
 
 RECIPE = """
 defaults:
@@ -47,6 +48,16 @@ def folder(image_folder, tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_store_may_be_a_url_whose_password_is_in_no_file(folder):
+    recipes = []
+    launch("test.yaml", ["store=s3://me:secret@bucket/optkit"], lambda cfg: recipes.append(to_recipe(cfg)))
+    (recipe,) = recipes
+    assert recipe.store == "s3://me:secret@bucket/optkit"
+    assert yaml.safe_load(recipe.text)["store"] == "s3://bucket/optkit"
+    with pytest.raises(UserError, match="store: 5 is no folder and no URL"):
+        launch("test.yaml", ["store=5"], to_recipe)
+
+
 def test_paths_do_not_depend_on_the_folder_a_run_is_started_in(folder):
     recipes = []
     launch("test.yaml", [], lambda cfg: recipes.append(to_recipe(cfg)))
@@ -84,7 +95,7 @@ def test_a_recipes_own_folder_of_hydras_is_refused(folder):
 def test_a_multirun_is_in_the_same_folder(folder):
     launch("test.yaml", ["-m", "seed=1,2"], lambda cfg: None)
     assert not (folder / "~").exists()
-    assert len(list((folder / "home" / "runs" / "multirun").glob("*/multirun.yaml"))) == 1
+    assert len(list((folder / "home" / "runs" / "sweeps").glob("test-*/sweep.json"))) == 1
 
 
 def test_what_is_no_engine_is_refused(folder):

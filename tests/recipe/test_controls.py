@@ -10,7 +10,7 @@ from optkit.distill import Distillation
 from optkit.engines import Eager
 from optkit.measure import Measure
 from optkit.pipeline import run
-from optkit.prune import GradualPruning, MagnitudePruning, StructuredPruning
+from optkit.prune import DepthPruning, GradualPruning, MagnitudePruning, StructuredPruning
 from optkit.quantize import QuantizationAwareTraining
 from optkit.recipe.controls import NO_TEACHER, RANDOM_PRUNE, SMALLER_DENSE, control_chain
 from optkit.recipe.plan import OTHER, make_plan
@@ -31,7 +31,13 @@ def recipe(digits, tmp_path):
         model={"_target_": "optkit.models.MLP", "widths": [32, 32], "num_classes": None, "input_shape": None},
         task=digits,
         chain=["train", "prune", "tune"],
-        stages={"train": _train(3), "prune": StructuredPruning(0.5), "mask": MagnitudePruning(0.5), "tune": _train(1)},
+        stages={
+            "train": _train(3),
+            "prune": StructuredPruning(0.5),
+            "mask": MagnitudePruning(0.5),
+            "tune": _train(1),
+            "grow": GradualPruning(0.5, training=_train(1)),
+        },
         engines={"eager": Eager()},
         reference=Eager(),
         measure=Measure(batch_sizes=[16], seconds=0.01, memory=False, retries=0),
@@ -73,7 +79,7 @@ def test_controls_get_the_same_training_and_the_same_macs(recipe):
     ("chain", "control", "message"),
     [
         (["train", "mask"], SMALLER_DENSE, "no stage cuts channels"),
-        (["train", "mask"], RANDOM_PRUNE, "no criterion that could be random"),
+        (["train", "grow"], RANDOM_PRUNE, "no criterion that could be random"),
         (["train", "tune"], RANDOM_PRUNE, "nothing to compare"),
         (["train", "prune"], NO_TEACHER, "no stage has a teacher"),
         (["train", "prune"], "smaler_dense", "did you mean 'smaller_dense'"),
@@ -83,6 +89,14 @@ def test_a_control_of_nothing_is_refused(recipe, chain, control, message):
     with pytest.raises(PlanError) as caught:
         make_plan(replace(recipe, chain=chain, controls=[control]))
     assert message in str(caught.value)
+
+
+def test_blocks_and_masks_are_drawn_at_random_in_the_control():
+    chain = [("depth", DepthPruning(0.5), 0), ("mask", MagnitudePruning(0.5, criterion="wanda"), 1)]
+    found = [stage for _, stage, _ in control_chain(RANDOM_PRUNE, chain, None)]
+    assert found == [DepthPruning(0.5, by="random"), MagnitudePruning(0.5, criterion="random")]
+    with pytest.raises(PlanError, match="no stage ranks what it prunes"):
+        control_chain(RANDOM_PRUNE, [("depth", DepthPruning(amount=None, keep=[0]), 0)], None)
 
 
 def test_training_within_a_pruning_is_given_to_the_control_too(recipe):

@@ -77,7 +77,7 @@ EDITS = {
         set(),
     ),
     "what an engine does": ([("engines/openvino.py", "", CONSTANT)], set()),
-    "the version of optkit": ([("__init__.py", '__version__ = "', '__version__ = "9.')], set()),
+    "the version of optkit": ([("core/version.py", 'BEFORE_TAGS = "', 'BEFORE_TAGS = "9.')], set()),
     "a constant in what trainings import": ([("training/schedules.py", "", CONSTANT)], {TRAIN, TEACH}),
     "a constant in the file of a stage": ([("prune/stages/structured.py", "NOTHING = 1e-9", "NOTHING = 1e-8")], {CUT}),
     "a constant in what ranks channels": ([("prune/cut/criteria.py", "", CONSTANT)], {CUT}),

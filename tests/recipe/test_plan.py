@@ -25,7 +25,7 @@ from optkit.quantize import (
     StaticQuantization,
     WeightOnlyQuantization,
 )
-from optkit.quantize.static import products_saturate
+from optkit.quantize.options import products_saturate
 from optkit.recipe.keys import params_of
 from optkit.recipe.plan import check_chain, make_plan
 from optkit.recipe.recipe import Recipe
@@ -509,7 +509,7 @@ def test_another_teacher_in_the_same_place_is_another_variant(recipe, tmp_path, 
 def test_what_auto_means_on_this_processor_is_in_the_id(recipe, monkeypatch):
     recipe = replace(recipe, stages=recipe.stages | {"train": Train(Trainer(precision="fp32"))})
     before, saturate = _ids(recipe), products_saturate()
-    monkeypatch.setattr("optkit.quantize.static.products_saturate", lambda: not saturate)
+    monkeypatch.setattr("optkit.quantize.options.products_saturate", lambda: not saturate)
     assert _same(before, _ids(recipe)) == [True, True, True, True, False]
     monkeypatch.setattr("optkit.training.trainer.cpu", lambda: {"isa": ["amx_bf16"]})
     at_bf16 = _ids(recipe)

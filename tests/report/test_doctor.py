@@ -4,7 +4,7 @@ from click.testing import CliRunner
 from optkit.cli import cli
 from optkit.report.doctor import print_doctor
 
-PEAKS = {"fp32": 123.4, "int8": 2345.6, "memory_gb_s": 12.3}
+PEAKS = {"fp32": 123.4, "int8": 2345.6, "memory_gb_s": 12.3, "read_gb_s": 10.0}
 
 
 @pytest.fixture
@@ -12,7 +12,6 @@ def doctor(monkeypatch, tmp_path):
     """Runs the command on a machine of this test alone, whose measuring is faked; gives the measurings, too."""
     measured = []
     monkeypatch.setenv("OPTKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("optkit.cli._show_tracebacks", lambda debug: None)
     monkeypatch.setattr("optkit.report.doctor.print_doctor", lambda: None)
     monkeypatch.setattr("optkit.measure.peaks.measure_peaks", lambda threads: measured.append(threads) or PEAKS)
 

@@ -87,7 +87,7 @@ def test_a_lower_error_keeps_and_losses_are_relative_to_the_baseline(records):
 
 def test_the_verdict_and_the_page_speak_its_unit(records, tmp_path):
     judged = verdict(rows(records))
-    assert "change in mae of" in judged.sentence
+    assert "Its mae is better than the baseline's: " in judged.sentence
     assert " years [" in judged.sentence
     assert "points" not in judged.sentence + judged.chain
     folder = write_run(tmp_path / "run", records)

@@ -58,6 +58,15 @@ def test_a_last_step_that_made_it_slower_is_said_with_the_step_to_serve():
     ) in judged.chain
 
 
+def test_a_gain_of_quality_is_said():
+    found = rows(_steps([1.1, 1.6, 1.7, 1.65], VNNI))
+    better = next(r for r in found if r["step"] == 2)
+    better.update(quality_delta=0.02, quality_delta_ci=[0.01, 0.03])
+    assert "Its accuracy is better than the baseline's: +2.0 points [+1.0, +3.0]." in verdict(found).sentence
+    better.update(quality_delta_ci=[-0.01, 0.05])
+    assert "This test cannot tell its change in accuracy of +2.0 points" in verdict(found).sentence
+
+
 def test_int8_that_pays_is_not_blamed():
     judged = verdict(rows(_steps([1.1, 1.6, 1.62, 4.0], VNNI)))
     assert judged.row["stage"] == "quantize"

@@ -105,6 +105,15 @@ def test_files_of_tables(tmp_path):
     assert hf_dataset(path=str(tmp_path), number_columns=["x"], target_columns=["kind"]).class_names == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("options", [{"number_columns": ["a"]}, {"image_column": "image", "image_size": 8}])
+def test_validation_is_the_test_split_of_a_hub_data_set_without_one(monkeypatch, caplog, options):
+    caplog.set_level("INFO", logger="optkit")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: {"train": _rows(40), "validation": _rows(6)})
+    task = hf_dataset(dataset="some/id", **options)
+    assert [task.size(split) for split in ("train", "validation", "test")] == [36, 4, 6]
+    assert "'some/id' has no test split: validation is the test split" in caplog.text
+
+
 def test_a_subset_of_the_hub_is_asked_for(monkeypatch):
     asked = []
     monkeypatch.setattr(
@@ -135,6 +144,15 @@ def test_mistakes_are_one_line(saved, options, message):
     with pytest.raises(UserError, match=message) as caught:
         _ = hf_dataset(path=saved, **options).fingerprint
     assert "\n" not in str(caught.value)
+
+
+def test_rows_without_a_class_are_found_before_any_training(tmp_path):
+    for name, labels in (("train", [0, 1] * 10), ("test", [0, 1, -1, 0])):
+        rows = Dataset.from_dict({"a": [float(n) for n in range(len(labels))], "label": labels})
+        rows.to_parquet(str(tmp_path / f"{name}.parquet"))
+    task = hf_dataset(path=str(tmp_path), number_columns=["a"])
+    with pytest.raises(UserError, match="task.test: test has the class number -1, and the output 2 classes"):
+        task.mismatch(torch.zeros(2, 2), 2)
 
 
 def test_no_source_and_no_folder(tmp_path):

@@ -206,7 +206,7 @@ def test_a_hub_data_set_without_the_splits_is_one_line(monkeypatch):
             monkeypatch.setattr(files, "hub_tables", lambda *_: dict.fromkeys(splits, table))
 
     for task, splits, missing in (
-        (HubImages, ["test"], "train"), (HubImages, ["train", "validation"], "test"),
+        (HubImages, ["test"], "train"), (HubImages, ["train"], "test or validation"),
         (TextFiles, ["test"], "train"), (TextFiles, ["train", "extra"], "test or validation"),
     ):  # fmt: skip
         hub(*splits)

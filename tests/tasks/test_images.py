@@ -1,7 +1,11 @@
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from optkit.tasks import Digits
 from optkit.tasks.images import Augmentation, ImageSplit, Normalization, image_batches
 
 
@@ -55,6 +59,53 @@ def test_training_batches_depend_on_the_seed_alone(split):
     assert torch.equal(pixels, pixels_again)
     assert not torch.equal(order, other)
     assert sorted(order.tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_part_of_a_batch_is_read_alone_and_is_as_in_the_whole(split, rank):
+    class Read(np.ndarray):
+        def __getitem__(self, index):
+            read.extend(index)
+            return np.asarray(self)[index]
+
+    def part(count):
+        return slice(rank * count // 3, (rank + 1) * count // 3)
+
+    norm, augmentation, read = Normalization((0, 0, 0), (1, 1, 1)), Augmentation(1, True), []
+    spied = ImageSplit(split.images.view(Read), split.labels)
+    parts = list(image_batches(spied, 4, norm, augmentation, 5, part))
+    for found, whole in zip(parts, image_batches(split, 4, norm, augmentation, 5), strict=True):
+        expected = whole.subset(part(len(whole)))
+        for ours, theirs in ((found.inputs[0], expected.inputs[0]), (found.targets, expected.targets)):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(found.index, expected.index)
+    assert read == torch.cat([batch.index for batch in parts]).tolist()
+
+
+def test_an_own_transform_and_own_batches_are_given_whole(digits):
+    class Mirrored(Digits):
+        def batches(self, split, batch_size, *, training=False, seed=None):
+            for batch in super().batches(split, batch_size, training=training, seed=seed):
+                yield replace(batch, inputs=(batch.inputs[0].flip(-1),))
+
+    rows = {"image_size": 8, "limit": 10}
+    for task in (Mirrored(**rows), Digits(transform="tests.tasks.test_images.drawn", **rows)):
+        whole = list(task.batches("train", 4, training=True, seed=1))
+        parts = list(task.batch_parts("train", 4, lambda count: slice(1, 2), training=True, seed=1))
+        for found, batch in zip(parts, whole, strict=True):
+            assert torch.equal(found.inputs[0], batch.inputs[0][1:2])
+
+
+def drawn(images):
+    """Noise that is drawn for a whole batch."""
+    return images + torch.randint(0, 9, images.shape, dtype=torch.uint8)
+
+
+def test_digits_that_are_kept_need_no_scikit_learn(digits, monkeypatch):
+    assert [digits.size(split) for split in ("train", "validation", "test")] == [256, 180, 256]
+    for name in ("sklearn.datasets", "sklearn.model_selection"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert Digits(image_size=8, crop=1, limit=256).fingerprint == digits.fingerprint
 
 
 def test_the_digest_sees_one_pixel_and_one_label(split):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from optkit.core.errors import StageError, UserError
-from optkit.tasks import ImageFolder, LoaderTask, decode, image_files
+from optkit.tasks import ImageFolder, LoaderTask, decode, image_files, image_listing, reading
 from optkit.tasks.image_listing import list_classes
 
 LAZY = {"memory_share": 1e-12}
@@ -88,7 +88,10 @@ def test_the_fingerprint_of_many_files_follows_names_sizes_and_times(image_folde
     assert fingerprint() == found[-1]
 
 
-def test_files_are_in_the_order_of_their_paths(tmp_path):
+@pytest.mark.parametrize("waits", [False, True])
+def test_files_are_in_the_order_of_their_paths(tmp_path, monkeypatch, waits):
+    monkeypatch.setattr(image_listing, "NOTICED_S", -1 if waits else float("inf"))  # a disk that threads wait for
+    monkeypatch.setattr(image_listing, "WAITING", -float("inf"))
     names = ["b/1.png", "a/z.png", "a/b/c.png", "a/b-c.png", "a/ü.png", "a/10.jpg", "a/9.jpg"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,24 +110,33 @@ def test_files_are_in_the_order_of_their_paths(tmp_path):
         found.images[7]
 
 
+@pytest.fixture
+def own_children():
+    """The processes that a test has started, and that are there still."""
+    earlier = set(psutil.Process().children())  # other tests' servers and pools
+    return lambda: [child for child in psutil.Process().children() if child not in earlier]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_read_is_named_and_no_process_stays(image_folder, workers):
+def test_an_image_that_cannot_be_read_is_named_and_no_process_stays(image_folder, workers, own_children):
     file = image_folder / "train" / "dog" / "3.png"
     file.write_bytes(b"no image")
     task = folder_task(image_folder, mean=[0.5] * 3, std=[0.5] * 3, workers=workers, **LAZY)
     with pytest.raises(UserError, match=rf"train image \d+ \({file}\) cannot be read: it is no image") as caught:
         list(task.batches("train", 4))
     assert "\n" not in str(caught.value)
-    assert psutil.Process().children() == []
+    assert own_children() == []
 
 
-def test_workers_end_with_the_iterator(image_folder):
+def test_workers_end_with_the_iterator(image_folder, own_children):
     task = folder_task(image_folder, workers=2, **LAZY)
     batches = task.batches("train", 4)
     next(batches)
-    assert len(psutil.Process().children()) == 2
+    first, second = own_children()
+    assert first.nice() == min(psutil.Process().nice() + reading.NICENESS, 19)  # it has made a batch
+    assert second.is_running()
     del batches
-    assert psutil.Process().children() == []
+    assert own_children() == []
 
 
 class Killed(Dataset):

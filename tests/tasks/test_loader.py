@@ -381,6 +381,22 @@ def test_an_output_that_does_not_fit_the_classes_is_said():
     )
 
 
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("kind", [Subset, TensorDataset])
+def test_a_class_number_that_the_output_has_not_is_found_in_any_split_before_any_training(split, kind):
+    data = {}
+    for name in ("train", "validation", "test"):
+        labels = torch.arange(40) % 3
+        labels[1] = -1 if name == "train" else 0  # which the loss leaves out
+        labels[30] = 7 if name == split else 0
+        data[name] = TensorDataset(torch.zeros(40, 2), labels)
+        data[name] = data[name] if kind is TensorDataset else Subset(data[name], range(40))
+    found = task(**data)
+    with pytest.raises(UserError, match=f"task.{split}: {split} has the class number 7, and the output 3 classes"):
+        found.mismatch(linear(found, 3), 2)
+    assert found.mismatch(linear(found, 8), 2) is None
+
+
 def test_a_class_by_dotted_path_is_made():
     assert task(train=f"{__name__}.Noisy", validation=Noisy(5)).size("train") == 30
 

@@ -270,3 +270,51 @@ def test_docstrings_are_the_same_again_and_say_where_they_are_from(few_docstring
     assert Docstrings(vocab_size=512).fingerprint == first.fingerprint == facts["fingerprint"]
     assert facts["sources"]["networkx"] == metadata.version("networkx")
     json.dumps(facts)
+
+
+def _wordy(kinds=True):
+    """A tokenizer whose words are tokens, with its own marks, and of pairs with three marks between and around."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"[PAD]": 0, "[C]": 1, "[S]": 2} | {f"w{n}": n + 3 for n in range(50)}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    marks = [("[C]", 1), ("[S]", 2)]
+    backend.post_processor = processors.TemplateProcessing(
+        single="[C] $A [S]", pair="[C] $A [S] [S] $B:1 [S]:1", special_tokens=marks
+    )
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * kinds
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", model_input_names=names)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_texts_are_cut_as_the_tokenizers_library_cuts_them(pairs, side):
+    hf = _wordy()
+    hf.truncation_side = side
+    texts = [" ".join(f"w{n}" for n in range(first, first + count)) for first in (0, 20) for count in range(12)]
+    columns = tuple(zip(*((a, b) for a in texts[:12] for b in texts[12:]), strict=True)) if pairs else (texts[:12],)
+    texts = Texts(tuple(list(column) for column in columns), np.zeros(len(columns[0]), dtype=np.int64))
+    for length in (8, 9, 10, 11, 13, 20, 30):
+        split = tokens.tokenize(texts, tokens.Tokenizer(hf, "d"), length)
+        theirs = hf(*columns, truncation=True, max_length=length, padding=False).encodings
+        assert split.lengths.tolist() == [len(e.ids) for e in theirs]
+        assert split.tokens.tolist() == [token for e in theirs for token in e.ids]
+        assert split.kinds.tolist() == [kind for e in theirs for kind in e.type_ids]
+        assert split.truncated.tolist() == [bool(e.overflowing) for e in theirs]
+
+
+def test_long_pairs_take_the_memory_of_their_texts(tmp_path, monkeypatch):
+    """Of each pair the library would cut off and keep 25 million pieces."""
+    words = " ".join(f"w{n % 10}" for n in range(30_000))
+    texts = Texts(([words] * 6, [words] * 6), np.zeros(6, dtype=np.int64))
+    monkeypatch.setenv("OPTKIT_CACHE", str(tmp_path))
+    sizes = []
+    real = tokens.tokenize
+    monkeypatch.setattr(tokens, "tokenize", lambda part, *rest: sizes.append(len(part)) or real(part, *rest))
+    split = tokenize_once(texts, tokens.Tokenizer(_wordy(kinds=False), "long"), 16, "train")
+    assert sizes == [5, 1]  # at most a million characters at once
+    assert split.lengths.tolist() == [16] * 6
+    assert split.tokens[:16].tolist() == [1, *range(3, 9), 2, 2, *range(3, 9), 2]
+    assert not split.kinds.any()
+    assert split.truncated.all()

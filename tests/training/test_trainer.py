@@ -1,16 +1,22 @@
 import copy
 import math
+import re
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from optkit.core import interruption
 from optkit.core.errors import StageError, UserError
+from optkit.core.processes import ALONE
 from optkit.core.seeds import derive_seed
 from optkit.measure.validation import Validation
-from optkit.training import Callback, KeepZeros, TaskLoss, Trainer
+from optkit.recipe.keys import keyed_params_of
+from optkit.training import Callback, KeepZeros, TaskLoss, Train, Trainer
 from optkit.training.checkpoint import load_state
+from optkit.training.replicas import Replica
 from optkit.training.schedules import build_optimizer, build_schedule
 from optkit.training.trainer import Fit
 from tests.contracts.kinds import OUTPUTS, KindTask, TinyNet, boxes_and_scores
@@ -82,6 +88,95 @@ def test_an_interrupted_run_ends_with_the_weights_it_would_have_had(digits, mlp,
     assert (found.losses, found.validation, found.steps) == (expected.losses, expected.validation, expected.steps)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 7])
+def test_a_run_goes_on_in_the_middle_of_an_epoch_with_the_noise_it_would_have_had(digits, mlp, tmp_path, killed_at):
+    trainer = Trainer(epochs=2, batch_size=64, checkpoint_steps=1, select="best", micro_batch_size=40)
+    mlp.layers.insert(1, torch.nn.Dropout(0.5))
+    whole, broken, resumed = (copy.deepcopy(mlp) for _ in range(3))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected = _fit(trainer, whole, digits, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        _fit(trainer, broken, digits, tmp_path / "b", callbacks=[_Kill(killed_at + 1)])
+    assert load_state(tmp_path / "b")["counts"] == [killed_at // 4, killed_at]
+    found = _fit(trainer, resumed, digits, tmp_path / "b", callbacks=[_Kill(math.inf)])
+    assert (found.losses, found.validation, found.steps) == (expected.losses, expected.validation, expected.steps)
+    assert (found.examples_at_once, found.accumulation_steps) == (32, 2)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+class _Asks(Callback):
+    """Sends the process a signal, as a scheduler does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, module, step, total):
+        if step == self.step:
+            signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_signal_saves_the_state_after_the_step_and_ends_the_training(digits, mlp, tmp_path):
+    before = signal.signal(signal.SIGUSR1, interruption._raise)
+    try:
+        with pytest.raises(interruption.Interruption) as caught:
+            _fit(Trainer(epochs=2, batch_size=64), mlp, digits, tmp_path, callbacks=[_Asks(6)])
+        assert caught.value.number == signal.SIGUSR1
+        with pytest.raises(interruption.Interruption), interruption.saves_when_asked():  # noqa: PT012
+            signal.raise_signal(signal.SIGUSR1)
+            assert interruption.asked() == signal.SIGUSR1
+            with interruption.ends_at_once():
+                pytest.fail("the signal came before")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert load_state(tmp_path)["counts"] == [1, 6]
+
+
+def test_passes_of_a_step_add_up_to_its_gradient(digits, mlp, tmp_path):
+    whole, parts = copy.deepcopy(mlp), copy.deepcopy(mlp)
+    for name, module, at_once in (("a", whole, None), ("b", parts, 7)):
+        (tmp_path / name).mkdir()
+        _fit(Trainer(**PLAIN | {"micro_batch_size": at_once}), module, digits, tmp_path / name)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_trains_alike(digits, mlp, tmp_path):
+    whole, compiled = copy.deepcopy(mlp), copy.deepcopy(mlp)
+    for name, module, how in (("a", whole, False), ("b", compiled, True)):
+        (tmp_path / name).mkdir()
+        _fit(Trainer(**PLAIN | {"compile": how}), module, digits, tmp_path / name, max_steps=3)
+    for p, q in zip(whole.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"micro_batch_size": 0}, "micro_batch_size: 0 is not a whole number of at least 1"),
+        ({"checkpoint_steps": 1.5}, "checkpoint_steps: 1.5 is not a whole number"),
+        ({"checkpoint_minutes": 0}, "checkpoint_minutes: 0 are no minutes"),
+        ({"sharding": "fsdp2"}, "sharding: no sharding 'fsdp2' (did you mean 'fsdp'?)"),
+        ({"compile": "yes"}, "compile: no compile 'yes'"),
+    ],
+)
+def test_how_a_training_runs_is_checked(options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Trainer(**options)
+
+
+def test_how_a_training_runs_is_no_part_of_its_key():
+    def keyed(**options):
+        return keyed_params_of(Train(Trainer(**options)))
+
+    same = {"micro_batch_size": 8, "sharding": "none", "checkpoint_steps": 5, "checkpoint_minutes": None}
+    assert keyed(**same) == keyed()
+    assert keyed(compile=True) != keyed()
+    assert keyed(batch_size=64) != keyed()
 
 
 class _Counts(Callback):
@@ -209,7 +304,8 @@ def test_the_average_of_a_resumed_run_is_where_the_weights_are(digits, mlp, tmp_
     # stands for a GPU
     meta = torch.device("meta")
     fit = Fit(trainer, mlp.to(meta), digits, TaskLoss(digits), 3, tmp_path, meta, [_Kill(None)], None, "training")
-    fit.optimizer = build_optimizer(fit._parameters(), "sgd", 0.1, 0.0, trainer.optimizer_options)
+    fit.replica = Replica(fit.module, fit.own, ALONE)
+    fit.optimizer = build_optimizer(fit.replica.parameters(), "sgd", 0.1, 0.0, trainer.optimizer_options)
     fit.schedule = build_schedule(fit.optimizer, "constant", 0.0, 8)
     fit._resume()
     fit._update_ema()

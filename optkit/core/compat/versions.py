@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError
+from optkit.core.version import version
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -60,7 +61,12 @@ def gone(name: str, package: str | None = None) -> UserError:
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package, which is not imported; None where there is none of that name."""
+    """The version of an installed package, which is not imported; None where there is none of that name.
+
+    Of optkit itself it is the version of the code that runs (`optkit.core.version`).
+    """
+    if package == "optkit":
+        return version()
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

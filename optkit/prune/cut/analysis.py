@@ -13,9 +13,11 @@ from torch import nn
 from optkit.core.calls import Inputs
 from optkit.core.checks import check_pattern
 from optkit.core.errors import UserError
+from optkit.models.stacks import find_stacks
 from optkit.prune.cut.attributes import build_plan
 from optkit.prune.cut.blockers import WholeTable, blockers
 from optkit.prune.cut.criteria import NORMS, Criterion, Importance, LossFn, normalize
+from optkit.prune.cut.parts import parts_of
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.selection import Meter, macs_meter, params_meter
 from optkit.prune.cut.trial import Probe
@@ -38,6 +40,7 @@ class Analysis:
         model: the dense model; it is not touched.
         inputs: example inputs.
         protect: patterns of module names whose parameters stay whole.
+        parts: of `optkit.prune.options.PARTS`, those that are cut; None for all.
 
     Attributes:
         trace: what the walk over the operators found.
@@ -53,8 +56,14 @@ class Analysis:
     units: Units
     meters: dict[str, Meter]
 
-    def __init__(self, model: nn.Module, inputs: Inputs, protect: Sequence[str] = ()):
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, protect: Sequence[str] = (), parts: Sequence[str] | None = None
+    ):
         self.model = unwrapped(model)
+        self._parts = parts
+        self._blocks = (
+            [] if parts is None else [b for stack in find_stacks(self.model, inputs) for b in stack.block_paths()]
+        )
         self.trace = trace_model(self.model, inputs, protect)
         self._probe = Probe(self.model, inputs, self.trace)
         self._resolve()
@@ -65,6 +74,9 @@ class Analysis:
 
     def _resolve(self) -> None:
         self.resolved, self.units = self._probe.resolve()
+        while self._parts is not None and (others := self._other_parts()):
+            self.trace.space.freeze(np.flatnonzero(self.units.in_groups(others)), "parts")
+            self.resolved, self.units = self._probe.resolve()
         if self.units.count == 0:
             fix = "print(optkit.prune.kept_whole(model, example_inputs)) lists what stays whole, and why"
             raise UserError(f"nothing in this model can be cut, because of {self.whole().summary()}", fix=fix)
@@ -73,6 +85,12 @@ class Analysis:
             "params": params_meter(self.units, self.trace, shapes),
             "macs": macs_meter(self.units, self.trace),
         }
+
+    def _other_parts(self) -> list[int]:
+        """The groups that stay whole because of the part that they are."""
+        assert self._parts is not None
+        found = parts_of(self.units, self.trace, self._blocks)
+        return [group for group, part in enumerate(found) if part not in self._parts]
 
     def whole(self) -> WholeTable:
         """What stays whole, and why, as far as the cuts that were tried have shown."""

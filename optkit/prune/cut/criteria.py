@@ -15,6 +15,8 @@ from optkit.core.compat.torch_operators import private_aten
 from optkit.core.errors import UserError, first_line
 from optkit.core.instantiate import own_part
 from optkit.core.loaders import Pick, model_inputs
+from optkit.core.processes import current
+from optkit.core.sharding import sharded, summed
 from optkit.prune.cut.units import Units
 from optkit.prune.options import CRITERIA, NEED_DATA, criterion_name, reads_data
 
@@ -30,6 +32,8 @@ def data_for(
     criterion: str | Criterion, batches: Iterable[Any] | None, loss_fn: LossFn | None, inputs: Pick | None = None
 ) -> tuple[list[Any], LossFn | None]:
     """The batches that the criterion reads, again and again, and what it runs on them; no batches if it needs none.
+
+    Several processes share out the batches, but for a criterion of one's own, which sees all of them in each.
 
     Args:
         criterion: one of ``CRITERIA``, or your own as in `CutOptions`.
@@ -50,7 +54,7 @@ def data_for(
     if batches is None or (loss_fn is None and needs_loss):
         fix = "give batches and loss_fn" if needs_loss else "give batches"
         raise UserError(f"criterion '{criterion}' needs data", key="criterion", value=criterion, fix=fix)
-    found = list(batches)
+    found = list(sharded(batches))
     if loss_fn is not None:
         return found, loss_fn
     found = [model_inputs(batch, inputs, number) for number, batch in enumerate(found, 1)]
@@ -117,7 +121,7 @@ class Importance:
             self._tables = [self._slices(((name, p) for name, p in params.items() if p.ndim > 1), _distances)]
         elif criterion in ("taylor", "fisher"):
             products = _products(criterion, model, batches or (), _needed(loss_fn))
-            self._tables = [self._sums(found.items()) for found in products]
+            self._tables = _of_all([self._sums(found.items()) for found in products])
             _some(len(self._tables))
         elif criterion == ACTIVATION:
             self._tables = [self._sums(_wanda(model, batches or (), _needed(loss_fn)).items())]
@@ -148,6 +152,22 @@ class Importance:
                 slices = value if value.ndim == 1 else reduce(value, dim)
                 found[name, dim] = slices.double().cpu().numpy()
         return found
+
+
+def _of_all(tables: list[Slices]) -> list[Slices]:
+    """The tables of all processes' batches."""
+    processes = current()
+    if not processes.several:
+        return tables
+    mine = {(name, dim): len(slices) for table in tables for (name, dim), slices in table.items()}
+    of_all = processes.gather([[*key, size] for key, size in mine.items()])
+    sizes = {(name, dim): size for of_one in of_all for name, dim, size in of_one}
+    flat = np.zeros((len(tables), sum(sizes.values())))
+    for row, table in zip(flat, tables, strict=True):  # what a batch has no gradient of scores 0
+        row[:] = np.concatenate([table.get(key, np.zeros(size)) for key, size in sizes.items()])
+    ends = np.cumsum(list(sizes.values()))[:-1]
+    rows = np.concatenate(processes.gather_arrays(flat))
+    return [dict(zip(sizes, np.split(row, ends), strict=True)) for row in rows]
 
 
 def own_scores(
@@ -296,7 +316,8 @@ def _wanda(model: nn.Module, batches: Iterable[Any], loss_fn: LossFn) -> dict[st
     finally:
         for handle in handles:
             handle.remove()
-    norms = {name: (total / _some(count)).sqrt() for name, total in squares.items()}
+    count = _some(sum(current().gather(count)))
+    norms = {name: (total / count).sqrt() for name, total in summed(squares).items()}
     return {f"{name}.weight": _weigh(model.get_submodule(name), norm) for name, norm in norms.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -93,6 +94,7 @@ class Selector:
         seed: breaks ties.
         floor: share of each layer's units that always stays.
         floor_of: units by the group's name that the floor is a share of, where there were more before earlier cuts.
+        uniform: groups of corresponding layers, whose names differ in numbers only, lose the same number of units.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Selector:
         seed: int,
         floor: float = FLOOR,
         floor_of: Mapping[str, int] | None = None,
+        uniform: bool = False,
     ):
         self.units, self.scope = units, scope
         self._sizes = np.bincount(units.group, minlength=len(units.names))
@@ -122,8 +125,10 @@ class Selector:
         starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
         self._rank = np.empty(units.count, np.int64)
         self._rank[by_group] = np.arange(units.count) - np.repeat(starts, self._sizes)
+        self._family = _families(units, self._sizes) if uniform else np.arange(self._sizes.size)
+        order = self._by_family() if uniform else self._order
         free = self._rank < (self._sizes - self._floor)[units.group]
-        self._cuttable = self._order[free[self._order]]
+        self._cuttable = order[free[order]]
 
     @property
     def most(self) -> int:
@@ -138,6 +143,9 @@ class Selector:
             )
         else:
             gone = np.bincount(self.units.group[self._cuttable[:amount]], minlength=self._sizes.size)
+            least = self._sizes.copy()
+            np.minimum.at(least, self._family, gone)
+            gone = least[self._family]
         kept = self._sizes - gone
         if (self._step > 1).any():
             rounded = np.maximum(np.round(kept / self._step).astype(np.int64) * self._step, self._floor)
@@ -153,10 +161,18 @@ class Selector:
     def neighbours(self, removed: np.ndarray) -> Iterator[np.ndarray]:
         """The cuts that keep one step more or less of one group."""
         kept = self._sizes - np.bincount(self.units.group, removed, minlength=self._sizes.size).astype(np.int64)
-        for group, (size, step, floor) in enumerate(zip(self._sizes, self._step, self._floor, strict=True)):
+        for family in np.unique(self._family):
+            group = np.flatnonzero(self._family == family)[0]
+            size, step, floor = self._sizes[group], self._step[group], self._floor[group]
             for number in (kept[group] - step, kept[group] + step):
                 if floor <= number <= size and number != kept[group]:
-                    yield self._first(np.where(np.arange(kept.size) == group, number, kept))
+                    yield self._first(np.where(self._family == family, number, kept))
+
+    def _by_family(self) -> np.ndarray:
+        """The units by the mean score of those of the same rank in corresponding groups."""
+        place = self._family[self.units.group] * (self._sizes.max(initial=0) + 1) + self._rank
+        mean = np.bincount(place, self._scores) / np.maximum(np.bincount(place), 1)
+        return np.lexsort((place, mean[place]))
 
     def _first(self, kept: np.ndarray) -> np.ndarray:
         return self._mend(self._rank < (self._sizes - kept)[self.units.group])
@@ -173,6 +189,13 @@ class Selector:
                 best = lost[np.argsort(-self._scores[lost], kind="stable")]
                 removed[best[:need]] = False
         return removed
+
+
+def _families(units: Units, sizes: np.ndarray) -> np.ndarray:
+    """For each group the first that corresponds to it: of as many units, as wide, under another number."""
+    first: dict[tuple[str, int, int], int] = {}
+    keys = zip(units.names, sizes.tolist(), units.width.tolist(), strict=True)
+    return np.array([first.setdefault((re.sub(r"\d+", "#", n), s, w), g) for g, (n, s, w) in enumerate(keys)], np.int64)
 
 
 def missed(asked: float, reached: float) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count
 from optkit.core.errors import UserError
+from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.prune.options import check_depth
@@ -17,16 +18,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+MEASURED = ("loss", "influence")
+
+
 @dataclass(frozen=True)
 class DepthPruning(SteppedPruning):
-    """Remove whole residual blocks, those that validation misses least or by position: at once, or in steps.
+    """Remove whole residual blocks, those that are missed least: at once, or in steps.
 
     Attributes:
         amount: share of the blocks to remove; this or `keep`.
         keep: how many blocks stay, or a list of those that do: places among all blocks, or patterns of their paths.
-        by: loss (on validation) or position (evenly spread, the first and the last among them).
+        by: loss (on validation), influence (1 minus the cosine of a block's input and output, on validation), position
+            (those that stay are spread evenly, the first and the last among them), deepest (the last but the very last
+            go) or random.
         greedy: by loss, measure again after every block removed; false measures all once.
-        examples: on how many validation examples the loss is measured.
+        examples: on how many validation examples loss or influence is measured.
         steps, training, between: see `SteppedPruning`.
     """
 
@@ -51,7 +57,11 @@ class DepthPruning(SteppedPruning):
 
     def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
         """The device and its threads, where blocks are ranked on data."""
-        return context.on_device if self.by == "loss" and not isinstance(self.keep, list) else None
+        return context.on_device if self.in_all_processes else None
+
+    @property
+    def in_all_processes(self) -> bool:
+        return self.by in MEASURED and not isinstance(self.keep, list)
 
     def check(self, module: nn.Module, task: Task) -> None:
         """Raises UserError if such a model has no blocks to spare. Called before any work."""
@@ -80,13 +90,16 @@ class DepthPruning(SteppedPruning):
                 return Outcome(module, {"depth": so_far or {"blocks_before": now, "blocks_after": now, "removed": []}})
             keep = there - fewer
         module.to(ctx.device)
+        data = Validation(ctx.task, self.examples) if self.by in MEASURED else None
         shortened = prune_depth(
             module,
             tuple(x.to(ctx.device) for x in example),
             keep=keep,
             by=self.by,
-            evaluate=Validation(ctx.task, self.examples) if self.by == "loss" else None,
+            evaluate=data,
             greedy=self.greedy,
+            batches=None if data is None else [batch.to(ctx.device).inputs for batch in data.batches],
+            seed=derive_seed(ctx.seed, "random"),
         )
         shorter = shortened.module.cpu()
         before, after = size_of(module.cpu(), example), size_of(shorter, example)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
 from optkit.core.stage import Context, Outcome
+from optkit.core.task import Task
 from optkit.prune.stages.magnitude import Masking
-from optkit.training import Train, Training, check_training
+from optkit.training import Train, Training, check_sharding, check_training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +46,12 @@ class GradualPruning(Masking):
                 message = "an early epoch would be kept, before the amount is reached"
                 fix = "last or ema" if key == "select" else "null"
                 raise UserError(message, key=f"training.trainer.{key}", value=getattr(trainer, key), fix=fix)
+
+    def check(self, module: nn.Module, task: Task) -> None:
+        """Raises UserError where several processes would each hold a part of the weights that are ranked."""
+        from optkit.prune.gradual import GradualMasks
+
+        check_sharding(self.training.trainer, [GradualMasks(self.masks, self.share)], "training.trainer.sharding")
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         from optkit.prune.gradual import GradualMasks

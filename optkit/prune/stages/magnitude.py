@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from optkit.core.checks import check_choice, check_share
+from optkit.core.checks import check_choice, check_count, check_share
 from optkit.core.errors import UserError
-from optkit.core.stage import Context, Outcome
-from optkit.prune.options import SCOPES
+from optkit.core.seeds import derive_seed
+from optkit.core.sharding import sharded
+from optkit.core.stage import Context, KeyContext, Outcome
+from optkit.prune.options import MAGNITUDE, MASK_CRITERIA, MASKED_BY_DATA, RANDOM, SCOPES
 from optkit.prune.pattern import Pattern
-from optkit.prune.stages.steps import Facts, SteppedPruning
+from optkit.prune.stages.steps import Facts, SteppedPruning, examples_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +43,8 @@ class Masking:
     drops: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        check_choice("scope", self.scope, SCOPES)
+        if self.scope is not None:
+            check_choice("scope", self.scope, SCOPES)
         pattern = self.parsed
         if pattern is None:
             check_share("amount", self.amount)
@@ -83,23 +86,68 @@ class Masking:
 
 @dataclass(frozen=True)
 class MagnitudePruning(SteppedPruning, Masking):
-    """Set the smallest weights to zero; shapes stay as they are, and latency but for 2:4 on a GPU.
+    """Set single weights to zero; shapes stay as they are, and latency but for 2:4 on a GPU.
 
     Attributes:
-        amount, scope, pattern, protect: see `Masking`.
+        amount, pattern, protect: see `Masking`.
+        scope: rank all layers together (global) or each by itself (local); None is global, and local for the criteria
+            that read data, which know no other.
+        criterion: which weights go: magnitude (the smallest), wanda and sparsegpt (see `sequential_masks_`; linear
+            layers of residual blocks), or random.
+        examples: of train that wanda and sparsegpt read.
         steps, training, between: see `SteppedPruning`.
     """
+
+    scope: str | None = None  # type: ignore[assignment]
+    criterion: str = MAGNITUDE
+    examples: int = 128
 
     def __post_init__(self) -> None:
         SteppedPruning.__post_init__(self)
         Masking.__post_init__(self)
+        check_choice("criterion", self.criterion, MASK_CRITERIA)
+        check_count("examples", self.examples)
+        if self.criterion not in MASKED_BY_DATA:
+            return
+        if self.scope == "global":
+            message = f"{self.criterion} gives each layer the same share"
+            raise UserError(message, key="scope", value=self.scope, fix="scope=local, or criterion=magnitude")
+        if self.pattern is not None and self.steps > 1:
+            message = f"{self.criterion} reaches a pattern at once"
+            raise UserError(message, key="steps", value=self.steps, fix="steps=1, or criterion=magnitude")
+
+    @property
+    def in_all_processes(self) -> bool:
+        return self.criterion in MASKED_BY_DATA
+
+    def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
+        """The device and its threads, where weights are ranked on data."""
+        return context.on_device if self.criterion in MASKED_BY_DATA else None
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:
         return self.in_steps(module, ctx, self.share)
 
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
-        from optkit.prune.masks import apply_masks_
+        from optkit.prune.masks import apply_masks_, magnitude_masks, random_masks
+        from optkit.prune.sequential_masks import sequential_masks_
 
-        masks = self.masks(module, amount)
-        apply_masks_(module, masks)
-        return Outcome(module, self.facts(module, masks))
+        if self.criterion in MASKED_BY_DATA:
+            module.to(ctx.device)
+            read = sharded(examples_of(ctx.task, self.examples, ctx.seed))
+            masks = sequential_masks_(
+                module.eval(),
+                [batch.to(ctx.device).inputs for batch in read],
+                criterion=self.criterion,
+                amount=amount if self.pattern is None else None,
+                pattern=self.parsed,
+                protect=self.protect,
+            )
+            module.cpu()
+        else:
+            scope = self.scope or "global"
+            if self.criterion == RANDOM:
+                masks = random_masks(module, amount, scope, self.parsed, self.protect, derive_seed(ctx.seed, RANDOM))
+            else:
+                masks = magnitude_masks(module, amount, scope, self.parsed, self.protect)
+            apply_masks_(module, masks)
+        return Outcome(module, self.facts(module, masks) | {"criterion": self.criterion})

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count, is_number
 from optkit.core.errors import UserError
+from optkit.core.processes import alone, current
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, Outcome
+from optkit.core.task import Batch, Task, rows_at_once
 from optkit.training import Training, check_training, split_of
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Facts = dict[str, Any]
 PROGRESS = "steps.pt"
+BATCH = 64
 
 
 def geometric_amounts(amount: float, steps: int) -> list[float]:
@@ -36,6 +41,18 @@ def size_of(module: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
 
     params = sum(p.numel() for p in module.parameters())
     return {"params": params, "macs": count_macs(module, example) // len(example[0])}
+
+
+def examples_of(task: Task, count: int, seed: int) -> Iterator[Batch]:
+    """So many examples of train, drawn under a seed, in batches that fit into memory; one for each process at least."""
+    import torch
+
+    left, rows = count, min(rows_at_once(task, BATCH), max(1, count // current().size))
+    for batch in task.batches("train", rows, seed=derive_seed(seed, "examples")):
+        yield batch if len(batch) <= left else batch.subset(torch.arange(left))
+        left -= len(batch)
+        if left <= 0:
+            return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +85,11 @@ class SteppedPruning:
             fix = "+stage@stages.NAME.training=train, or distill/logits"
             raise UserError(f"missing; {self.steps} steps need a training stage between them", key="training", fix=fix)
 
+    @property
+    def in_all_processes(self) -> bool:
+        """Whether several processes share out the data that a step reads; else the first does all of it."""
+        return False
+
     def one_step(self, module: nn.Module, ctx: Context, amount: float, earlier: Sequence[Facts]) -> Outcome:
         """Prunes until ``amount`` of the model before the first step is gone; ``earlier`` are that steps' facts."""
         raise NotImplementedError
@@ -81,7 +103,8 @@ class SteppedPruning:
 
         if self.training is None:
             return self.one_step(module, ctx, amount, [])
-        started = time.perf_counter()
+        started, processes = time.perf_counter(), current()
+        dense = copy.deepcopy(module) if processes.several else module
         state = load_state(ctx.workdir, PROGRESS) or {"facts": [], "surgeries": [], "pruned": None, "seconds": 0.0}
         facts, surgeries, pruned, resumed_s = state["facts"], state["surgeries"], state["pruned"], state["seconds"]
 
@@ -90,26 +113,41 @@ class SteppedPruning:
             save_state(ctx.workdir, state | {"seconds": resumed_s + time.perf_counter() - started}, PROGRESS)
 
         if surgeries:
-            module = self.replay(module, {"steps": surgeries}, ctx.task.example(2))
-            module.load_state_dict(state["model"])
+            module = self._replayed(module, state, ctx)
             log.info("pruning goes on after step %d of %d", len(facts), self.steps)
         for number, share in enumerate(geometric_amounts(amount, self.steps), 1):
             if number <= len(facts):
                 continue
             if pruned is None:
-                step = self.one_step(module, _at_step(ctx, number), share, facts)
-                module, pruned = step.module, step.facts
-                surgeries.append(step.surgery)
-                save()
+                if processes.is_first or self.in_all_processes:
+                    with nullcontext() if self.in_all_processes else alone():
+                        step = self.one_step(module, _at_step(ctx, number), share, facts)
+                if processes.is_first:
+                    module, pruned = step.module, step.facts
+                    surgeries.append(step.surgery)
+                    save()
                 log.info("pruning step %d of %d: %.1f%% removed", number, self.steps, 100 * share)
+            if processes.several:  # by what the first has pruned: timings of others would choose other channels
+                processes.wait()
+                state = load_state(ctx.workdir, PROGRESS) or {}
+                surgeries, pruned = state["surgeries"], state["pruned"]
+                module = self._replayed(copy.deepcopy(dense), state, ctx)
             trained = self.training.apply(module, self._training_context(ctx, number))
             module, resumed_s = trained.module, resumed_s + trained.resumed_s
             facts.append(pruned | trained.facts)
             pruned = None
             save()
-            shutil.rmtree(_folder(ctx, number))
+            processes.wait()
+            if processes.is_first:
+                shutil.rmtree(_folder(ctx, number))
         surgery = {"steps": surgeries} if any(surgeries) else None
         return Outcome(module, facts[-1] | {"steps": facts}, surgery, resumed_s)
+
+    def _replayed(self, dense: nn.Module, state: Facts, ctx: Context) -> nn.Module:
+        """The module of a saved state, from the one that the stage was given."""
+        module = self.replay(dense, {"steps": state["surgeries"]}, ctx.task.example(2))
+        module.load_state_dict(state["model"])
+        return module
 
     @staticmethod
     def replay(module: nn.Module, surgery: dict[str, Any], example: tuple[Tensor, ...]) -> nn.Module:
@@ -125,7 +163,7 @@ class SteppedPruning:
             whole = trainer.epochs * math.ceil(ctx.task.size(split_of(self.training)) / trainer.batch_size)
             limit = min(math.ceil(self.between * whole), limit or whole)
         folder = _folder(ctx, number)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         variant = replace(ctx.variant, traits=ctx.variant.traits | self.adds)
         seed = derive_seed(ctx.seed, "training", number)
         return replace(ctx, variant=variant, seed=seed, workdir=folder, max_steps=limit)

@@ -13,9 +13,9 @@ from optkit.core.instantiate import is_dotted, locate
 from optkit.core.records import REFERENCE
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
-from optkit.core.task import Task
+from optkit.core.task import Task, rows_at_once
 from optkit.prune.options import SENSITIVITY, CutOptions, reads_data
-from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
+from optkit.prune.stages.steps import BATCH, Facts, SteppedPruning, size_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,9 +33,10 @@ class StructuredPruning(CutOptions, SteppedPruning):
     What is cut follows from the seed and the data, except where the budget is latency: then it depends on the machine.
 
     Attributes:
-        amount, budget, criterion, scope, round_to, floor, protect, engine, threads: see `CutOptions`; the floor is a
-            share of the channels before the first step.
-        batches: how many batches of 64 a data-driven criterion sees, drawn from train under the seed.
+        amount, budget, criterion, scope, round_to, floor, protect, parts, uniform, engine, threads: see `CutOptions`;
+            the floor is a share of the channels before the first step.
+        batches: how many batches a data-driven criterion sees, of 64 examples or of 2,048 tokens, drawn from train
+            under the seed.
         sensitivity_examples: on how many validation examples the sensitivity is measured.
         batch_size: at which latency is measured, None for 1; for latency only.
         steps, training, between: see `SteppedPruning`.
@@ -63,9 +64,18 @@ class StructuredPruning(CutOptions, SteppedPruning):
         check_count("batches", self.batches)
         check_count("sensitivity_examples", self.sensitivity_examples)
 
+    @property
+    def in_all_processes(self) -> bool:
+        # by latency, what is cut follows from timings, which are each process's own
+        return self.budget != "latency" and self._reads_data
+
+    @property
+    def _reads_data(self) -> bool:
+        return self.scope == SENSITIVITY or reads_data(self.criterion)
+
     def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
         """The machine and the engine that a latency is measured on; the threads where units are ranked on data."""
-        of_data = context.on_cpu if self.scope == SENSITIVITY or reads_data(self.criterion) else None
+        of_data = context.on_cpu if self._reads_data else None
         if self.budget != "latency":
             return of_data
         from optkit.engines import ENGINES
@@ -149,7 +159,9 @@ class StructuredPruning(CutOptions, SteppedPruning):
         return {
             "criterion": self.criterion,
             "protect": self.protect,
-            "batches": islice(task.batches("train", 64, seed=derive_seed(seed, "examples")), self.batches),
+            "batches": islice(
+                task.batches("train", rows_at_once(task, BATCH), seed=derive_seed(seed, "examples")), self.batches
+            ),
             "loss_fn": lambda model, batch: task.loss(task.forward(model, batch), batch),
             "seed": seed,
         }

@@ -89,6 +89,7 @@ class Trace:
         attributes: (module, attribute, labels it counts).
         touched: (module, labels of each dimension) of every operator, in order.
         calls: the operators that run in evaluation, in order.
+        attended: labels of the dimensions of queries, keys and values, and of other products of two activations.
         pads: (module, labels) of the constants that a padded dimension holds.
         shapes: for each module the dimensions of what it returned last.
         aliases: for each name of a tied tensor the first of its names.
@@ -108,6 +109,7 @@ class Trace:
     attributes: list[tuple[str, str, np.ndarray]] = field(default_factory=list)
     touched: list[tuple[str, list[np.ndarray]]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    attended: list[np.ndarray] = field(default_factory=list)
     pads: list[tuple[str, np.ndarray]] = field(default_factory=list)
     shapes: dict[str, Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)

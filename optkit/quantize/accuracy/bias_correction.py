@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from optkit.core.sharding import summed
 from optkit.quantize.graph.annotate import CONVOLUTIONS, tensor_at
 from optkit.quantize.graph.layers import Call, each_call
 
@@ -25,7 +26,7 @@ def correct_biases(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) ->
         How many biases were corrected; layers without one are left out.
     """
     shift: dict[str, Tensor] = {}
-    seen: dict[str, int] = {}
+    seen: dict[str, Tensor] = {}
 
     def visit(call: Call) -> None:
         bias = call.rest[0] if call.rest else None
@@ -38,9 +39,10 @@ def correct_biases(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) ->
         gap = (call.output - call.in_int8()).movedim(axis, 0).flatten(1)
         path = str(at.target)
         shift[path] = shift.get(path, 0) + gap.double().sum(1)
-        seen[path] = seen.get(path, 0) + gap.shape[1]
+        seen[path] = seen.get(path, 0) + torch.tensor(gap.shape[1])
 
     each_call(graph, batches, visit)
+    shift, seen = summed(shift), summed(seen)
     with torch.no_grad():
         for path, total in shift.items():
             tensor_at(graph, path).add_((total / seen[path]).float())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from optkit.core.sharding import largest, sharded
 from optkit.quantize.graph.annotate import CONVOLUTIONS, LINEAR, aten, operand, tensor_at, weighted
 
 NORMS = {aten.batch_norm.default, aten.layer_norm.default}
@@ -227,8 +228,10 @@ class _Reaches(Interpreter):
 @torch.no_grad()
 def _measure(graph: GraphModule, sites: Sequence[Site], batches: Iterable[tuple[Tensor, ...]]) -> None:
     reaches = _Reaches(graph, sites)
-    for inputs in batches:
+    for inputs in sharded(batches):
         reaches.run(*inputs)
+    for site in sites:
+        site.reach = largest(site.reach)
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch import Tensor
+from torch.fx import GraphModule, Node
 from torch.nn.functional import unfold
 
+from optkit.core.sharding import pooled
 from optkit.quantize.graph.annotate import LINEAR, aten, behind_observer, operand, tensor_at
-from optkit.quantize.graph.layers import Call, each_call
+from optkit.quantize.graph.layers import Call, Layer, each_call, int8_layers
 from optkit.quantize.graph.observers import EPS
 
 DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it
@@ -32,16 +33,19 @@ def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> 
     Returns:
         How many weights were rounded: those of linear layers and of one- and two-dimensional convolutions.
     """
-    moments = _Moments()
-    observers: dict[str, str] = {}
+    moments = Moments()
+
+    def weight_of(layer: Layer) -> Node:
+        return behind_observer(operand(layer.node, 1))
 
     def visit(call: Call) -> None:
-        weight = behind_observer(operand(call.layer.node, 1))
+        weight = weight_of(call.layer)
         if weight.op == "get_attr" and (columns := _columns(call)) is not None:
             moments.add(str(weight.target), columns)
-            observers[str(weight.target)] = call.layer.observers[1]
 
     each_call(graph, batches, visit)
+    moments.put_together()
+    observers = {str(weight_of(layer).target): layer.observers[1] for layer in int8_layers(graph)}
     with torch.no_grad():
         for path, moment in moments.found.items():
             weight, observer = tensor_at(graph, path), graph.get_submodule(observers[path])
@@ -53,7 +57,13 @@ def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> 
     return len(moments.found)
 
 
-def gptq(weight: Tensor, moment: Tensor, nearest: Callable[[Tensor, int], Tensor]) -> Tensor:
+def gptq(
+    weight: Tensor,
+    moment: Tensor,
+    nearest: Callable[[Tensor, int], Tensor],
+    damping: float = DAMPING,
+    activation_order: bool = False,
+) -> Tensor:
     """Weights on their grid, column after column.
 
     Args:
@@ -61,53 +71,45 @@ def gptq(weight: Tensor, moment: Tensor, nearest: Callable[[Tensor, int], Tensor
         moment: second moments of the inputs ``(groups, inputs, inputs)``.
         nearest: gives the points of the grid next to the values of a column ``(groups, outputs, 1)``, float64, and the
             column's number.
+        damping: share of the mean of the moments' diagonal that is added to it.
+        activation_order: round the inputs with the largest second moments first; of one group only.
     """
-    weight, moment = weight.double().clone(), moment.double().clone()
-    diagonal = moment.diagonal(dim1=1, dim2=2)
-    dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)  # inputs that were never there
-    diagonal += DAMPING * diagonal.mean(1, keepdim=True)
-    diagonal.masked_fill_(dead, 1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    weight = weight.to(torch.float64, copy=True)
+    order = list(range(weight.shape[2]))
+    if activation_order:
+        order = moment[0].diagonal().argsort(descending=True, stable=True).tolist()
+        weight, moment = weight[:, :, order], moment[:, order][:, :, order]
+    factor = _inverse_factor(moment, damping)
     for start in range(0, weight.shape[2], BLOCK):
         stop = min(start + BLOCK, weight.shape[2])
         errors = torch.zeros_like(weight[:, :, start:stop])
         for column in range(start, stop):
             value = weight[:, :, column : column + 1]
-            rounded = nearest(value, column)
+            rounded = nearest(value, order[column])
             error = (value - rounded) / factor[:, column, column, None, None]
             weight[:, :, column + 1 : stop] -= error * factor[:, column, None, column + 1 : stop]
             weight[:, :, column : column + 1] = rounded
             errors[:, :, column - start : column - start + 1] = error
         weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    if activation_order:
+        weight = weight[:, :, torch.tensor(order).argsort()]
     return weight.float()
 
 
-def second_moments(model: nn.Module, layers: Iterable[str], batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-    """Of the inputs of linear layers of a model, ``(1, inputs, inputs)``, by the layers' paths.
-
-    Args:
-        model: run as it is.
-        layers: paths of linear layers.
-        batches: inputs; read once.
-    """
-    moments = _Moments()
-
-    def hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, given: moments.add(path, given[0].reshape(1, -1, given[0].shape[-1]).float())
-
-    hooks = [model.get_submodule(path).register_forward_pre_hook(hook(path)) for path in layers]
-    try:
-        with torch.no_grad():
-            for inputs in batches:
-                model(*inputs)
-    finally:
-        for found in hooks:
-            found.remove()
-    return moments.found
+def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor of the inverse of damped moments ``(groups, inputs, inputs)``, float64."""
+    moment = moment.to(torch.float64, copy=True)
+    diagonal = moment.diagonal(dim1=1, dim2=2)
+    dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)  # inputs that were never there
+    diagonal += damping * diagonal.mean(1, keepdim=True)
+    diagonal.masked_fill_(dead, 1.0)
+    # a layer's moments take much memory: no step keeps what the step before it made
+    moment = torch.linalg.cholesky(moment)
+    moment = torch.cholesky_inverse(moment)
+    return torch.linalg.cholesky(moment, upper=True)
 
 
-class _Moments:
+class Moments:
     """Mean second moments ``(groups, inputs, inputs)`` by name, whatever comes in how many batches."""
 
     def __init__(self) -> None:
@@ -120,6 +122,10 @@ class _Moments:
         moment = torch.bmm(columns.transpose(1, 2), columns) / size
         self.found[name] = self.found[name].lerp_(moment, size / (seen + size)) if seen else moment
         self._rows[name] = seen + size
+
+    def put_together(self) -> None:
+        """Makes them those of what all processes have taken in."""
+        self.found = pooled(self.found, self._rows)
 
 
 def _nearest(value: Tensor, _: int, scale: Tensor, limits: tuple[int, int]) -> Tensor:

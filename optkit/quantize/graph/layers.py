@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from optkit.core.sharding import sharded, summed
 from optkit.quantize.graph.annotate import (
     CONCATENATIONS,
     CONVOLUTIONS,
@@ -114,26 +115,25 @@ def int8_layers(graph: GraphModule) -> list[Layer]:
 
 
 def each_call(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]], visit: Callable[[Call], None]) -> None:
-    """Runs a calibrated graph in float, and shows every call of a layer."""
+    """Runs a calibrated graph in float, and shows every call of a layer; of several processes each its share."""
     interpreter = _Calls(graph, visit)
     with torch.no_grad():
-        for inputs in batches:
+        for inputs in sharded(batches):
             interpreter.run(*inputs)
 
 
 def layer_errors(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> list[LayerError]:
     """The error of every layer on its own, the largest first."""
-    power: dict[str, list[float]] = {}
+    power: dict[str, Tensor] = {}
 
     def visit(call: Call) -> None:
-        sums = power.setdefault(call.layer.path, [0.0, 0.0])
-        sums[0] += float(call.output.double().square().sum())
-        sums[1] += float((call.in_int8() - call.output).double().square().sum())
+        signal, noise = (x.double().square().sum() for x in (call.output, call.in_int8() - call.output))
+        power[call.layer.path] = power.get(call.layer.path, 0) + torch.stack([signal, noise])
 
     each_call(graph, batches, visit)
     found = [
         LayerError(path, 10 * math.log10(signal / noise) if signal and noise else math.inf)
-        for path, (signal, noise) in power.items()
+        for path, (signal, noise) in ((path, sums.tolist()) for path, sums in summed(power).items())
     ]
     return sorted(found, key=lambda error: error.sqnr_db)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.observer import ObserverBase
+
+from optkit.core.processes import current
 
 BINS = 2048
 DECAY = 0.99
@@ -25,46 +27,76 @@ class Statistics:
 
     Attributes:
         low, high: smallest and largest value.
-        average_low, average_high: moving averages of the batches' own.
+        batch: the number of the one that is read now.
+        ranges: smallest and largest value of each call, with the number of its batch.
         counts: histogram of ``BINS`` equal bins from ``-reach`` to ``reach``; None where no scheme asks for it.
         reach: always a power of two times the first batch's, so that growing merges whole bins.
     """
 
     low: float = float("inf")
     high: float = float("-inf")
-    average_low: float | None = None
-    average_high: float | None = None
+    batch: int = 0
+    ranges: list[tuple[int, float, float]] = field(default_factory=list)
     counts: Tensor | None = None
     reach: float = 0.0
-    batches: int = field(default=0)
 
     def add(self, x: Tensor, histogram: bool) -> None:
-        """Takes in one batch."""
+        """Takes in the values of one call."""
         low, high = (float(v) for v in torch.aminmax(x))
         self.low, self.high = min(self.low, low), max(self.high, high)
-        if self.average_low is None or self.average_high is None:
-            self.average_low, self.average_high = low, high
-        else:
-            self.average_low = DECAY * self.average_low + (1 - DECAY) * low
-            self.average_high = DECAY * self.average_high + (1 - DECAY) * high
-        self.batches += 1
+        self.ranges.append((self.batch, low, high))
         if histogram:
             self._count(x, max(-low, high, SMALLEST))
 
     def _count(self, x: Tensor, reach: float) -> None:
         if self.counts is None:
             self.counts, self.reach = torch.zeros(BINS, dtype=torch.float64), reach
-        while self.reach < reach:
+        self.widen(reach)
+        self.counts += torch.histc(x.float(), BINS, -self.reach, self.reach).double().cpu()
+
+    def widen(self, reach: float) -> None:
+        """Merges bins until they reach so far."""
+        while self.counts is not None and self.reach < reach:
             merged = self.counts.view(-1, 2).sum(1)
             self.counts = torch.nn.functional.pad(merged, (BINS // 4, BINS // 4))
             self.reach *= 2
-        self.counts += torch.histc(x.float(), BINS, -self.reach, self.reach).double().cpu()
 
     def histogram(self) -> tuple[Tensor, Tensor]:
         """Centers and counts of the bins ``(BINS,)``."""
         assert self.counts is not None
         width = 2 * self.reach / BINS
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * width - self.reach, self.counts
+
+
+def begin_alike(found: Sequence[Statistics]) -> None:
+    """Gives all processes the bins of the first, once each has seen the first batch; only the first counts that."""
+    processes = current()
+    if not processes.several or not found:
+        return
+    reaches = torch.tensor([one.reach for one in found], dtype=torch.float64)
+    processes.copy_first([reaches])
+    if processes.is_first:
+        return
+    for one, reach in zip(found, reaches.tolist(), strict=True):
+        one.reach = reach
+        one.ranges.clear()
+        if one.counts is not None:
+            one.counts.zero_()
+
+
+def put_together(found: Sequence[Statistics]) -> None:
+    """Makes statistics those of all processes, as one process would have them after all batches."""
+    processes = current()
+    if not processes.several:
+        return
+    of_all = processes.gather([[one.low, one.high, one.reach, one.ranges] for one in found])
+    for one, seen in zip(found, zip(*of_all, strict=True), strict=True):
+        lows, highs, reaches, ranges = zip(*seen, strict=True)
+        one.low, one.high = min(lows), max(highs)
+        one.ranges = sorted(((n, low, high) for calls in ranges for n, low, high in calls), key=lambda call: call[0])
+        one.widen(max(reaches))
+        if one.counts is not None:
+            processes.sum(one.counts)
 
 
 Range = tuple[float, float]
@@ -107,9 +139,10 @@ def minmax(statistics: Statistics, _: Grid) -> Range:
 
 def moving_average(statistics: Statistics, _: Grid) -> Range:
     """The average batch's smallest and largest value: one outlier moves it little."""
-    assert statistics.average_low is not None
-    assert statistics.average_high is not None
-    return statistics.average_low, statistics.average_high
+    (low, high), *later = [(low, high) for _place, low, high in statistics.ranges]
+    for lower, higher in later:
+        low, high = DECAY * low + (1 - DECAY) * lower, DECAY * high + (1 - DECAY) * higher
+    return low, high
 
 
 def percentile(statistics: Statistics, _: Grid) -> Range:

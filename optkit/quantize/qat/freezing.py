@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -26,6 +26,8 @@ class Freezing(Callback):
     norms: float | None = 0.5
     observers: float | None = 0.5
     frozen: dict[str, int] = field(default_factory=dict, init=False)
+
+    works_on_shards: ClassVar[bool] = True
 
     def on_train_begin(self, module: nn.Module) -> None:
         self._module, self.frozen = module, {}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_count, check_pattern, check_share
 from optkit.core.engine import made_for
 from optkit.core.errors import UserError
+from optkit.core.processes import current
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.engines.registry import ENGINES
 from optkit.quantize.graph.targets.registry import TARGET_KEYS, code_of_target, find_target, made_by, saved_target
-from optkit.quantize.options import REVISION, Int8Options
+from optkit.quantize.options import REVISION, Int8Options, definite_range
+from optkit.quantize.stages.generation import refuse_generative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,6 +77,7 @@ class CalibratedInt8(Int8Options):
     technique: ClassVar[str] = "quantize"
     needs: ClassVar[frozenset[str]] = frozenset({"float"})
     drops: ClassVar[frozenset[str]] = frozenset({"float"})
+    in_all_processes: ClassVar[bool] = True
 
     @property
     def adds(self) -> frozenset[str]:
@@ -88,11 +92,10 @@ class CalibratedInt8(Int8Options):
 
     def depends_on(self, context: KeyContext) -> list[Any]:
         """What a null `reduce_range` means here, the code of the target, and the threads of the calibration."""
-        from optkit.quantize.static import definite_range
-
         return [definite_range(self.reduce_range), code_of_target(self.target), context.on_cpu]
 
     def check(self, module: nn.Module, task: Task) -> None:
+        refuse_generative(module, "int8 of activations by calibration")
         if self.min_int8_share is not None:
             engine = ENGINES.find(find_target(self.target).engine, "target")()
             if reason := engine.unavailable():
@@ -122,8 +125,8 @@ class CalibratedInt8(Int8Options):
             "revision": REVISION,
         } | made_by(quantized.target)
         if self.min_int8_share is not None:
-            example = ctx.task.example(2)
-            facts["int8_share"] = prove_int8(quantized.module, example, self.target, self.min_int8_share)
+            prove = partial(prove_int8, quantized.module, ctx.task.example(2), self.target, self.min_int8_share)
+            facts["int8_share"] = current().first(prove)
         return Outcome(quantized.module, facts, surgery=surgery)
 
     @staticmethod

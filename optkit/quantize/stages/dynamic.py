@@ -10,7 +10,8 @@ from optkit.core.engine import made_for
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.quantize.graph.targets.registry import check_target, code_of_target, made_by, saved_target
-from optkit.quantize.options import REVISION
+from optkit.quantize.options import REVISION, definite_range
+from optkit.quantize.stages.generation import refuse_generative
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,13 +44,12 @@ class DynamicQuantization:
 
     def depends_on(self, context: KeyContext) -> list[Any]:
         """What a null `reduce_range` means on this processor, and the code of the target."""
-        from optkit.quantize.static import definite_range
-
         return [definite_range(self.reduce_range), code_of_target(self.target)]
 
     def check(self, module: nn.Module, task: Task) -> None:
         from optkit.quantize.dynamic import check_linears
 
+        refuse_generative(module, "quantize/dynamic")
         check_linears(module)
 
     def apply(self, module: nn.Module, ctx: Context) -> Outcome:

@@ -30,17 +30,20 @@ NAMED = 12  # up to so many points have their names written beside them
 Values = list[dict[str, Any]]
 
 
-def scatter(values: Values, x: str, x_title: str, group: str, written: Written) -> Layers:
-    """A metric against a cost on a logarithmic axis, with intervals and the Pareto front; up is better.
+def scatter(
+    values: Values, x: str, x_title: str, group: str, written: Written, *, more_is_better: bool = False
+) -> Layers:
+    """A metric against a cost or a speed on a logarithmic axis, with intervals and the Pareto front; up is better.
 
     Args:
-        values: ``name, engine, quality, quality_low, quality_high, front``, the cost ``x`` and, where it has an
+        values: ``name, engine, quality, quality_low, quality_high, front``, ``x`` and, where it has an
             interval, ``x_low`` and ``x_high``; everything else is shown in the tooltip. A point with a ``caveat`` is
             hollow.
-        x: the key of the cost.
+        x: the key of the cost or the speed.
         x_title: the axis' title.
         group: the key that colours the points: ``technique`` or ``run``.
         written: how the metric is.
+        more_is_better: whether ``x`` is a speed.
     """
     import altair as alt
 
@@ -65,10 +68,10 @@ def scatter(values: Values, x: str, x_title: str, group: str, written: Written) 
     )  # fmt: skip
     titles = _TOOLTIP | {"tip_quality": written.title, "tip_change": written.change_title}
     tooltip = [alt.Tooltip(f"{key}:N", title=title) for key, title in titles.items() if key in values[0]]
-    hidden = ("tip_latency", "tip_size")
+    hidden = ("tip_latency", "tip_tokens", "tip_size")
     tooltip += [alt.Tooltip(f"{key}:N", title=key.removeprefix("tip_")) for key in hidden if key in values[0]]
     line = base.transform_filter("datum.front").mark_line(
-        interpolate="step-after", strokeDash=[5, 4], color=MUTED, strokeWidth=1.5
+        interpolate="step-before" if more_is_better else "step-after", strokeDash=[5, 4], color=MUTED, strokeWidth=1.5
     ).encode(x=at, y=up, order=f"{x}:Q")  # fmt: skip
     layers = [
         line,
@@ -313,6 +316,34 @@ def swept(
         layers.append(base.mark_rule(opacity=0.5).encode(x=x, y=f"{y}_low:Q", y2=f"{y}_high:Q", color=color))
     layers += _points(base, values, {"x": x, "y": up, "color": color, "shape": shape, "tooltip": tooltip})
     return alt.layer(*layers).properties(width="container")
+
+
+def replicas(values: Values) -> Layers:
+    """Requests a second as an area, and the replicas that serve them as a line, each on its own axis.
+
+    Args:
+        values: ``hour, rate, replicas``.
+    """
+    import altair as alt
+
+    base = alt.Chart(alt.Data(values=values), height=300).encode(
+        x=alt.X("hour:Q", title="hours", axis=alt.Axis(tickCount=8))
+    )
+    titles = {"hour": "hour", "rate": "requests/s", "replicas": "replicas"}
+    tooltip = [alt.Tooltip(f"{key}:Q", title=title, format=".3~g") for key, title in titles.items()]
+    rates = base.mark_area(color=GRID, interpolate="step-after").encode(
+        y=alt.Y("rate:Q", title="requests/s (area)", axis=alt.Axis(tickCount=5)), tooltip=tooltip
+    )
+    steps = base.mark_line(color=PALETTE[1], interpolate="step-after", strokeWidth=2).encode(
+        y=alt.Y(
+            "replicas:Q",
+            title="replicas (line)",
+            scale=alt.Scale(domainMin=0),
+            axis=alt.Axis(tickCount=5, tickMinStep=1),
+        ),
+        tooltip=tooltip,
+    )
+    return alt.layer(rates, steps).resolve_scale(y="independent").properties(width="container")
 
 
 def _points(base: Any, values: Values, at: dict[str, Any]) -> list[Any]:

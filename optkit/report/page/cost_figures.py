@@ -55,10 +55,11 @@ def cost_figures(run: ShownRun) -> list[Figure]:
         for b in shown
     ]  # fmt: skip
     where = f"{at[0]}, {at[1]}" if at else ""
+    what = "tokens" if any(row["workload"] for row in run.rows) else "examples"
     payback = Figure(
-        f"Examples until it has paid, {where}",
+        f"{what.capitalize()} until it has paid, {where}",
         Table(
-            ["variant", "measured on", "stages s", "saved s per million", "examples to break even"],
+            ["variant", "measured on", "stages s", "saved s per million", f"{what} to break even"],
             [
                 [
                     name(b.row), describe_setting(b.row), f"{b.cost_s:.1f}",
@@ -68,9 +69,10 @@ def cost_figures(run: ShownRun) -> list[Figure]:
             ],
             frozenset({0, 1}),
         ),
-        charts.bars(paid, "examples served (log)", log=True).to_dict() if paid else None,
-        "Examples to break even: " + "; ".join(f"{v['name']} {v['label']}" for v in paid[:8]) + ".",
-        "All stages from the baseline up to the variant, over what each example saves. “never”: it is not faster."
+        charts.bars(paid, f"{what} served (log)", log=True).to_dict() if paid else None,
+        f"{what.capitalize()} to break even: " + "; ".join(f"{v['name']} {v['label']}" for v in paid[:8]) + ".",
+        "All stages from the baseline up to the variant, over what each "
+        f"{what.removesuffix('s')} saves. “never”: it is not faster."
         + (ENDLESS if any(math.isinf(b.high) for b in shown) else ""),
     )  # fmt: skip
     return [took, payback]

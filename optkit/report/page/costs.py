@@ -11,12 +11,12 @@ from optkit.report.rows import Row, is_trusted
 
 @dataclass(frozen=True)
 class BreakEven:
-    """After how many examples a variant has saved the time that its stages took.
+    """After how many examples, or tokens, a variant has saved the time that its stages took.
 
     Attributes:
         row: where the saving was measured.
         cost_s: wall seconds of its stage and of all between it and the baseline.
-        saved_s: seconds saved for each example, against the baseline on the same engine.
+        saved_s: seconds saved for each of them, against the baseline on the same engine.
         examples: `cost_s` over `saved_s`, with the bounds of the speedup's interval; infinite where it saves nothing.
     """
 
@@ -38,7 +38,7 @@ def break_evens(rows: Sequence[Row]) -> list[BreakEven]:
     found = []
     for row in rows:
         if row["step"] > 0 and is_trusted(row) and row["speedup_same_engine"] is not None:
-            baseline_s = row["latency_p50_ms"] * row["speedup_same_engine"] / row["batch_size"] / 1e3
+            baseline_s = row["speedup_same_engine"] / row["throughput"]
             cost_s = chain_cost(row, by_variant)
             saved, least, most = (
                 baseline_s * (1 - 1 / s) for s in (row["speedup_same_engine"], *row["speedup_same_engine_ci"])

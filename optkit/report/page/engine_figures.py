@@ -42,7 +42,8 @@ def engine_figures(run: ShownRun) -> list[Figure]:
             Table(["variant", *columns], [[n, *(cell.get((n, c), DASH) for c in columns)] for n in names]),
             charts.heat_map(values, names, columns).to_dict(),
             f"Heat map of speedups of {len(names)} variants on {len(columns)} pairs of engine and setting; {largest}.",
-            f"Blue is faster than the baseline, orange slower. Columns: engine · batch size{' · tokens' * of_texts}."
+            f"Blue is faster than the baseline, orange slower. Columns: engine · batch size"
+            f"{' · tokens' * of_texts}{' · workload' * any(bool(r['workload']) for r in timed)}."
             + " ".join(["", *filter(None, [footnote(timed)])]),
             wide=True,
             min_width=130 + 84 * len(columns),

@@ -52,7 +52,7 @@ def difference(row: Row, name: str) -> str:
 def signed(written: Written, value: float) -> str:
     """A difference of the metric without its unit, with a real minus sign; no sign on what rounds to nothing."""
     text = written.signed(value).replace("-", MINUS)
-    return text[1:] if text[1:] in ("0.0", "0") else text
+    return text[1:] if text[1:] in ("0.00", "0.0", "0") else text
 
 
 def signed_bounds(written: Written, value: float, ci: Sequence[float]) -> str:

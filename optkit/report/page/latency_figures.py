@@ -12,17 +12,19 @@ from optkit.report.page.formatting import DASH, name
 from optkit.report.page.runs import ShownRun
 from optkit.report.rows import Row
 
-TABLE = ["variant", "engine", "batch", "p50 ms", "p99 ms", "of calls", "examples/s", "within the limit"]
+TABLE = ["variant", "engine", "batch", "p50 ms", "p99 ms", "of calls"]
 
 
 def latency_figures(run: ShownRun) -> list[Figure]:
     """A curve for each length of texts, where at least 2 batch sizes were timed; and what a limit of p99 allows."""
     figures = []
-    for length in dict.fromkeys(row["sequence_length"] for row in run.rows):
-        timed = [r for r in run.rows if r["sequence_length"] == length and r["latency_p50_ms"] is not None]
+    for length, workload in dict.fromkeys((row["sequence_length"], row["workload"]) for row in run.rows):
+        here = [r for r in run.rows if (r["sequence_length"], r["workload"]) == (length, workload)]
+        timed = [r for r in here if r["latency_p50_ms"] is not None]
         swept = [s for s in sweeps(timed) if len(s.rows) > 1]
         if swept:
-            figures.append(_curve(swept, f", {length} tokens" if length else ""))
+            words = [f"{length} tokens"] if length else []
+            figures.append(_curve(swept, "".join(f", {word}" for word in [*words, *([workload] if workload else [])])))
     lines = limit_cells(run.rows)
     if lines:
         table = Table(list(HEADERS), [[DASH if c == "-" else c for c in line] for line in lines], frozenset(WORDS))
@@ -47,7 +49,7 @@ def _curve(swept: list[Sweep], length: str) -> Figure:
     body = [[v["name"], v["engine"], str(v["batch"]), *_cells(row)] for v, row in zip(values, rows, strict=True)]
     return Figure(
         f"Throughput against {which} latency{length}",
-        Table(TABLE if swept[0].limit is not None else TABLE[:-1], body, frozenset({0, 1})),
+        Table(_headers(best["unit"], swept[0].limit), body, frozenset({0, 1})),
         charts.curves(values, f"{which} latency of a batch, ms (log)", limit).to_dict(),
         f"Throughput against {which} latency of {len(swept)} pairs of variant and engine over batch sizes; the most is "
         f"{best['throughput']:,.0f} {best['unit']}, {best['name']} on {best['engine']} at batch {best['batch']}, at "
@@ -55,6 +57,10 @@ def _curve(swept: list[Sweep], length: str) -> Figure:
         caption,
         wide=True,
     )
+
+
+def _headers(unit: str, limit: float | None) -> list[str]:
+    return [*TABLE, unit, *([] if limit is None else ["within the limit"])]
 
 
 def _point(row: Row, which: str) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from optkit.core.setting import Setting
 from optkit.report.batch_sizes import add_limits
 from optkit.report.page.verdict import Verdict, verdict
 from optkit.report.rows import Row, is_trusted, rows
+from optkit.report.search import read_search
+from optkit.report.unmeasured import measured_runs
 
-ABLATION = "ablation.json"
+ABLATION, SERVING = "ablation.json", "cost.json"
 
 if TYPE_CHECKING:
     from optkit.prune import Sensitivity
@@ -33,6 +35,8 @@ class ShownRun:
         recipe_text: the composed recipe; empty where the folder has none.
         sensitivities: tables of what its layers are worth, by where they come from.
         ablation: what ``optkit ablate`` left in the folder.
+        serving: what ``optkit cost`` left in the folder.
+        search: what ``optkit search`` found, if the run is of its front.
     """
 
     name: str
@@ -43,6 +47,8 @@ class ShownRun:
     recipe_text: str = ""
     sensitivities: dict[str, Sensitivity] = field(default_factory=dict)
     ablation: dict[str, Any] | None = None
+    serving: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
 
     @property
     def first(self) -> Record:
@@ -55,7 +61,7 @@ def open_runs(folders: Sequence[Path], p99_limit: float | None = None) -> list[S
     Raises:
         UserError: a folder without a ledger, or one whose ledger is empty.
     """
-    folders = [inner for folder in folders for inner in ledger.runs_of(folder)]
+    folders = measured_runs(folders)
     names = _names(folders)
     return [_open(folder, name, p99_limit) for folder, name in zip(folders, names, strict=True)]
 
@@ -84,7 +90,16 @@ def _open(folder: Path, name: str, p99_limit: float | None) -> ShownRun:
     recipe = root / "recipe.yaml"
     text = recipe.read_text(errors="replace") if recipe.is_file() else ""
     return ShownRun(
-        name, folder, records, found, verdict(found, root), text, _sensitivities(root, records, names), _ablation(root)
+        name,
+        folder,
+        records,
+        found,
+        verdict(found, root),
+        text,
+        _sensitivities(root, records, names),
+        _ablation(root),
+        _serving(root),
+        read_search(root.absolute().parents[1]),
     )
 
 
@@ -127,14 +142,26 @@ def _ablation(root: Path) -> dict[str, Any] | None:
     file = next((f for f in (root / ABLATION, root.absolute().parent / ABLATION) if f.is_file()), None)
     if file is None:
         return None
+    found = _result(file, "ablate", (1, 2))
+    return found if found["format"] == 2 else _of_accuracy(found) | {"metric": {}}
+
+
+def _serving(root: Path) -> dict[str, Any] | None:
+    """The costs of serving a run."""
+    file = root / SERVING
+    return _result(file, "cost", (1,)) if file.is_file() else None
+
+
+def _result(file: Path, command: str, formats: Sequence[int]) -> dict[str, Any]:
+    """The JSON that a command left."""
+    fix = f"run optkit {command} again, or remove the file"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        fix = "run optkit ablate again, or remove the file"
         raise UserError(f"not JSON: {error}", key=str(file), fix=fix) from error
-    if not isinstance(found, dict) or found.get("format") not in (1, 2):
-        raise UserError("not an ablation of optkit", key=str(file), fix="run optkit ablate again, or remove the file")
-    return found if found["format"] == 2 else _of_accuracy(found) | {"metric": {}}
+    if not isinstance(found, dict) or found.get("format") not in formats:
+        raise UserError(f"not what optkit {command} writes", key=str(file), fix=fix)
+    return found
 
 
 def _of_accuracy(part: Any) -> Any:

@@ -14,6 +14,7 @@ from optkit.report.page.content import Table
 from optkit.report.page.formatting import DASH, TIMES, against, change, headline_ratio, name, ratio, seconds, signed
 from optkit.report.page.runs import ShownRun
 from optkit.report.rows import Row, describe_setting
+from optkit.report.unmeasured import not_measured
 from optkit.report.written import Written, common, first
 
 
@@ -41,13 +42,13 @@ def shown(run: ShownRun) -> dict[str, Any]:
     return {
         "name": run.name,
         "verdict": run.verdict,
-        "remarks": [text for text in (run.verdict.chain, *run.verdict.remarks) if text],
+        "remarks": [text for text in (not_measured(folder), run.verdict.chain, *run.verdict.remarks) if text],
         "tiles": _tiles(run),
         "choices": _choices(run),
         "controls": against_controls(run.rows, signed),
         "facts": _facts(run),
         "versions": _versions(run),
-        "command": f"optkit run {shlex.quote(str(folder / 'recipe.yaml'))}",
+        "command": f"optkit reproduce {shlex.quote(str(folder))}",
         "recipe_text": run.recipe_text,
     }
 
@@ -158,8 +159,15 @@ def _within(run: ShownRun) -> list[str]:
     if any(row["split"] != "test" for row in run.rows):
         found.append("Quality was measured on validation data, on which stages may have been chosen.")
     examples = min((row["examples"] or 0 for row in run.rows), default=0)
-    if examples < 200:
+    # a block of text is many answers
+    if examples < 200 and not any(row["workload"] for row in run.rows):
         found.append(f"Only {examples} examples were judged: {first(run.rows).name} is rough.")
+    found += [
+        f"“{record.stage}” on {m.conditions['engine']}: {m.conditions['reason']}."
+        for record in run.records
+        for m in record.measurements
+        if m.name == "generation"
+    ]
     untimed = sum(row["speedup"] is None for row in run.rows)
     if untimed:
         found.append(f"{untimed} of {len(run.rows)} rows have no latency beside the baseline and stand in tables only.")

@@ -13,7 +13,7 @@ from optkit.report.page import charts
 from optkit.report.page.content import Figure, Table
 from optkit.report.page.formatting import change, name, quality, ratio
 from optkit.report.page.runs import ShownRun
-from optkit.report.plot import on_front, steady_latency
+from optkit.report.plot import on_front, steady_latency, tokens_a_second
 from optkit.report.rows import Row
 from optkit.report.written import Written, first
 
@@ -27,7 +27,7 @@ def tradeoff_figures(runs: Sequence[ShownRun]) -> list[Figure]:
     for where, rows in _by(every, _conditions(runs)):
         steady = [r for _, of_run in _by(rows, lambda r: r["run"]) for r in steady_latency(of_run)]
         if steady:
-            figures.append(_against_latency(steady, where, len(runs)))
+            figures.append(_against_speed(steady, where, len(runs)))
     sized = [row for row in _largest_setting(every) if row["size_mb"]]
     return [*figures, *(_against_size(of_metric, len(runs)) for _, of_metric in _by(sized, lambda r: r["metric"]))]
 
@@ -55,8 +55,10 @@ def _named(what: str, value: str) -> str:
     return value if what in MACHINE and value != "unknown" else f"{what} {value}"
 
 
-def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure:
-    fronts = on_front(steady)
+def _against_speed(steady: Sequence[Row], where: str, num_runs: int) -> Figure:
+    """Against tokens a second where models generate, else against latency."""
+    generates, fronts = any(row.get("workload") for row in steady), on_front(steady)
+    cost, what, unit = ("tokens", "tokens a second", "tokens/s") if generates else ("latency", "latency", "ms")
     values = [
         _point(row, front)
         | {
@@ -64,23 +66,30 @@ def _against_latency(steady: Sequence[Row], where: str, num_runs: int) -> Figure
             "latency_low": row["latency_p50_ms_ci"][0],
             "latency_high": row["latency_p50_ms_ci"][1],
             "tip_latency": f"{row['latency_p50_ms']:.3g} ms",
+            **(_tokens(row) if generates else {}),
             "tip_speedup": ratio(row, "speedup"),
             "caveat": row["caveat"] or "",
         }
         for row, front in zip(steady, fronts, strict=True)
     ]
-    table = _point_table(values, num_runs, first(steady), ("p50 ms", "latency", ".3f"), ("speedup", "tip_speedup", ""))
-    written = first(steady)
-    chart = charts.scatter(values, "latency", "latency, ms (log)", _coloring(num_runs), written)
+    shown = [("p50 ms", "latency", ".3f"), *([("tokens/s", "tokens", ",.1f")] if generates else [])]
+    table = _point_table(values, num_runs, first(steady), *shown, ("speedup", "tip_speedup", ""))
+    written, title = first(steady), f"{unit} (log)" if generates else "latency, ms (log)"
+    chart = charts.scatter(values, cost, title, _coloring(num_runs), written, more_is_better=generates)
     best = [v for v in values if v["front"]]
     return Figure(
-        f"{_capital(written)} against latency, {where}",
+        f"{_capital(written)} against {what}, {where}",
         table,
         chart.to_dict(),
-        f"{_capital(written)} against latency at {where}, {len(values)} points. On the front: "
-        + _names(best, "latency", "ms"),
+        f"{_capital(written)} against {what} at {where}, {len(values)} points. On the front: "
+        + _names(best, cost, unit),
         " ".join(filter(None, (_edge(values, written), HOLLOW if any(v["caveat"] for v in values) else ""))),
     )
+
+
+def _tokens(row: Row) -> dict[str, Any]:
+    value, low, high = tokens_a_second(row)
+    return {"tokens": value, "tokens_low": low, "tokens_high": high, "tip_tokens": f"{value:,.4g} tokens/s"}
 
 
 def _against_size(rows: Sequence[Row], num_runs: int) -> Figure:
@@ -153,7 +162,10 @@ def _point_table(
 
 
 def _names(values: Sequence[dict[str, Any]], cost: str, unit: str) -> str:
-    some = [f"{v['name']} on {v['engine']} ({v[cost]:.3g} {unit}, {v['value']})" for v in values[:6]]
+    some = [
+        f"{v['name']} on {v['engine']} ({v[cost]:{',.0f' if v[cost] >= 1000 else '.3g'}} {unit}, {v['value']})"
+        for v in values[:6]
+    ]
     return "; ".join(some) + ("; and more." if len(values) > 6 else ".")
 
 

@@ -107,8 +107,15 @@ def _sentence(rows: Sequence[Row], best: Row | None, folder: Path | None) -> str
     )
     if headline_ratio(best) != "speedup":
         text += f", and {times(best, 'speedup')} as fast as the baseline on {best['reference']}, on the processor"
-    change = difference(best, "quality_delta")
-    return f"{text}. This test cannot tell its change in {Written.of(best).name} of {change} from none."
+    return f"{text}. {_kept(best)}"
+
+
+def _kept(row: Row) -> str:
+    """That a row has lost nothing that can be measured, or has gained."""
+    change, written = difference(row, "quality_delta"), Written.of(row)
+    if written.gains(row["quality_delta_ci"])[0] > 0:
+        return f"Its {written.name} is better than the baseline's: {change}."
+    return f"This test cannot tell its change in {written.name} of {change} from none."
 
 
 def _elsewhere(trusted: Sequence[Row], best: Row | None, folder: Path | None) -> list[str]:

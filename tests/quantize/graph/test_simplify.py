@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from optkit import engines
+from optkit.engines import ENGINES, Inductor
 from optkit.quantize import quantize_dynamic, quantize_static
 from optkit.quantize.graph.float_layers import float_layers
 from optkit.quantize.static import export_graph
@@ -155,7 +156,7 @@ def test_convolutions_with_padding_by_name_are_int8_on_every_engine(target):
     model, x = nn.Sequential(*layers).eval(), torch.randn(8, 3, 8, 8)
     int8 = quantize_static(model, (x,), [(x,)], target=target).module
     assert not float_layers(int8)
-    session = engines.compile(int8, (x,), engine=target)
+    session = engines.compile(int8, (x,), engine=ENGINES[target]().for_trials())
     assert 0.9 < session.facts()["int8_share"] <= 1.02
     with torch.no_grad():
         torch.testing.assert_close(session(x), int8(x), atol=0.02, rtol=0)
@@ -183,7 +184,7 @@ def test_one_dimensional_convolutions_run_in_int8_on_inductor_and_count_once():
     model, x = OneDimension().eval(), torch.randn(4, 8, 12)
     int8 = quantize_static(model, (x,), [(x,)]).module
     stored = copy.deepcopy(int8.state_dict())
-    session = engines.compile(int8, (x,), engine="inductor")
+    session = engines.compile(int8, (x,), engine=Inductor(cpp_wrapper=False))
     assert session.facts()["int8_share"] == pytest.approx(1)
     with torch.no_grad():
         expected, graph = model(x), int8(x)

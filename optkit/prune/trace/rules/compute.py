@@ -87,6 +87,8 @@ def matmul(trace: Trace, out: Any, a: Value, b: Value) -> Any:
         batch = "abcdefgh"[: len(a.shape) - 1]
         return contract(trace, a, batch + "i", b, "i", batch)
     rank = max(len(a.shape), len(b.shape)) - 2
+    if rank:
+        _attended(trace, a, b)
     batch = "abcdefgh"[:rank]
     mine, theirs = batch[rank + 2 - len(a.shape) :], batch[rank + 2 - len(b.shape) :]
     return contract(trace, a, mine + "mi", b, theirs + "in", batch + "mn")
@@ -257,6 +259,7 @@ def attention(
         space.freeze(k.axes[-1])
     if enable_gqa and k.shape[-3] != q.shape[-3]:
         k, v = (_repeat_heads(t, q.shape[-3]) for t in (k, v))
+    _attended(trace, q, k, v)
     batch = "abcdefgh"[: rank - 2]
     scores = contract(trace, q, batch + "mi", k, batch + "ni", batch + "mn")
     if attn_mask is not None:
@@ -267,6 +270,10 @@ def attention(
     scores.axes[-1] = None
     scores.zero = [False] * rank
     return contract(trace, scores, batch + "mn", v, batch + "no", batch + "mo")
+
+
+def _attended(trace: Trace, *values: Value) -> None:
+    trace.attended += [axis for value in values for axis in value.axes if axis is not None]
 
 
 def _repeat_heads(value: Value, heads: int) -> Value:

@@ -1,0 +1,39 @@
+"""The contract of layers whose weights are small integers, for the engines that have kernels for them."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+# a trait of variants whose weights torch has no kernel for: there a layer multiplies by dequantized weights
+SIMULATED_IN_TORCH = "weight_only:simulated_in_torch"
+
+
+@runtime_checkable
+class PackedWeights(Protocol):
+    """A linear layer or an embedding with weights ``(out, in)`` of few bits: ``(integer - zero point) * scale``.
+
+    Attributes:
+        bits: of an integer; it is between ``-2 ** (bits - 1)`` and ``2 ** (bits - 1) - 1``.
+        group_size: how many inputs share a scale; None where all inputs of an output do.
+    """
+
+    bits: int
+    group_size: int | None
+
+    def integers(self) -> Tensor:
+        """``(out, in)`` int8."""
+        ...
+
+    def scales(self) -> Tensor:
+        """``(out, groups)`` float32."""
+        ...
+
+    def zero_points(self) -> Tensor | None:
+        """``(out, groups)`` int8; None where all are 0."""
+        ...
+
+    def float_weight(self) -> Tensor:
+        """What the integers stand for, ``(out, in)`` float32."""
+        ...

@@ -1,0 +1,1 @@
+"""Weights of few bits: their grids, the layers that hold them, and how they are rounded."""

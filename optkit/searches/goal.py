@@ -1,0 +1,56 @@
+"""What a search is to find: costs to make small, and limits to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optkit.searches.trial import Figures
+
+BEST = "best"  # the engine on which a variant is fastest
+# what may be made small, and the column of a report that says it; of latency it is the inverse of the speedup
+COSTS = {
+    "latency": "speedup",
+    "size": "size_mb",
+    "memory": "peak_memory_mb",
+    "macs": "macs",
+    "energy": "energy_j",
+}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a search is to find.
+
+    Attributes:
+        minimize: names of `COSTS`; the first decides the winner.
+        max_loss: the largest loss of the first metric against the baseline, in the metric's unit; None for any.
+        min_speedup: over the baseline on the reference engine; None for any.
+    """
+
+    minimize: tuple[str, ...]
+    max_loss: float | None = None
+    min_speedup: float | None = None
+
+    def point(self, figures: Figures) -> list[float]:
+        """What is to be small: the loss, and each cost."""
+        return [figures.loss, *(figures.costs[cost] for cost in self.minimize)]
+
+    def misses(self, figures: Figures) -> dict[str, float]:
+        """By how much each limit is missed; 0 or below where it is kept."""
+        found = {}
+        if self.max_loss is not None:
+            found["loss"] = figures.loss - self.max_loss
+        if self.min_speedup is not None:
+            found["speedup"] = self.min_speedup - figures.speedup
+        return found
+
+    def is_met(self, figures: Figures) -> bool:
+        """Whether all limits are kept."""
+        return all(miss <= 0 for miss in self.misses(figures).values())
+
+    def distance(self, figures: Figures) -> float:
+        """By how much the limits are missed together, each as a share of itself."""
+        scales = {"loss": self.max_loss or abs(figures.quality), "speedup": self.min_speedup}
+        return sum(max(miss, 0.0) / (scales[name] or 1.0) for name, miss in self.misses(figures).items())

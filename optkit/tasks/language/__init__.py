@@ -1,0 +1,1 @@
+"""Language modelling: texts to windows of tokens, protocols of perplexity, and multiple choice."""
