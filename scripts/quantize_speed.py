@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit import engines
+from optkit.core.compat.openvino import core
 from optkit.core.engine import Session, made_for
 from optkit.core.statistics import ratio_of_medians
 from optkit.core.variant import Variant
@@ -55,11 +56,10 @@ class Native:
 def native_openvino(model: nn.Module, x: Inputs, batches: list[Inputs]) -> Native:
     """``nncf.quantize`` on the model as OpenVINO reads it, compiled for `x` with the options of our engine."""
     import nncf
-    import openvino as ov
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     is_text = not x[0].is_floating_point()
-    read = ov.Core().read_model(to_onnx(model, x)[0])
+    read = core().read_model(to_onnx(model, x)[0])
     data = nncf.Dataset([arrays(batch) for batch in batches])
     kind = {"model_type": nncf.ModelType.TRANSFORMER} if is_text else {}
     quantized = nncf.quantize(read, data, subset_size=len(batches), **kind)

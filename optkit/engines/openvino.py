@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.checks import check_choice, check_count
+from optkit.core.compat.openvino import core
 from optkit.core.engine import Engine, Served
 from optkit.core.errors import StageError, last_line
 from optkit.core.extras import missing
@@ -35,9 +36,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 @cache
 def _capabilities() -> list[str]:
     """The precisions that OpenVINO has kernels for on this processor, ``FP32`` among them."""
-    import openvino as ov
-
-    return ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @dataclass
@@ -84,8 +83,6 @@ class OpenVINO(Engine):
             StageError: OpenVINO or ONNX lacks an operator of this module; the message names it. Or it does not compute
                 what an int8 graph does, see `check_agreement`.
         """
-        import openvino as ov
-
         if isinstance(module, Generative):
             from optkit.engines.openvino_generation import compile_generator
 
@@ -96,7 +93,7 @@ class OpenVINO(Engine):
         started = time.perf_counter()
         file, structure = to_onnx(module, example)
         try:
-            model = ov.Core().read_model(file)
+            model = core().read_model(file)
         except RuntimeError as error:
             raise StageError(f"OpenVINO cannot read this model: {last_line(error)}") from error
         if "int8" in variant.traits:
@@ -116,10 +113,8 @@ class OpenVINO(Engine):
 
     def open(self, folder: Path, variant: Variant, saved: Saved) -> OpenVINOSession:
         """Opens what a session saved, without torch's export or ONNX."""
-        import openvino as ov
-
         started = time.perf_counter()
-        model = ov.Core().read_model(folder / MODEL)
+        model = core().read_model(folder / MODEL)
         if model.get_sinks():
             from optkit.engines.openvino_generation import open_generator
 
@@ -136,8 +131,6 @@ class OpenVINO(Engine):
         further: Mapping[str, Any] | None = None,
     ) -> Any:
         """Compiled for the example's shapes, or without one for all that the model takes."""
-        import openvino as ov
-
         # for one shape OpenVINO plans its memory and chooses its kernels ahead; the model itself keeps its free sizes
         chosen = model.clone()
         options = {
@@ -151,7 +144,7 @@ class OpenVINO(Engine):
         try:
             if example is not None:
                 chosen.reshape(dict(zip(chosen.inputs, [list(x.shape) for x in example], strict=True)))
-            return ov.Core().compile_model(chosen, "CPU", options)
+            return core().compile_model(chosen, "CPU", options)
         except RuntimeError as error:
             raise StageError(f"OpenVINO cannot compile this model: {last_line(error)}") from error
 

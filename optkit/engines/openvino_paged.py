@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optkit.core.compat.openvino import to_paged_attention
+from optkit.core.compat.openvino import core, to_paged_attention
 from optkit.core.errors import last_line
 from optkit.engines.cached_program import INPUTS
 
@@ -115,7 +115,7 @@ def attention_windows(model: Any, longest: int) -> list[int | None] | None:
     distinct = dict(zip(names, masks, strict=True))
     results = [ops.result(mask) for mask in distinct.values()]
     read = _parameters(results)
-    compiled = ov.Core().compile_model(ov.Model(results, read), "CPU")
+    compiled = core().compile_model(ov.Model(results, read), "CPU")
 
     def seen(new: int, earlier: int, padded: int) -> list[NDArray[np.bool_] | None]:
         given = [_example(node, new, earlier, padded) for node in read]

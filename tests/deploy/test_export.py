@@ -12,6 +12,7 @@ from torch import nn
 
 import optkit
 from optkit.core import ledger
+from optkit.core.compat.openvino import core
 from optkit.core.errors import StageError, UserError
 from optkit.core.records import unpack_values
 from optkit.deploy import export
@@ -138,12 +139,10 @@ def test_packages_of_torch(runs, engine, tmp_path):
 @pytest.mark.slow
 def test_the_files_say_what_they_need(runs, tmp_path):
     import onnxruntime
-    import openvino
-
     variant = runs["onnxruntime"] / "variants/0-train"
     done = {engine: export(variant, tmp_path / engine, engine=engine).folder for engine in ENGINES}
     session = onnxruntime.InferenceSession(done["onnxruntime"] / "model.onnx")
-    model = openvino.Core().read_model(done["openvino"] / "model.xml")
+    model = core().read_model(done["openvino"] / "model.xml")
     rules = {engine: json.loads((folder / "preprocess.json").read_text()) for engine, folder in done.items()}
     assert rules["onnxruntime"] == rules["openvino"]
     assert rules["openvino"]["inputs"] == [
@@ -157,7 +156,7 @@ def test_the_files_say_what_they_need(runs, tmp_path):
     assert json.loads(model.get_rt_info(["model_info", "preprocess"]).astype(str))["color"] == "L"
     images = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
     ours = session.run(["logits"], {"pixel_values": images})[0]
-    theirs = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"pixel_values": images})[
+    theirs = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"pixel_values": images})[
         "logits"
     ]
     assert np.allclose(ours, theirs, atol=1e-4)
@@ -292,14 +291,12 @@ def linear_digits():
 
 
 def test_names_of_classes_that_need_care(tmp_path):
-    import openvino
-
     classes = ['a "quoted", name', "<b>&amp;", "漢字 🙂", "line\nbreak", ""]
     rules = {"kind": None, "classes": classes}
     model, example = nn.Linear(3, 5).eval(), (torch.zeros(2, 3),)
     for engine in ENGINES:
         export(model, tmp_path / engine, engine=engine, example_inputs=example, preprocessing=rules)
-    held = openvino.Core().read_model(tmp_path / "openvino/model.xml").get_rt_info(["model_info", "classes"])
+    held = core().read_model(tmp_path / "openvino/model.xml").get_rt_info(["model_info", "classes"])
     assert json.loads(held.astype(str)) == classes
     text = (tmp_path / "onnxruntime/README.md").read_text()
     assert "&lt;b>" in text

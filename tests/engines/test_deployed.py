@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import optkit
 from optkit import engines
 from optkit.core.errors import StageError, UserError
 from optkit.engines import ENGINES, Inductor, OpenVINO, load
@@ -222,3 +224,31 @@ def test_a_session_that_could_not_be_loaded_again_is_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"a session of eager cannot be loaded again.*save_program"):
         engines.compile(model, (x,), engine="eager").save(tmp_path / "served")
     assert not (tmp_path / "served").exists()
+
+
+SIGNALLED = """
+import signal
+import torch
+from optkit.engines import OpenVINO
+from optkit.engines.onnx_file import to_onnx
+from optkit.core.compat.openvino import core
+
+x = (torch.zeros(2, 4),)
+model = core().read_model(to_onnx(torch.nn.Linear(4, 2).eval(), x)[0])
+first, second = (OpenVINO().compile_model(model, x) for _ in range(2))
+del first
+del second
+signal.signal(signal.SIGUSR1, lambda *signalled: print("answered"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_process_that_freed_its_sessions_of_openvino_still_answers_signals():
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr
+
+
+def test_one_module_makes_the_core_of_openvino():
+    package = Path(optkit.__file__).parent
+    made = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if ".Core()" in path.read_text()}
+    assert made == {"core/compat/openvino.py", "deploy/script.py"}  # the script is a process of its own

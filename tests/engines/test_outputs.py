@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import optkit
 from optkit import engines
+from optkit.core.compat.openvino import core
 from optkit.core.errors import StageError, UserError
 from optkit.core.structure import names, tensors
 from optkit.core.variant import Variant
@@ -171,11 +172,9 @@ def test_the_file_names_its_outputs_by_their_paths(filed, tmp_path):
         assert dict(outputs).get("labels", "tensor(int64)") == "tensor(int64)"
         found = [name for name, _ in outputs]
     else:
-        import openvino as ov
-
-        found = [put.get_any_name() for put in ov.Core().read_model(tmp_path / "model.xml").outputs]
+        found = [put.get_any_name() for put in core().read_model(tmp_path / "model.xml").outputs]
         if returns == "dict":
-            assert [put.get_names() for put in ov.Core().read_model(tmp_path / "model.xml").outputs] == [
+            assert [put.get_names() for put in core().read_model(tmp_path / "model.xml").outputs] == [
                 {n} for n in NAMES[returns]
             ]
     assert len(found) == len(NAMES[returns])
