@@ -139,6 +139,7 @@ def test_packages_of_torch(runs, engine, tmp_path):
 @pytest.mark.slow
 def test_the_files_say_what_they_need(runs, tmp_path):
     import onnxruntime
+
     variant = runs["onnxruntime"] / "variants/0-train"
     done = {engine: export(variant, tmp_path / engine, engine=engine).folder for engine in ENGINES}
     session = onnxruntime.InferenceSession(done["onnxruntime"] / "model.onnx")
@@ -156,9 +157,7 @@ def test_the_files_say_what_they_need(runs, tmp_path):
     assert json.loads(model.get_rt_info(["model_info", "preprocess"]).astype(str))["color"] == "L"
     images = np.random.default_rng(0).standard_normal((3, 1, 8, 8)).astype(np.float32)
     ours = session.run(["logits"], {"pixel_values": images})[0]
-    theirs = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"pixel_values": images})[
-        "logits"
-    ]
+    theirs = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"pixel_values": images})["logits"]
     assert np.allclose(ours, theirs, atol=1e-4)
     assert ours.shape == (3, 10)
 
