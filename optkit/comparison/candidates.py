@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optkit.core.artifact import open_artifact
 from optkit.core.engine import MADE_FOR, Engine, Session
 from optkit.core.errors import OptkitError, UserError, did_you_mean, first_line
+from optkit.core.generation import Generative, Generator
 from optkit.core.loaders import as_example
 from optkit.core.variant import Variant
 from optkit.engines.compiling import as_variant
@@ -45,6 +46,16 @@ class Candidate:
             return asked
         engine = getattr(self.session, "engine", None)
         return {getattr(engine, "name", type(self.session).__name__): None}
+
+    @property
+    def generates(self) -> bool:
+        """Whether it can be asked for tokens."""
+        return isinstance(self.session, Generator) if self.module is None else isinstance(self.module, Generative)
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that it takes, where it says so."""
+        return getattr(self.module, "longest", None)
 
     def unsupported(self, engine: Engine | None) -> str | None:
         """Why it cannot run there as what it claims to be."""

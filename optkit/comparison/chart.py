@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from optkit.comparison.requests import key, where
 from optkit.core.extras import need
 from optkit.report.caveats import MARK
 
@@ -16,7 +17,7 @@ OPEN = f"Hollow points ({MARK}): the timing cannot be trusted."
 
 
 def chart(rows: Sequence[dict[str, Any]], against: str, percent: bool) -> altair.TopLevelMixin:
-    """A panel of speedups for each batch size, on a log scale, and beside it one of the paired changes of scores.
+    """A panel of speedups for each kind of request, on a log scale, and beside it one of the paired changes of scores.
 
     Where a score is one number, it is shown itself.
 
@@ -29,17 +30,16 @@ def chart(rows: Sequence[dict[str, Any]], against: str, percent: bool) -> altair
     import altair as alt
 
     names = list(dict.fromkeys(_name(row) for row in rows))
-    sizes = list(dict.fromkeys(row["batch_size"] for row in rows))
     parts = []
-    for size in sizes:
-        here = [row for row in rows if row["batch_size"] == size]
+    for requests in dict.fromkeys(key(row) for row in rows):
+        here = [row for row in rows if key(row) == requests]
         panels = [_panel(alt, _values(here, "speedup", 1.0), names, f"times as fast as {against}", 1.0)]
         if any(row.get("score_delta_ci") for row in here):
             values = _values(here, "score_delta", 100.0 if percent else 1.0)
             panels.append(_panel(alt, values, names, "change of score" + (", points" if percent else ""), 0.0))
         elif any("score" in row for row in here):
             panels.append(_panel(alt, _values(here, "score", 1.0), names, "score", None))
-        heading = alt.TitleParams(f"batch size {size}", anchor="start", fontSize=12)
+        heading = alt.TitleParams(where(here[0]), anchor="start", fontSize=12)
         parts.append(alt.hconcat(*panels).properties(title=heading))
     doubted = any(row["caveat"] for row in rows)
     title = alt.TitleParams([OPEN], anchor="start", fontWeight="normal", fontSize=11) if doubted else alt.Undefined

@@ -18,9 +18,9 @@ from optkit.comparison.candidates import (
     example_of,
     find_engines,
     find_reference,
-    resized,
 )
 from optkit.comparison.quality import Evaluate, are_answers, check_same_length, judged, scores_of
+from optkit.comparison.requests import Part, Requests, forward_passes, prompts
 from optkit.comparison.result import Comparison, Row
 from optkit.core.caveat import is_disturbed, timing_caveat
 from optkit.core.checks import check_count
@@ -46,6 +46,7 @@ def compare(
     threads: int | None = None,
     seconds: float = 5.0,
     batch_sizes: Sequence[int] | None = None,
+    prompt_lengths: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Times models on engines in the same rounds, and says how much faster each is and how its quality changes.
@@ -67,6 +68,9 @@ def compare(
         seconds: of timing for each batch size, shared by all sessions; less where all ratios are precise sooner.
         batch_sizes: the example is repeated or cut along its first dimension; each size is compiled, evaluated and
             timed on its own. None takes the example as it is.
+        prompt_lengths: of models that generate, in tokens. Instead of a forward pass, reading a prompt (``prefill``)
+            and each further token behind it (``decode``) are timed, at each length and batch size. The example is
+            token numbers ``(N, T)``, repeated or cut to each length.
         seed: of the order in which sessions take their turns.
 
     Returns:
@@ -80,8 +84,8 @@ def compare(
     if isinstance(batch_sizes, int):
         raise UserError(f"{batch_sizes} is no list", key="batch_sizes", value=batch_sizes, fix=f"[{batch_sizes}]")
     sizes = [batch_size_of(example)] if batch_sizes is None else list(batch_sizes)
-    config = Measure(batch_sizes=sizes, seconds=seconds)
-    examples = {n: example if batch_sizes is None else resized(example, n) for n in config.batch_sizes}
+    lengths = None if prompt_lengths is None else _listed(prompt_lengths)
+    config = Measure(batch_sizes=sizes, seconds=seconds, prompt_lengths=lengths)
     if evaluate is not None and not callable(evaluate):
         raise UserError(f"{evaluate!r} is no function", key="evaluate", value=evaluate, fix="it takes a session")
     if threads is not None:
@@ -91,12 +95,23 @@ def compare(
     found = candidates(models)
     against = find_reference(found, reference)
     _check_runs_somewhere(against, chosen)
+    if lengths is None:
+        parts = forward_passes(example, config.batch_sizes, as_it_is=batch_sizes is None)
+    else:
+        parts = prompts(found, example, config)
     with use_threads(threads):
         for model in found:
-            model.check_takes(examples[sizes[0]])
-        parts = [_Setting(found, chosen, against, examples[n], n, threads) for n in sizes]
-        rows = [row for part in parts for row in part.rows(evaluate, config, seed)]
-    return Comparison(rows, against.name, percent=evaluate is not None and all(part.answers for part in parts))
+            model.check_takes(parts[0].example)
+        timed = [_Sessions(found, chosen, against, part, threads) for part in parts]
+        rows = [row for sessions in timed for row in sessions.rows(evaluate, config, seed)]
+    return Comparison(rows, against.name, percent=evaluate is not None and all(one.answers for one in timed))
+
+
+def _listed(prompt_lengths: Any) -> list[int]:
+    if isinstance(prompt_lengths, int):
+        message = f"{prompt_lengths} is no list"
+        raise UserError(message, key="prompt_lengths", value=prompt_lengths, fix=f"[{prompt_lengths}]")
+    return list(prompt_lengths)
 
 
 def _check_runs_somewhere(reference: Candidate, engines: Mapping[str, Engine]) -> None:
@@ -106,26 +121,24 @@ def _check_runs_somewhere(reference: Candidate, engines: Mapping[str, Engine]) -
         raise UserError(message, key="reference", value=reference.name, fix="name another, or add an engine")
 
 
-class _Setting:
-    """The comparison at one batch size. A place is a model on an engine, named ``MODEL on ENGINE``."""
+class _Sessions:
+    """The sessions of one part of a comparison. A place is a model on an engine, named ``MODEL on ENGINE``."""
 
     def __init__(
         self,
         models: Sequence[Candidate],
         engines: Mapping[str, Engine],
         reference: Candidate,
-        example: tuple[Tensor, ...],
-        batch_size: int,
+        part: Part,
         threads: int,
     ):
         pairs = [(model, name, engine) for model in models for name, engine in model.engines(engines).items()]
         self.places = {f"{model.name} on {name}": (model, name, engine) for model, name, engine in pairs}
-        self.reference, self.example = reference, example
-        self.here = {"batch_size": batch_size, "threads": threads}
+        self.reference, self.part, self.threads = reference, part, threads
         self.answers = False
 
     def rows(self, evaluate: Evaluate | None, config: Measure, seed: int) -> list[Row]:
-        """A row for each place."""
+        """A row for each kind of request and each place."""
         sessions, reasons = self._compiled()
         references = {
             name: p for p, (model, name, _) in self.places.items() if model is self.reference and p in sessions
@@ -138,17 +151,29 @@ class _Setting:
         beside = {place: references.get(self.places[place][1]) for place in sessions}
         quality = {} if evaluate is None else self._quality(sessions, evaluate, first)
         pairs = [(p, other) for p in sessions for other in dict.fromkeys((first, beside[p])) if other not in (None, p)]
-        here = {place: self.here | {"engine": self.places[place][1]} for place in sessions}
-        timed = measure_latency(sessions, self.example, config, seed, pairs, here)
         rows = []
-        for place, (model, name, _) in self.places.items():
-            row: Row = {"model": model.name, "engine": name, **self.here, "reference": place == first}
-            row["not_run"] = reasons.get(place)
-            if place in sessions:
-                row |= _timing(timed[place], timed[first], timed.get(beside[place] or ""))
-                row |= quality.get(place, {}) | _facts(sessions[place])
-            rows.append(row)
+        for requests in self.part.requests:
+            timed = self._timed(sessions, requests, config, seed, pairs)
+            for place, (model, name, _) in self.places.items():
+                row: Row = {"model": model.name, "engine": name, **requests.here, "threads": self.threads}
+                row |= {"reference": place == first, "not_run": reasons.get(place)}
+                if place in sessions:
+                    row |= _timing(timed[place], timed[first], timed.get(beside[place] or ""))
+                    row |= requests.per_second(row["latency_p50_ms"])
+                    row |= quality.get(place, {}) | _facts(sessions[place])
+                rows.append(row)
         return rows
+
+    def _timed(
+        self,
+        sessions: Mapping[str, Session],
+        requests: Requests,
+        config: Measure,
+        seed: int,
+        pairs: Sequence[tuple[str, str]],
+    ) -> dict[str, Measurement]:
+        here = {p: requests.here | {"threads": self.threads, "engine": self.places[p][1]} for p in sessions}
+        return measure_latency(sessions, requests.inputs, config, seed, pairs, here, requests.workload)
 
     def _compiled(self) -> tuple[dict[str, Session], dict[str, str]]:
         """The sessions by place, and why there is none at others."""
@@ -157,9 +182,9 @@ class _Setting:
             if reason := model.unsupported(engine):
                 reasons[place] = reason
                 continue
-            log.info("compiling %s at batch size %d", place, self.here["batch_size"])
+            log.info("compiling %s for %s", place, " and ".join(str(list(x.shape)) for x in self.part.example))
             try:
-                sessions[place] = model.compile(engine, self.example)
+                sessions[place] = model.compile(engine, self.part.example)
             except StageError as error:
                 reasons[place] = str(error)
                 log.warning("%s does not run: %s", place, error)

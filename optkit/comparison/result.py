@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from optkit.comparison.requests import key, where
 from optkit.report.caveats import MARK, mark
 from optkit.report.csv_table import flat_rows
 from optkit.report.tables import Column, fitted
@@ -27,8 +28,9 @@ class Comparison:
     """Models on engines, compared with a reference. It prints as a table.
 
     Attributes:
-        rows: one for each batch size, model and engine. ``speedup`` and ``score_delta`` are against the row of the same
-            batch size with ``reference``: the reference on its first engine. ``speedup_same_engine`` is against the
+        rows: one for each batch size, model and engine; of models that generate also for each prompt length, and for
+            ``prefill`` and ``decode``. ``speedup`` and ``score_delta`` are against the row of the same requests with
+            ``reference``: the reference on its first engine. ``speedup_same_engine`` is against the
             reference on the same engine. ``caveat`` says why a timing cannot be trusted, ``not_run`` why an engine did
             not run a model.
         reference: the name of the model that the others are compared with.
@@ -87,13 +89,13 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """A sentence for each batch size: what is fastest, and how its score changes. Marked timings do not count."""
-        lines = [self._sentence(size) for size in self._sizes()]
-        doubts = dict.fromkeys((row["batch_size"], row["caveat"]) for row in self.ran if row["caveat"])
+        """For each kind of request, what is fastest and how its score changes. Marked timings do not count."""
+        lines = [self._sentence(requests) for requests in self._requests()]
+        doubts = dict.fromkeys((_lower(where(row)), row["caveat"]) for row in self.ran if row["caveat"])
         if doubts:
-            where = "; ".join(f"batch size {size} ({caveat})" for size, caveat in doubts)
+            listed = "; ".join(f"{there} ({caveat})" for there, caveat in doubts)
             lines.append(
-                f"{MARK} Not counted, for these timings cannot be trusted: {where}. Compare again when it is quiet."
+                f"{MARK} Not counted, for these timings cannot be trusted: {listed}. Compare again when it is quiet."
             )
         return "\n".join(filter(None, lines))
 
@@ -109,10 +111,14 @@ class Comparison:
     def _sizes(self) -> list[int]:
         return list(dict.fromkeys(row["batch_size"] for row in self.rows))
 
+    def _requests(self) -> list[tuple[Any, ...]]:
+        return list(dict.fromkeys(key(row) for row in self.rows))
+
     def _columns(self) -> list[Column]:
         """The columns that these rows have."""
         several = len({row["engine"] for row in self.ran}) > 1
         scored = any("score" in row for row in self.ran)
+        lengths = {row["prompt_tokens"] for row in self.rows if "prompt_tokens" in row}
         of_int8 = any(row["int8_share"] for row in self.ran)
         points, unit = ("change, points", "score %") if self.percent else ("change", "score")
         score, change = (_percent, _points) if self.percent else (_score, _change)
@@ -120,7 +126,10 @@ class Comparison:
             ("model", lambda row: row["model"], 0),
             ("engine", lambda row: row["engine"], 0),
             *([("batch", lambda row: str(row["batch_size"]), 0)] if len(self._sizes()) > 1 else []),
+            *([("prompt", lambda row: str(row["prompt_tokens"]), 0)] if len(lengths) > 1 else []),
+            *([("workload", lambda row: row["workload"], 0)] if lengths else []),
             ("p50 ms", _shown("latency_p50_ms", _latency), 60),
+            *([("tokens/s", _shown("tokens_per_second", _latency), 70)] if lengths else []),
             ("speedup", _shown("speedup", _times, "not run"), 0),
             *([("same engine", _shown("speedup_same_engine", _times), 99)] if several else []),
             *([("int8 %", _shown("int8_share", lambda x: f"{100 * x:.0f}", marked=False), 98)] if of_int8 else []),
@@ -143,12 +152,12 @@ class Comparison:
                 failed.setdefault(row["not_run"], {})[place(row)] = None
         return notes + [f"Not run: {', '.join(names)}: {reason}." for reason, names in failed.items()]
 
-    def _sentence(self, size: int) -> str:
-        trusted = [row for row in self.ran if row["batch_size"] == size and not row["caveat"]]
+    def _sentence(self, requests: tuple[Any, ...]) -> str:
+        trusted = [row for row in self.ran if key(row) == requests and not row["caveat"]]
         others = [row for row in trusted if not row["reference"]]
         if not others:
             return ""
-        at, best = f"At batch size {size}", max(others, key=lambda row: row["speedup_ci"][0])
+        at, best = where(others[0]), max(others, key=lambda row: row["speedup_ci"][0])
         if best["speedup_ci"][0] <= 1:
             return f"{at} nothing is measurably faster than {self.against}."
         text = f"{at} the fastest is {place(best)}: {_shown('speedup', _times)(best)} times as fast as {self.against}."
@@ -158,6 +167,10 @@ class Comparison:
         text += f" Its score changes by {_shown('score_delta', show)(best)}{unit}"
         interval = best["score_delta_ci"]
         return text + (", which cannot be told from none." if interval and interval[0] <= 0 <= interval[1] else ".")
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def place(row: Row) -> str:

@@ -104,13 +104,14 @@ def prompt_lengths(config: Measure) -> list[int]:
     return sorted(config.prompt_lengths or PROMPT_LENGTHS)
 
 
-def check_prompts(config: Measure, longest: int | None) -> None:
+def check_prompts(config: Measure, longest: int | None, key: str = "measure.prompt_lengths") -> None:
     """Raises UserError for prompts that, with a few tokens behind them, are longer than a model takes.
 
     Args:
         config: what to measure.
         longest: the most tokens that the model takes; None for no limit.
+        key: what the user calls the lengths.
     """
     if longest is not None and (most := prompt_lengths(config)[-1]) + BEHIND_PROMPTS > longest:
         message = f"prompts of {most} tokens and {BEHIND_PROMPTS} behind them, and the model takes {longest}"
-        raise UserError(message, key="measure.prompt_lengths", value=most, fix=f"at most {longest - BEHIND_PROMPTS}")
+        raise UserError(message, key=key, value=most, fix=f"at most {longest - BEHIND_PROMPTS}")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import optkit
+import optkit.models
 from optkit.core.errors import StageError, UserError
 from optkit.core.statistics import paired_difference, proportion
 from optkit.engines import Eager
@@ -30,7 +31,7 @@ def timed(monkeypatch):
     ms, asked, load = {}, [], [OtherLoad(0.0, 0.0)]
 
     def interleaved(sessions, inputs, seconds, seed, retries, precision, pairs, workload):
-        asked.append({"inputs": inputs, "seconds": seconds, "seed": seed, "pairs": list(pairs)})
+        asked.append({"inputs": inputs, "seconds": seconds, "seed": seed, "pairs": list(pairs), "workload": workload})
         noise = np.random.default_rng(0).normal(1, 0.001, (40, 5))
         return {place: Series(ms.get(place, 1.0) * noise, load[0]) for place in sessions}
 
@@ -100,7 +101,7 @@ def test_a_disturbed_timing_is_marked_and_says_nothing(timed):
     found = optkit.compare({"a": net(), "b": net()}, X)
     assert "2.00†" in found.table()
     assert found.verdict == (
-        "† Not counted, for these timings cannot be trusted: batch size 4 (other work kept 0.9 cores busy). "
+        "† Not counted, for these timings cannot be trusted: at batch size 4 (other work kept 0.9 cores busy). "
         "Compare again when it is quiet."
     )
     assert "fastest" not in found.table()
@@ -165,6 +166,65 @@ def test_a_wrong_evaluate_is_one_line(timed, evaluate, message):
     with pytest.raises(UserError, match=message):
         optkit.compare({"a": net(), "b": net(1)}, X, evaluate=evaluate)
     assert not asked
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "vocab_size": 50, "max_position_embeddings": 64,
+}  # fmt: skip
+TOKENS = torch.arange(14).reshape(2, 7)
+
+
+@pytest.fixture(scope="module")
+def language():
+    torch.manual_seed(0)
+    return optkit.models.language_model(config=LLAMA)
+
+
+def test_models_that_generate_are_timed_in_reading_prompts_and_generating(timed, language):
+    ms, asked, _ = timed
+    ms |= {"fp32 on eager": 8.0, "int8 on eager": 4.0}
+    int8 = optkit.quantize_weight_only(language)
+    found = optkit.compare({"fp32": language, "int8": int8}, TOKENS, prompt_lengths=[16, 5], batch_sizes=[1, 3])
+    kinds = [(r["prompt_tokens"], r["batch_size"], r["workload"]) for r in found.rows[::2]]
+    assert kinds == [(n, size, kind) for n in (5, 16) for size in (1, 3) for kind in ("prefill", "decode")]
+    assert [tuple(one["inputs"][0].shape) for one in asked] == [(size, n) for n, size, _ in kinds]
+    assert asked[-1]["inputs"][0][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0, 1]
+    assert [one["workload"].name for one in asked] == [kind for *_, kind in kinds]
+    last = {(r["model"], r["workload"]): r for r in found.rows[-4:]}
+    assert last["fp32", "prefill"]["tokens_per_second"] == pytest.approx(3 * 16 / 0.008, rel=1e-3)
+    assert last["int8", "decode"]["tokens_per_second"] == pytest.approx(3 / 0.004, rel=1e-3)
+    assert last["int8", "decode"]["speedup"] == pytest.approx(2, rel=1e-3)
+    assert "In generating behind prompts of 16 tokens at batch size 3 the fastest is int8 on eager" in found.verdict
+    words = found.table().splitlines()[0].split()
+    assert words[:5] == ["model", "engine", "batch", "prompt", "workload"]
+    assert len(found.plot().to_dict()["vconcat"]) == 8
+
+
+def test_generation_is_timed_for_real_and_judged_by_the_same_session(language):
+    found = optkit.compare(
+        {"a": language}, TOKENS, prompt_lengths=[4], evaluate=lambda s: float(s(TOKENS).mean()), **QUICK
+    )
+    prefill, decode = found.rows
+    assert prefill["score"] == decode["score"] == pytest.approx(float(language(TOKENS).detach().mean()), rel=1e-4)
+    assert prefill["tokens_per_second"] == pytest.approx(2 * 4 * 1000 / prefill["latency_p50_ms"])
+    assert decode["latency_p50_ms"] > 0
+
+
+NO_PROMPTS = {
+    "longer than the model takes": ({"prompt_lengths": [8, 60]}, "prompt_lengths: prompts of 60 tokens and 8 behind them"),
+    "a length alone": ({"prompt_lengths": 8}, r"prompt_lengths: 8 is no list .\[8\]"),
+    "no tokens": ({"prompt_lengths": [0]}, "prompt_lengths: .0. are not lengths in tokens"),
+    "a model without a cache": ({"models": {"a": nn.Embedding(50, 3).eval()}}, r"models\['a'\]: generates no tokens"),
+    "no token numbers": ({"inputs": X}, "inputs: .4, 6. of float32 are no tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_PROMPTS)
+def test_prompts_that_cannot_be_are_one_line(language, case):
+    given, message = NO_PROMPTS[case]
+    with pytest.raises(UserError, match=message):
+        optkit.compare(**({"models": {"a": language}, "inputs": TOKENS, "prompt_lengths": [8]} | given))
 
 
 WRONG = {
