@@ -3,12 +3,14 @@
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from optkit.core.errors import UserError
 from optkit.metrics.language import token_losses
 from optkit.models import language_model
 from optkit.models.pretrained import save_pretrained
 from optkit.prune import prune_depth, prune_structured
+from optkit.prune.cut.verify import few_tokens
 from optkit.prune.options import NEED_DATA
 from tests.prune import zoo
 
@@ -122,3 +124,28 @@ def test_a_criterion_that_reads_text_removes_what_the_loss_does_not_need(criteri
 def test_a_part_that_is_none_is_refused():
     with pytest.raises(UserError, match="parts"):
         prune_structured(made("llama"), (TOKENS,), amount=0.3, parts=["ears"])
+
+
+class Fixed(nn.Module):
+    """Takes 100 tokens and no fewer."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(9, 4), nn.Parameter(torch.zeros(100, 4))
+
+    def forward(self, ids, mask):
+        return self.tokens(ids) * mask[..., None] + self.places
+
+
+def test_a_cut_is_tried_on_few_tokens_where_the_model_takes_few():
+    ids, mask = torch.ones(2, 100, dtype=torch.long), torch.ones(2, 100, dtype=torch.bool)
+    anyhow = nn.Embedding(9, 4)
+    assert few_tokens(anyhow, (ids,))[0].shape == (2, 64)
+    assert few_tokens(anyhow, {"input": ids})["input"].shape == (2, 64)
+    for model, inputs in (
+        (Fixed(), (ids, mask)),
+        (nn.Linear(100, 2), (torch.randn(2, 100),)),
+        (anyhow, (ids[:, :64],)),
+        (Fixed(), (ids, mask[:, :50])),
+    ):
+        assert few_tokens(model, inputs) is inputs

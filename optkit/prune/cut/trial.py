@@ -16,7 +16,16 @@ from optkit.core.errors import StageError, UserError
 from optkit.prune.cut.attributes import Guesses, Key, all_attributes, build_plan
 from optkit.prune.cut.plan import CutPlan
 from optkit.prune.cut.units import Units, find_units
-from optkit.prune.cut.verify import TOLERANCE, Run, check_gradient, deviation, diverging_module, repeats, run
+from optkit.prune.cut.verify import (
+    TOLERANCE,
+    Run,
+    check_gradient,
+    deviation,
+    diverging_module,
+    few_tokens,
+    repeats,
+    run,
+)
 from optkit.prune.trace.labels import Resolved
 from optkit.prune.trace.values import Trace
 
@@ -42,6 +51,7 @@ class Probe:
 
     def __init__(self, model: nn.Module, inputs: Inputs, trace: Trace):
         self.model, self.inputs, self.trace = model, inputs, trace
+        self.fewer = few_tokens(model, inputs)
         self.guesses = Guesses()
         self.latest: tuple[CutPlan, nn.Module] | None = None
         self._tries: dict[str, Iterator[dict[Key, int]]] = {}
@@ -84,10 +94,10 @@ class Probe:
 
     def _trial(self, plan: CutPlan, cut: nn.Module, units: Units, removed: np.ndarray) -> Run | None:
         """Where and how the cut model fails, or None if it does not."""
-        found = run(cut, self.inputs)
+        found = run(cut, self.fewer)
         if found.problem:
             return found
-        if deviation(self.model, plan, self.inputs, found.outputs) < TOLERANCE:
+        if deviation(self.model, plan, self.fewer, found.outputs) < TOLERANCE:
             check_gradient(cut, found.outputs)
             return None
         if not self._repeats:

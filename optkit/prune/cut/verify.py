@@ -23,6 +23,7 @@ from optkit.prune.trace.randomness import same_draws
 from optkit.prune.trace.recorder import running
 from optkit.prune.trace.values import ERRORS, Trace
 
+TOKENS = 64  # a cut shows in few; with thousands, logits and activations of a language model take gigabytes
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
 
 
@@ -93,6 +94,25 @@ class Run:
     outputs: list[torch.Tensor]
     where: str = ""
     problem: str = ""
+
+
+def few_tokens(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Inputs that are all token numbers ``(N, T)``, cut to 64 tokens if the model takes so few; others as they are."""
+    given = inputs.values() if isinstance(inputs, Mapping) else inputs
+    lengths = {x.shape[1] if _is_tokens(x) else 0 for x in given}
+    if len(lengths) != 1 or max(lengths) <= TOKENS:
+        return inputs
+    fewer = pytree.tree_map_only(torch.Tensor, lambda x: x[:, :TOKENS], inputs)
+    with torch.no_grad(), evaluating(model), same_draws(fewer):
+        try:
+            call(sharing(model), fewer)
+        except ERRORS:
+            return inputs
+    return fewer
+
+
+def _is_tokens(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.dim() == 2 and not _is_inexact(x)
 
 
 def run(model: nn.Module, inputs: Inputs) -> Run:
@@ -218,7 +238,7 @@ def check_runs(cut: nn.Module, inputs: Inputs) -> None:
     Raises:
         StageError: naming the module that fails, or saying that no gradient flows.
     """
-    found = run(cut, inputs)
+    found = run(cut, few_tokens(cut, inputs))
     if found.problem:
         raise StageError(f"the cut model fails in {found.where or 'the model'}: {found.problem}")
     check_gradient(cut, found.outputs)
