@@ -1,18 +1,17 @@
 """A recipe by one process and by several, for some seeds each: the same quality, on as many examples.
 
-    python -m scripts.processes_bench RECIPE [OVERRIDE ...] [--seeds 5] [--processes 2] [--rows FILE.jsonl]
+    python -m scripts.processes_bench RECIPE [OVERRIDE ...] [--seeds 5] [--processes 2] [--results FILE.jsonl]
 
 Each number of processes makes the variants of all seeds in one command, with a store of its own: by ``python``, or by
 ``torchrun --nproc-per-node N``. Nothing is timed. The last variant is evaluated in eager mode on the whole test split,
 by the task's first metric. ``difference`` is the mean over the seeds of several processes' figure less one's, with its
 95% interval (Student's, paired by seed). ``spread`` is the standard deviation of one process's figures over the seeds.
-With ``--rows`` each row is appended to a file, and what it holds is not made again; the table is of all of its rows.
+With ``--results`` rows are kept in a file, and what it holds is not made again; the table is of all of its rows.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 from scipy.stats import t as student
 
 from optkit.core.processes import joined
+from scripts.results import Results, machine
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -44,6 +44,7 @@ def make(recipe: str, overrides: Sequence[str], seeds: Sequence[int], rows: Path
 def run_and_evaluate(cfg: Any, seed: int, overrides: Sequence[str], rows: Path) -> None:
     """One run; the first process evaluates."""
     from optkit.core.artifact import open_artifact
+    from optkit.core.environment import environment
     from optkit.core.processes import current
     from optkit.pipeline import run
     from optkit.recipe.compose import to_recipe
@@ -57,9 +58,9 @@ def run_and_evaluate(cfg: Any, seed: int, overrides: Sequence[str], rows: Path) 
         row = {
             "recipe": plan.recipe.name, "overrides": said(overrides), "seed": seed, "processes": of_run,
             "variant": plan.last.name, **quality(module, task),
+            "machine": machine(environment(torch.get_num_threads(), ())),
         }  # fmt: skip
-        with rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        kept(rows).add(row)
 
     of_run = current().size
     current().first(evaluate)
@@ -83,9 +84,9 @@ def said(overrides: Sequence[str]) -> list[str]:
     return [re.sub(r"=/.*", "=DIR", override) for override in overrides]
 
 
-def read(rows: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none if there is no file."""
-    return [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()] if rows.exists() else []
+def kept(rows: Path) -> Results:
+    """The rows of a file."""
+    return Results(rows, {}, "processes_bench")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -107,7 +108,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{more.mean():.4g} | {change:+.2g} [{change - half:+.2g}, {change + half:+.2g}] | "
             f"{', '.join(map(str, examples))} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", str(rows[0]["machine"])])
 
 
 def main() -> None:
@@ -117,24 +118,24 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rows", type=Path, help="append rows to this file, and leave out what it holds")
+    parser.add_argument("--results", type=Path, help="keep rows in this file, and leave out what it holds")
     parser.add_argument("--make", type=int, nargs="+", help=argparse.SUPPRESS)  # these seeds, in a started process
     args = parser.parse_args()
     if args.make is not None:
-        make(args.recipe, args.overrides, args.make, args.rows)
+        make(args.recipe, args.overrides, args.make, args.results)
         return
     with tempfile.TemporaryDirectory() as folder:
-        rows = args.rows or Path(folder) / "rows.jsonl"
+        rows = args.results or Path(folder) / "rows.jsonl"
         for processes in (1, args.processes):
-            alike = [
-                row for row in read(rows) if (row["processes"], row["overrides"]) == (processes, said(args.overrides))
-            ]
-            done = {row["seed"] for row in alike if row["recipe"] == Path(args.recipe).stem}
+            asked = (processes, Path(args.recipe).stem, said(args.overrides))
+            done = {
+                row["seed"] for row in kept(rows).rows if (row["processes"], row["recipe"], row["overrides"]) == asked
+            }
             if todo := [str(seed) for seed in range(args.seeds) if seed not in done]:
                 launcher = [] if processes == 1 else [*TORCHRUN, str(processes)]
                 command = [sys.executable, *launcher, "-m", "scripts.processes_bench", args.recipe, *args.overrides]
-                subprocess.run([*command, "--rows", str(rows), "--make", *todo], check=True)
-        print(table(read(rows)))
+                subprocess.run([*command, "--results", str(rows), "--make", *todo], check=True)
+        print(table(kept(rows).rows))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ RESULTS = Path("docs/results")
 LEDGERS = RESULTS / "ledgers"
 MARKED = re.compile(r"(<!-- results: (?P<name>[\w-]+)(?P<wide> wide)? -->\n).*?(<!-- end -->)", re.DOTALL)
 EXPERIMENTS = (
-    "cost_results", "distill_accuracy", "generation_bench", "language_results", "prune_accuracy",
+    "cost_results", "distill_accuracy", "generation_bench", "language_results", "processes_bench", "prune_accuracy",
     "prune_latency_budget", "training_bench",
 )  # fmt: skip
 COLUMNS = (QUALITY, "speedup", "size MB")
