@@ -86,8 +86,10 @@ def quantize_weights_within(
     ranked = sorted(costs, key=costs.__getitem__, reverse=True)
     if wide is None:  # one layer at least is quantized
         ranked = ranked[:-1]
-    few = fewest(ranked, good)
-    if few <= len(ranked) and (few in made or good(ranked[:few])):
+    counts = range(1, len(ranked) + 1)
+    family = [ranked[:count] for count in counts]
+    few = fewest(family, good) + 1
+    if few in counts and (few in made or good(ranked[:few])):
         return made[few]
     raise StageError(
         f"no such model is within {max_drop} of the float model's quality",
