@@ -26,7 +26,7 @@ from optkit.measure.validation import Validation
 from optkit.pipeline import baseline
 from optkit.quantize.graph.layers import simulated
 from optkit.quantize.layer_times import parts_in_float, time_layers
-from optkit.quantize.mixed_precision import LayerTime, layers_in_float, losses_in_float
+from optkit.quantize.mixed_precision import LayerTime, gains_in_float, layers_in_float, losses_in_float
 from optkit.quantize.options import StaticOptions
 from optkit.quantize.stages.calibrated import Calibration
 from optkit.quantize.static import Calibrated, calibrate_static
@@ -66,11 +66,11 @@ def compare(cfg: Any, args: argparse.Namespace) -> None:
     options = StaticOptions(target=args.target, observer=args.observer)
     graph = calibrate_static(model, task.example(2), batches, options).choose(args.observer)
     loss = Validation(SealedTask(task), args.examples)
-    whole = loss(simulated(graph.graph))
-    gains = {path: whole - alone for path, alone in losses_in_float(graph.graph, loss).items()}
+    whole, gains = loss(simulated(graph.graph)), gains_in_float(graph.graph, loss)
+    losses = losses_in_float(graph.graph, loss)
     example = task.example(args.batch_size)
     times = by_macs(graph, example) if args.macs else time_layers(graph, example, args.threads)
-    ranked = sorted(gains, key=lambda path: -gains[path])
+    ranked = sorted(losses, key=losses.__getitem__)
     in_float_ms = sum(times[path].float for path in gains)
     print(f"validation loss {loss(model):.5f} in float, {whole:.5f} in int8; {len(gains)} layers")
     print("| layers in float | chosen | share of the float latency | predicted loss saved | test loss | test metric |")

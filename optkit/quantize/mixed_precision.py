@@ -117,12 +117,12 @@ def quantize_within(
         return quantized
     chosen = calibrated.choose(observer)
     graph, original = chosen.graph, plain.graph
-    losses = losses_in_float(graph, loss, original)
     if times is None:
+        losses = losses_in_float(graph, loss, original)
         ranked = sorted(losses, key=losses.__getitem__)
         family = [ranked[:count] for count in range(1, len(ranked))]
     else:
-        family = mixes(_gains(graph, losses, loss), times(chosen))
+        family = mixes(gains_in_float(graph, loss, original), times(chosen))
     first = fewest(family, lambda paths: good(simulated(graph, paths, original)))
     for paths in family[first:]:
         kept = replace(options, protect=(*options.protect, *paths))
@@ -212,11 +212,34 @@ def latency_range(gains: Mapping[str, float], times: Mapping[str, LayerTime]) ->
     return least, least + slower
 
 
-def _gains(graph: GraphModule, losses: Mapping[str, float], loss: Evaluate) -> dict[str, float]:
-    """By how much the loss of a calibrated graph in int8 falls with each layer in float, of `losses_in_float`."""
+def gains_in_float(graph: GraphModule, loss: Evaluate, original: GraphModule | None = None) -> dict[str, float]:
+    """By how much the loss of a calibrated graph falls with each layer in float instead of int8, by its path.
+
+    It is the mean of two differences: with all other layers in int8, and with all others in float. Either alone
+    misses a layer whose error hides behind that of another.
+
+    Args:
+        graph, original: as for `simulated`.
+        loss: of a model.
+    """
+    alone = losses_in_float(graph, loss, original)
+    every = set(alone)
     with torch.no_grad():
-        whole = loss(simulated(graph))
-    return {path: whole - alone for path, alone in losses.items()}
+        in_int8, in_float = loss(simulated(graph)), loss(simulated(graph, every, original))
+        return {
+            path: (in_int8 - alone[path] + loss(simulated(graph, every - {path}, original)) - in_float) / 2
+            for path in alone
+        }
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A model that was made: its layers in float, and its share of the float latency by layers and measured."""
+
+    paths: list[str]
+    quantized: Quantized
+    predicted: float
+    ratio: float
 
 
 def quantize_to_latency(
@@ -252,35 +275,43 @@ def quantize_to_latency(
     check_repeatable(batches)
     plain = calibrate_static(model, example_inputs, batches, replace(options, rounding="nearest", correct_bias=False))
     chosen = plain.with_tools(batches, options).choose(options.observer)
-    gains = _gains(chosen.graph, losses_in_float(chosen.graph, loss, plain.graph), loss)
+    gains = gains_in_float(chosen.graph, loss, plain.graph)
     found = times(chosen)
-    in_float_ms = sum(found[path].float for path in gains)
-    tried: list[tuple[float, float, list[str], Quantized]] = []
-    share = max_latency
-    for _ in range(ROUNDS):
-        least, _ = latency_range(gains, found)
-        paths = layers_in_float(gains, found, max(share * in_float_ms, least))
-        if any(paths == one for _, _, one, _ in tried):
-            break
+    in_float_ms, (least_ms, _) = sum(found[path].float for path in gains), latency_range(gains, found)
+    tried: list[_Timed] = []
+
+    def makes_one(budget_ms: float) -> bool:
+        """Makes and times a model; not one that was made before, nor the float model."""
+        paths = layers_in_float(gains, found, max(budget_ms, least_ms))
+        if len(paths) == len(gains) or any(paths == one.paths for one in tried):
+            return False
         kept = replace(options, protect=(*options.protect, *paths))
         quantized = calibrate_static(model, example_inputs, batches, kept).convert(options.observer)
         predicted = sum(found[path].float if path in paths else found[path].int8 for path in gains) / in_float_ms
-        tried.append((predicted, ratio(quantized.module), paths, quantized))
-        log.info("%d layers in float: %.3f of the float latency, %.3f by layers", len(paths), tried[-1][1], predicted)
-        if abs(tried[-1][1] / max_latency - 1) < CLOSE:
+        tried.append(_Timed(paths, quantized, predicted, ratio(quantized.module)))
+        text = "%d layers in float: %.3f of the float latency, %.3f by layers"
+        log.info(text, len(paths), tried[-1].ratio, predicted)
+        return True
+
+    share = max_latency
+    for _ in range(ROUNDS):
+        if not makes_one(share * in_float_ms) or abs(tried[-1].ratio / max_latency - 1) < CLOSE:
             break
-        share = corrected(max_latency, [(predicted, real) for predicted, real, _, _ in tried])
-    within = [one for one in tried if one[1] <= max_latency * (1 + CLOSE)]
+        share = corrected(max_latency, [(one.predicted, one.ratio) for one in tried])
+    within = [one for one in tried if one.ratio <= max_latency * (1 + CLOSE)]
+    if not within:
+        makes_one(least_ms)
+    if not tried:
+        raise StageError("no layer of this model is faster in int8", key="max_latency", value=max_latency)
     # within the limit, more time is less loss
-    best = max(within, key=lambda one: one[0]) if within else min(tried, key=lambda one: one[1])
-    predicted, real, paths, quantized = best
-    if real > max_latency * (1 + TOLERANCE):
-        message = f"the least latency of int8 is {real:.3f} of the float model's"
+    best = max(within, key=lambda one: one.predicted) if within else min(tried, key=lambda one: one.ratio)
+    if best.ratio > max_latency * (1 + TOLERANCE):
+        message = f"the least latency of int8 is {best.ratio:.3f} of the float model's"
         raise StageError(message, key="max_latency", value=max_latency, fix="allow more, or another target")
     facts = {
-        "latency_ratio": round(real, 6),
-        "latency_ratio_by_layers": round(predicted, 6),
-        "predicted_loss": round(sum(max(gains[path], 0.0) for path in gains if path not in paths), 6),
+        "latency_ratio": round(best.ratio, 6),
+        "latency_ratio_by_layers": round(best.predicted, 6),
+        "predicted_loss": round(sum(max(gain, 0.0) for path, gain in gains.items() if path not in best.paths), 6),
         "layer_ms": {path: [round(one.int8, 6), round(one.float, 6)] for path, one in found.items()},
     }
-    return quantized, facts
+    return best.quantized, facts

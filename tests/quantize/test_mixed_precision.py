@@ -1,5 +1,7 @@
 """Which layers stay in float for a latency: the choice, the parts that are timed, and the limit that is kept."""
 
+import copy
+import json
 from itertools import combinations
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from optkit.core.errors import StageError, UserError
 from optkit.core.macs import count_macs
 from optkit.engines import ONNXRuntime
+from optkit.models import MLP
 from optkit.quantize import StaticOptions, StaticQuantization, calibrate, quantize_static, quantize_within
 from optkit.quantize import layer_times as timing
 from optkit.quantize.graph.layers import int8_layers, simulated, without_observers
@@ -80,22 +83,21 @@ def test_parts_compute_what_the_graph_does(calibrated):
     assert sum(count_macs(part.module, part.inputs) for part in in_float) == count_macs(Net().eval(), (X,))
 
 
-def test_layers_are_timed_once_and_kept(calibrated, tmp_path, monkeypatch):
-    if calibrated.target != "onnxruntime":
-        pytest.skip("one engine will do")
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_layers_are_timed_in_int8_kernels_once_and_kept(target, tmp_path, monkeypatch):
     monkeypatch.setenv("OPTKIT_CACHE", str(tmp_path))
+    calibrated = calibrate(Net().eval(), (X,), [(X,)], target=target, schemes=["minmax"]).choose("minmax")
     timed = []
 
     def clock(session, inputs):
         timed.append(session)
-        whole = count_macs(session.module, inputs)
-        return 5 + whole / (4 if "int8" in session.variant.traits else 1)
+        calling = inputs[0].shape == (1, 8)
+        return 0.5 if calling else 1.0 if session.facts()["int8_share"] > 0.99 else 2.0
 
     monkeypatch.setattr(timing, "time_session", clock)
     found = timing.time_layers(calibrated, (X,), 1)
-    macs = {"first": 4 * 64 * 8 * 27, "twice": 2 * 4 * 64 * 8 * 72, "head": 4 * 32}
-    assert {path: one.float for path, one in found.items()} == macs
-    assert {path: one.int8 for path, one in found.items()} == {path: count / 4 for path, count in macs.items()}
+    once, twice = LayerTime(0.5, 1.5), LayerTime(1.0, 3.0)
+    assert found == {"first": once, "twice": twice, "head": once}
     count = len(timed)
     assert timing.time_layers(calibrated, (X,), 1) == found
     assert len(timed) == count
@@ -137,7 +139,7 @@ def ratio(graph):
     return 1.1 * (1 - 0.75 * in_int8 / 6)
 
 
-def to_latency(share, model=None):
+def to_latency(share):
     options = StaticOptions(target="openvino", reduce_range=False)
     return quantize_to_latency(
         Deep().eval(), (ROWS[:2],), [(ROWS,)], options, max_latency=share, loss=error, times=times, ratio=ratio
@@ -157,6 +159,13 @@ def test_the_layers_that_lose_most_stay_in_float_as_far_as_the_time_allows():
 def test_a_latency_that_int8_does_not_reach_names_the_least():
     with pytest.raises(StageError, match="max_latency: the least latency of int8 is 0.275 of the float model's"):
         to_latency(0.2)
+
+
+def test_layers_that_are_slower_in_int8_stay_in_float(monkeypatch):
+    slower = {f"layers.{n}": LayerTime(2.0, 1.0) for n in range(6)}
+    monkeypatch.setattr("tests.quantize.test_mixed_precision.times", lambda _: slower)
+    with pytest.raises(StageError, match="no layer of this model is faster in int8"):
+        to_latency(0.8)
 
 
 def test_the_fastest_layers_in_float_are_taken_where_time_counts():
@@ -193,3 +202,43 @@ def test_a_stage_that_times_depends_on_the_machine_and_runs_in_one_process():
     assert StaticQuantization().in_all_processes
     assert not StaticQuantization(max_latency="2 ms").in_all_processes
     assert ONNXRuntime().name == timing.engine_of("onnxruntime").name
+
+
+class Clock:
+    """Of a float model that takes 5 ms, and a quarter of its share in each layer that is int8."""
+
+    def __init__(self, model, example, target, threads, seed):
+        self.batch = len(example[0])
+
+    def float_ms(self):
+        return 5.0
+
+    def __call__(self, graph):
+        in_int8 = sum("dequantize_per_channel" in str(node.target) for node in graph.graph.nodes)
+        return 1 - 0.75 * in_int8 / 3
+
+    def facts(self):
+        return {"batch_size": self.batch}
+
+
+@pytest.mark.parametrize(("limit", "in_float"), [("2.5 ms", 1), (0.75, 2)])
+def test_a_stage_keeps_a_latency_and_is_replayed(context, digits, monkeypatch, limit, in_float):
+    torch.manual_seed(0)
+    model = MLP([1, 8, 8], 10, [32, 32]).eval()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    monkeypatch.setattr(timing, "AgainstFloat", Clock)
+    layer_ms = dict.fromkeys(names, LayerTime(0.25, 1.0))
+    monkeypatch.setattr(timing, "time_layers", lambda calibrated, example, threads: layer_ms)
+    stage = StaticQuantization(
+        target="openvino", batches=1, max_latency=limit, latency_batch_size=4, sensitivity_examples=32
+    )
+    gains = dict(zip(names, (3.0, 1.0, 2.0), strict=True))
+    monkeypatch.setattr("optkit.quantize.mixed_precision.gains_in_float", lambda *_: gains)
+    found = stage.apply(model, context())
+    assert set(found.facts["in_float"]) == set(sorted(names, key=lambda name: -gains[name])[:in_float])
+    latency = found.facts["latency"]
+    assert (latency["latency_ratio"], latency["batch_size"]) == (pytest.approx(0.25 + 0.25 * in_float), 4)
+    assert latency["predicted_loss"] == sum(gains[name] for name in names if name not in found.facts["in_float"])
+    again = StaticQuantization.replay(copy.deepcopy(model), json.loads(json.dumps(found.surgery)), digits.example(2))
+    again.load_state_dict(found.module.state_dict())
+    assert torch.equal(again(*digits.example(8)), found.module(*digits.example(8)))

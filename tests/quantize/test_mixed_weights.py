@@ -6,9 +6,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from optkit.core.errors import StageError, UserError
-from optkit.quantize import allocate_weights, quantize_weight_only, quantize_weights_within, replay_weight_only
+from optkit.models import MLP
+from optkit.quantize import (
+    WeightOnlyQuantization,
+    allocate_weights,
+    quantize_weight_only,
+    quantize_weights_within,
+    replay_weight_only,
+)
 from optkit.quantize.mixed_weights import predicted_costs, predicted_losses
 from optkit.quantize.weights.grid import Grid
+from optkit.quantize.weights.layers import PackedLinear
 from optkit.quantize.weights.scheme import Scheme
 
 FOUR, EIGHT = Scheme.of(4, 64, None), Scheme.of(8, None, None)
@@ -129,6 +137,25 @@ def test_bits_that_are_given_stay(model):
 def test_an_average_that_nothing_reaches_names_the_least(model):
     with pytest.raises(UserError, match="average_bits: the fewest that these options allow are 6.000 .ask for 6 or"):
         allocate_weights(model, average_bits=5, losses=losses, bits=4, group_size=64, bits_of={"first": 8})
+
+
+def test_a_stage_keeps_an_average(context):
+    torch.manual_seed(0)
+    model = MLP([1, 8, 8], 10, [64, 64]).eval()
+    sizes = {path: m.weight.numel() for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    stage = WeightOnlyQuantization(bits=4, average_bits=6.5, sensitivity_examples=64)
+    found = stage.apply(model, context())
+    chosen = {path: m.bits for path, m in found.module.named_modules() if isinstance(m, PackedLinear)}
+    assert set(chosen.values()) == {4, 8}
+    average = sum(sizes[path] * count for path, count in chosen.items()) / sum(sizes[path] for path in chosen)
+    assert 4 < average <= 6.5
+    assert found.facts["other_bits"] == {path: 8 for path, count in chosen.items() if count == 8}
+
+
+@pytest.mark.parametrize("fields", [{"average_bits": 0}, {"average_bits": 5, "max_drop": 0.1}])
+def test_an_average_is_checked(fields):
+    with pytest.raises(UserError, match="average_bits"):
+        WeightOnlyQuantization(bits=4, **fields)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])

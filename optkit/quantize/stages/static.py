@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.checks import check_choice, check_count, check_positive, is_number
-from optkit.core.errors import UserError
+from optkit.core.errors import StageError, UserError
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import Task
 from optkit.quantize.options import StaticOptions
@@ -136,7 +136,11 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
 
         against = AgainstFloat(module, self._timed_example(ctx), self.target, ctx.threads, ctx.seed)
         limit = self._milliseconds
-        share = limit / against.float_ms() if limit is not None else float(self.max_latency or 1)
+        if limit is None:
+            share = float(self.max_latency or 1)
+        elif (share := limit / (takes := against.float_ms())) >= 1:
+            message = f"the float model takes {takes:.3g} ms already"
+            raise StageError(message, key="max_latency", value=self.max_latency, fix="ask for less, or leave int8 out")
         quantized, facts = quantize_to_latency(
             module,
             ctx.task.example(2),
