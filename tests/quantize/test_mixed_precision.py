@@ -83,7 +83,9 @@ def test_parts_compute_what_the_graph_does(calibrated):
     assert sum(count_macs(part.module, part.inputs) for part in in_float) == count_macs(Net().eval(), (X,))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "target", ["openvino", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnxruntime", "inductor"))]
+)
 def test_layers_are_timed_in_int8_kernels_once_and_kept(target, tmp_path, monkeypatch):
     monkeypatch.setenv("OPTKIT_CACHE", str(tmp_path))
     calibrated = calibrate(Net().eval(), (X,), [(X,)], target=target, schemes=["minmax"]).choose("minmax")
