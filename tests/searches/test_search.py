@@ -22,7 +22,7 @@ from tests.costs.runs import folder as priced_run
 from tests.costs.test_prices import PRICES
 from tests.report.runs import write_run
 
-SERVING = {"traffic": "poisson:rate=2/s,length=600", "prices": str(PRICES), "p99": "60 ms"}
+SERVING = {"traffic": "poisson:rate=2/s,hours=0.2", "prices": str(PRICES), "p99": "60 ms"}
 SPACE = "stages.prune.amount: interval(0.1, 0.9)\nstages.recover.alpha: interval(0.1, 1)\n"
 METRIC = {"metric": "accuracy", "unit": "1", "metric_kind": "share", "higher_is_better": True}
 HARDER = 0.002  # the loss on test, above that on validation

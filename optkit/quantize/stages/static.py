@@ -130,11 +130,13 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
         return self.outcome(within, ctx)
 
     def _to_latency(self, module: nn.Module, ctx: Context) -> Outcome:
+        import torch
+
         from optkit.measure.validation import Validation
         from optkit.quantize.layer_times import AgainstFloat
         from optkit.quantize.mixed_precision import quantize_to_latency
 
-        against = AgainstFloat(module, self._timed_example(ctx), self.target, ctx.threads, ctx.seed)
+        against = AgainstFloat(module, self._timed_example(ctx), self.target, torch.get_num_threads(), ctx.seed)
         limit = self._milliseconds
         if limit is None:
             share = float(self.max_latency or 1)
@@ -155,9 +157,11 @@ class StaticQuantization(StaticOptions, CalibratedInt8):
         return replace(made, facts=made.facts | {"latency": facts | against.facts()})
 
     def _timing(self, ctx: Context) -> Any:
+        import torch
+
         from optkit.quantize.layer_times import time_layers
 
-        return partial(time_layers, example=self._timed_example(ctx), threads=ctx.threads)
+        return partial(time_layers, example=self._timed_example(ctx), threads=torch.get_num_threads())
 
     def _timed_example(self, ctx: Context) -> tuple[Tensor, ...]:
         return ctx.task.example(self.latency_batch_size or 1)
