@@ -7,7 +7,7 @@ import click
 from optkit.commands import options
 from optkit.core.errors import UserError
 
-COSTS = ("latency", "size", "memory", "macs", "energy")
+COSTS = ("latency", "size", "memory", "macs", "energy", "cost")
 SAMPLERS = ("tpe", "nsga2", "random")
 NAMED = ("space", "control")  # arguments that are the search's, and no overrides
 
@@ -30,6 +30,9 @@ NAMED = ("space", "control")  # arguments that are the search's, and no override
 @click.option("--front", type=int, default=8, show_default=True, help="Variants to measure in the end, at most.")
 @click.option("--study", metavar="NAME", help="Default: the recipe's name and a digest of what is searched.")
 @click.option("--storage", metavar="URL", help="A database that workers share. Default: SQLite in the search's folder.")
+@click.option("--traffic", metavar="SPEC", help="Of --minimize cost: a log, a CSV file, or poisson:rate=20/s.")
+@click.option("--prices", metavar="FILE", help="Of --minimize cost: a price list in YAML.")
+@click.option("--p99", metavar="TIME", help="Of --minimize cost: the target of waiting and service, such as 50ms.")
 @options.quiet
 @options.debug
 def search(
@@ -45,6 +48,9 @@ def search(
     front: int,
     study: str | None,
     storage: str | None,
+    traffic: str | None,
+    prices: str | None,
+    p99: str | None,
     quiet: bool,
     debug: bool,
 ) -> None:
@@ -66,6 +72,7 @@ def search(
         recipe, *overrides, space=named.get("space"), control=named.get("control"), max_drop=max_drop,
         min_speedup=min_speedup, minimize=minimize or ("latency",), trials=trials, hours=hours, sampler=sampler,
         engine=engine, front=front, study=study, storage=storage,
+        traffic=traffic, prices=prices, p99=p99,
     )  # fmt: skip
     click.echo(repr(done))
     click.echo(f"search folder: {done.folder}")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from optkit.quantize.graph.targets.registry import INT8_TARGETS
     from optkit.quantize.graph.targets.target import Int8Target
     from optkit.quantize.mixed_precision import quantize_within
-    from optkit.quantize.mixed_weights import quantize_weights_within
+    from optkit.quantize.mixed_weights import allocate_weights, quantize_weights_within
     from optkit.quantize.options import Int8Options, StaticOptions
     from optkit.quantize.qat.freezing import Freezing
     from optkit.quantize.qat.graph import PreparedQAT, convert_qat, prepare_qat
@@ -42,6 +42,7 @@ __all__ = [
     "StaticQuantization",
     "WeightOnly",
     "WeightOnlyQuantization",
+    "allocate_weights",
     "calibrate",
     "convert_qat",
     "prepare_qat",

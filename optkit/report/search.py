@@ -14,7 +14,14 @@ from optkit.report.written import Written
 Result = Mapping[str, Any]
 Found = Mapping[str, Any]  # a trial
 DASH = "-"
-COSTS = {"latency": "latency", "size": "size", "memory": "memory", "macs": "MACs", "energy": "energy"}
+COSTS = {
+    "latency": "latency",
+    "size": "size",
+    "memory": "memory",
+    "macs": "MACs",
+    "energy": "energy",
+    "cost": "dollars",
+}
 
 
 def read_search(folder: Path) -> dict[str, Any] | None:

@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from optkit.searches.trial import Figures
 
 BEST = "best"  # the engine on which a variant is fastest
-# what may be made small, and the column of a report that says it; of latency it is the inverse of the speedup
+COST = "cost"
+# what may be made small, and the column of a report that says it; of latency it is the inverse of the speedup, and the
+# dollars of serving come from `optkit.costs`
 COSTS = {
     "latency": "speedup",
     "size": "size_mb",
     "memory": "peak_memory_mb",
     "macs": "macs",
     "energy": "energy_j",
+    COST: "dollars_a_million",
 }
 
 

@@ -8,8 +8,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,9 @@ from optkit.core.processes import one_process_only
 from optkit.core.secrets import without_secrets
 from optkit.launch import launch
 from optkit.measure.config import NOW
-from optkit.recipe.compose import check_name, to_recipe
+from optkit.recipe.compose import check_name, to_cost, to_recipe
 from optkit.searches.front import goes_on
-from optkit.searches.goal import BEST, COSTS, Goal
+from optkit.searches.goal import BEST, COST, COSTS, Goal
 from optkit.searches.study import RANDOM, SAMPLERS, TPE, counted, open_study, take_part
 from optkit.sweep.state import APART
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
 
+    from optkit.costs.planned import PlannedCost
     from optkit.recipe.recipe import Recipe
     from optkit.searches.space import Space
     from optkit.searches.trial import Workshop
@@ -62,6 +63,12 @@ class _Composer:
     def __call__(self, *more: str) -> Recipe:
         found: list[Recipe] = []
         launch(self.recipe, [*self.overrides, *more], lambda cfg: found.append(to_recipe(cfg)))
+        return found[0]
+
+    def planned_cost(self) -> PlannedCost | None:
+        """The cost of serving that the recipe asks for."""
+        found: list[PlannedCost | None] = []
+        launch(self.recipe, self.overrides, lambda cfg: found.append(to_cost(cfg)))
         return found[0]
 
 
@@ -112,6 +119,9 @@ def search(
     control: str | None = None,
     study: str | None = None,
     storage: str | None = None,
+    traffic: str | None = None,
+    prices: str | Path | None = None,
+    p99: str | None = None,
 ) -> Search:
     """Searches the variants of a recipe for the cheapest within a loss; the same call continues a search.
 
@@ -126,7 +136,8 @@ def search(
         max_drop: the largest loss of the first metric against the baseline: in points of shares (0.5 is half a
             point), in the metric's unit otherwise.
         min_speedup: over the baseline on the reference engine.
-        minimize: ``latency``, ``size``, ``memory``, ``macs`` or ``energy``, one or more; the first decides the winner.
+        minimize: ``latency``, ``size``, ``memory``, ``macs``, ``energy`` or ``cost``, one or more; the first decides
+            the winner.
         trials: how many, of all processes together; 30 where ``hours`` is not given either.
         hours: in which this process begins trials.
         sampler: ``tpe``, ``nsga2`` or ``random``.
@@ -135,6 +146,8 @@ def search(
         control: ``random``: as many trials at random follow, to compare the search with.
         study: its name; None makes it of the recipe's name and a digest of what is searched.
         storage: SQLAlchemy's URL of a database; None is a SQLite file in the folder of the search.
+        traffic, prices, p99: of ``cost``, dollars for a million requests, as for `optkit.cost`; None takes those of the
+            recipe.
 
     Raises:
         UserError: a mistake found before any work, or a study of something else.
@@ -146,15 +159,16 @@ def search(
     compose = _Composer(str(recipe), overrides)
     written = compose()
     _check_recipe(written, minimize, engine)
+    serving = _serving(written, minimize, traffic, prices, p99, compose.planned_cost)
     from optkit.searches.result import conclude
     from optkit.searches.space import open_space, space_for
     from optkit.searches.trial import Workshop
 
     opened = open_space(str(space or space_for(written)), written, compose)
     goal = Goal(tuple(minimize), _in_unit(max_drop, written), min_speedup)
-    definition = _definition(written, opened, goal, sampler, engine)
+    definition = _definition(written, opened, goal, sampler, engine, serving)
     folder, studies = _open(written, study, storage, definition, [sampler, *([control] if control else [])])
-    workshop = Workshop(compose, folder, engine, goal.minimize)
+    workshop = Workshop(compose, folder, engine, goal.minimize, serving)
     if trials is None and hours is None:
         trials = TRIALS
     seconds = None if hours is None else 3600 * hours
@@ -263,6 +277,37 @@ def _check_recipe(recipe: Recipe, minimize: Sequence[str], engine: str) -> None:
         raise UserError(message, key="--minimize", value="energy", fix="minimize latency")
 
 
+def _serving(
+    recipe: Recipe,
+    minimize: Sequence[str],
+    traffic: str | None,
+    prices: str | Path | None,
+    p99: str | None,
+    of_recipe: Callable[[], PlannedCost | None],
+) -> PlannedCost | None:
+    """What dollars are for; None where they are not minimized.
+
+    Raises:
+        UserError: it is not known, or given and not minimized; and as `PlannedCost`.
+    """
+    given = {"--traffic": traffic, "--prices": prices, "--p99": p99}
+    if COST not in minimize:
+        if named := [key for key, value in given.items() if value is not None]:
+            raise UserError("no dollars are minimized", key=named[0], value=given[named[0]], fix="--minimize cost")
+        return None
+    from optkit.costs.planned import PlannedCost
+
+    planned = of_recipe()
+    if planned is None and (absent := [key for key, value in given.items() if value is None]):
+        fix = "all of --traffic, --prices and --p99, or cost: in the recipe"
+        raise UserError("dollars need it", key=absent[0], fix=fix)
+    own = {"traffic": traffic, "prices": None if prices is None else str(prices), "p99": p99}
+    named_here = {key: value for key, value in own.items() if value is not None}
+    found = replace(planned, **named_here) if planned is not None else PlannedCost(**named_here)
+    found.check(recipe.measure)
+    return found
+
+
 def _measures_energy() -> bool:
     from optkit.measure.energy import energy_counters
 
@@ -275,7 +320,9 @@ def _in_unit(max_drop: float | None, recipe: Recipe) -> float | None:
     return max_drop / 100 if max_drop is not None and is_share else max_drop
 
 
-def _definition(recipe: Recipe, space: Space, goal: Goal, sampler: str, engine: str) -> dict[str, Any]:
+def _definition(
+    recipe: Recipe, space: Space, goal: Goal, sampler: str, engine: str, serving: PlannedCost | None
+) -> dict[str, Any]:
     """What is searched, by key; JSON."""
     node = flat(yaml.safe_load(recipe.text))
     found = {
@@ -284,7 +331,7 @@ def _definition(recipe: Recipe, space: Space, goal: Goal, sampler: str, engine: 
         "goal": asdict(goal),
         "sampler": sampler,
         "engine": engine,
-    }
+    } | ({} if serving is None else {"serving": asdict(serving)})
     cleaned: dict[str, Any] = json.loads(json.dumps(without_secrets(dict(flat(found))), default=str))
     return cleaned
 

@@ -25,12 +25,14 @@ from optkit.recipe.recipe import MODEL, Recipe
 from optkit.remeasure import measure_again
 from optkit.report.rows import Row, rows, with_confidence
 from optkit.report.written import Written
-from optkit.searches.goal import BEST, COSTS
+from optkit.searches.goal import BEST, COST, COSTS
 from optkit.searches.study import Refused
 from optkit.training import Trainer
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from optkit.costs.planned import PlannedCost
 
 log = logging.getLogger(__name__)
 TRIALS, LOOKS, FRONT = "trials", "looks", "front"  # folders of runs, in that of a search
@@ -111,10 +113,18 @@ class Workshop:
         folder: of the search.
         engine: whose figures count, or ``best``.
         costs: names of `COSTS` that are to be measured.
+        serving: what dollars are for, if they are among these.
     """
 
-    def __init__(self, compose: Callable[..., Recipe], folder: Path, engine: str, costs: Sequence[str]):
-        self.compose, self.folder, self.engine, self.costs = compose, folder, engine, costs
+    def __init__(
+        self,
+        compose: Callable[..., Recipe],
+        folder: Path,
+        engine: str,
+        costs: Sequence[str],
+        serving: PlannedCost | None = None,
+    ):
+        self.compose, self.folder, self.engine, self.costs, self.serving = compose, folder, engine, costs, serving
         written = compose()
         first = baseline_place(written)
         # the trainings that open a chain may not become part of its baseline
@@ -138,7 +148,7 @@ class Workshop:
         last = plan.last
         if last.id not in {record.variant for record in Ledger(folder / LEDGER_NAME).records()}:
             measure_again(folder, recipe, {(last.number, last.id): None})
-        return judged(folder, self.engine, self.costs)
+        return judged(folder, self.engine, self.costs, serving=self.serving)
 
     def on_test(self, overrides: Sequence[str], number: int, confidence: float) -> tuple[Recipe, Figures]:
         """The recipe of a variant, and its figures on the split that the recipe measures on.
@@ -155,7 +165,7 @@ class Workshop:
         recipe, plan = self._planned([*overrides, f"name={self.name}-trial-{number}"], FRONT)
         done = run(plan)
         write_report(done.folder)
-        return recipe, judged(done.folder, self.engine, self.costs, confidence)
+        return recipe, judged(done.folder, self.engine, self.costs, confidence, self.serving)
 
     def after_part(self, overrides: Sequence[str], share: float) -> Look | None:
         """A variant after a share of the epochs of each training behind the baseline; None if that is all of them."""
@@ -194,17 +204,25 @@ class Workshop:
         return done.folder
 
 
-def judged(folder: Path, engine: str, costs: Sequence[str], confidence: float = CONFIDENCE) -> Figures:
+def judged(
+    folder: Path,
+    engine: str,
+    costs: Sequence[str],
+    confidence: float = CONFIDENCE,
+    serving: PlannedCost | None = None,
+) -> Figures:
     """The last variant of a run.
 
     Args:
         folder: of the run.
-        engine: whose figures count; ``best``: the fastest, of those whose timing can be trusted if there are any.
+        engine: whose figures count; ``best``: the fastest, of those whose timing can be trusted if there are any; where
+            dollars come first among the costs, the cheapest.
         costs: names of `COSTS`.
         confidence: of the intervals.
+        serving: what dollars are for, if they are among these.
 
     Raises:
-        StageError: it was not timed on that engine, or a cost was not measured.
+        StageError: it was not timed on that engine, or a cost was not measured, or no way to serve it meets the target.
     """
     records = ledger.read(folder)
     found = [row for row in rows(records) if row["control"] is None]
@@ -213,7 +231,16 @@ def judged(folder: Path, engine: str, costs: Sequence[str], confidence: float = 
     timed = [r for r in here if r["step"] == step and r["speedup"] is not None and engine in (BEST, r["engine"])]
     if not timed:
         raise StageError(f"the last variant was not timed{'' if engine == BEST else f' on {engine}'}", key=folder.name)
-    row = with_confidence(max(timed, key=lambda r: (r["caveat"] is None, r["speedup"])), records, confidence)
+    dollars = _dollars(folder, serving) if serving is not None and COST in costs else {}
+    if dollars and not (timed := [r for r in timed if (step, r["engine"]) in dollars]):
+        raise StageError(
+            f"it meets {serving and serving.p99} on none of its engines", key="--p99", fix="a higher target"
+        )
+
+    def worth(row: Row) -> tuple[bool, float]:
+        return row["caveat"] is None, -dollars[step, row["engine"]] if costs[0] == COST else row["speedup"]
+
+    row = with_confidence(max(timed, key=worth), records, confidence)
     base = next(r for r in here if r["step"] == 0 and r["engine"] == r["reference"])
     written = Written.of(row)
     delta = row["quality_delta_ci"]
@@ -222,10 +249,35 @@ def judged(folder: Path, engine: str, costs: Sequence[str], confidence: float = 
         -written.gain(row["quality_delta"]),
         None if delta is None else sorted(-written.gain(limit) for limit in delta),
         row["speedup"], row["speedup_ci"],
-        {cost: _factor(row, base, cost) for cost in costs},
+        {cost: _times_dollars(row, base, dollars) if cost == COST else _factor(row, base, cost) for cost in costs},
         {key: row[key] for key in ("metric", "unit", "metric_kind", "higher_is_better")},
         row["caveat"],
     )  # fmt: skip
+
+
+def _dollars(folder: Path, serving: PlannedCost) -> dict[tuple[int, str], float]:
+    """Dollars for a million requests by step and engine, under the cheapest policy; none where no target is met."""
+    from optkit.costs.estimate import cost
+
+    found: dict[tuple[int, str], float] = {}
+    try:
+        deployments = cost(folder, serving.traffic, serving.prices, serving.p99, serving.policy).deployments
+    except UserError as error:
+        raise StageError(f"no cost of serving: {error.message}", key=error.key, fix=error.fix) from error
+    for one in deployments:
+        if one.control is None:
+            key = one.step, one.engine
+            found[key] = min(one.dollars_a_million, found.get(key, math.inf))
+    return found
+
+
+def _times_dollars(row: Row, base: Row, dollars: dict[tuple[int, str], float]) -> float:
+    """Dollars as a factor of the baseline's: on the reference engine, or on its cheapest where that is too slow."""
+    own = {engine: amount for (step, engine), amount in dollars.items() if step == 0}
+    if not own:
+        message = "the baseline meets the target on no engine, so that nothing can be compared with it"
+        raise StageError(message, key="--p99", fix="a higher target")
+    return dollars[row["step"], row["engine"]] / own.get(base["engine"], min(own.values()))
 
 
 def _factor(row: Row, base: Row, cost: str) -> float:

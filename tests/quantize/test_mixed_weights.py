@@ -6,9 +6,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from optkit.core.errors import StageError, UserError
-from optkit.quantize import quantize_weight_only, quantize_weights_within, replay_weight_only
-from optkit.quantize.mixed_weights import predicted_costs
+from optkit.models import MLP
+from optkit.quantize import (
+    WeightOnlyQuantization,
+    allocate_weights,
+    quantize_weight_only,
+    quantize_weights_within,
+    replay_weight_only,
+)
+from optkit.quantize.mixed_weights import predicted_costs, predicted_losses
 from optkit.quantize.weights.grid import Grid
+from optkit.quantize.weights.layers import PackedLinear
 from optkit.quantize.weights.scheme import Scheme
 
 FOUR, EIGHT = Scheme.of(4, 64, None), Scheme.of(8, None, None)
@@ -92,6 +100,62 @@ def test_layers_of_8_bits_stay_in_float(model):
 def test_a_loss_that_nothing_keeps_is_an_error(model):
     with pytest.raises(StageError, match="within 1e-09 of the float model's quality"):
         within(model, max_drop=1e-9, bits=4, group_size=64)
+
+
+def bits(found):
+    """Of each layer; 32 in float."""
+    return {path: found.scheme_of(path).bits if path in found.layers else 32 for path in ("first", "second")}
+
+
+def test_predicted_losses_are_those_of_the_second_order(model):
+    found = predicted_losses(model, {"second": [FOUR, EIGHT, None]}, losses)["second"]
+    narrow = predicted_costs(model, {"second": FOUR}, EIGHT, losses)["second"]
+    assert found[2] == 0 < found[1] < found[0]
+    assert (found[0] - found[1]) / 64**2 == pytest.approx(narrow, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [(4, (4, 4)), (5.9, (4, 4)), (6, (4, 8)), (8, (8, 8)), (18, (4, 32)), (20, (8, 32)), (32, (32, 32))],
+)
+def test_bits_are_given_to_the_layers_that_lose_most(model, average, expected):
+    if average == 32:
+        with pytest.raises(StageError, match="no layer of this Two fits"):
+            allocate_weights(model, average_bits=32, losses=losses, bits=4, group_size=64)
+        return
+    found = allocate_weights(model, average_bits=average, losses=losses, bits=4, group_size=64)
+    assert tuple(bits(found).values()) == expected
+
+
+def test_bits_that_are_given_stay(model):
+    found = allocate_weights(model, average_bits=6, losses=losses, bits=4, group_size=64, bits_of={"s*": 4})
+    assert bits(found) == {"first": 8, "second": 4}
+    found = allocate_weights(model, average_bits=20, losses=losses, bits=8, bits_of={"first": 8})
+    assert bits(found) == {"first": 8, "second": 32}
+
+
+def test_an_average_that_nothing_reaches_names_the_least(model):
+    with pytest.raises(UserError, match="average_bits: the fewest that these options allow are 6.000 .ask for 6 or"):
+        allocate_weights(model, average_bits=5, losses=losses, bits=4, group_size=64, bits_of={"first": 8})
+
+
+def test_a_stage_keeps_an_average(context):
+    torch.manual_seed(0)
+    model = MLP([1, 8, 8], 10, [64, 64]).eval()
+    sizes = {path: m.weight.numel() for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    stage = WeightOnlyQuantization(bits=4, average_bits=6.5, sensitivity_examples=64)
+    found = stage.apply(model, context())
+    chosen = {path: m.bits for path, m in found.module.named_modules() if isinstance(m, PackedLinear)}
+    assert set(chosen.values()) == {4, 8}
+    average = sum(sizes[path] * count for path, count in chosen.items()) / sum(sizes[path] for path in chosen)
+    assert 4 < average <= 6.5
+    assert found.facts["other_bits"] == {path: 8 for path, count in chosen.items() if count == 8}
+
+
+@pytest.mark.parametrize("fields", [{"average_bits": 0}, {"average_bits": 5, "max_drop": 0.1}])
+def test_an_average_is_checked(fields):
+    with pytest.raises(UserError, match="average_bits"):
+        WeightOnlyQuantization(bits=4, **fields)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])

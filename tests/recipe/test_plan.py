@@ -524,7 +524,7 @@ def test_a_cut_to_a_latency_is_of_its_machine_and_of_the_code_of_its_engine(reci
     cut = replace(recipe, chain=["cut"], stages=recipe.stages | {"cut": LATENCY}, threads=1)
     before = _ids(cut)
     with monkeypatch.context() as patch:
-        patch.setattr("optkit.prune.latency.table.cpu", lambda: {"name": "another"})
+        patch.setattr("optkit.measure.alone.cpu", lambda: {"name": "another"})
         assert _same(before, _ids(cut)) == [True, False]
     sources(file="optkit.engines.openvino")
     assert _ids(cut) == before

@@ -11,12 +11,18 @@ from optkit.cli import cli
 from optkit.core import ledger
 from optkit.core.errors import StageError, UserError
 from optkit.core.records import Record
+from optkit.costs.planned import PlannedCost
 from optkit.report import read_rows, render
 from optkit.report.rows import rows, with_confidence
 from optkit.searches import trial as trial_module
 from optkit.searches.goal import Goal
-from optkit.searches.trial import Figures, Look, Workshop
+from optkit.searches.trial import Figures, Look, Workshop, judged
+from tests.costs.runs import chain as priced_chain
+from tests.costs.runs import folder as priced_run
+from tests.costs.test_prices import PRICES
+from tests.report.runs import write_run
 
+SERVING = {"traffic": "poisson:rate=2/s,hours=0.2", "prices": str(PRICES), "p99": "60 ms"}
 SPACE = "stages.prune.amount: interval(0.1, 0.9)\nstages.recover.alpha: interval(0.1, 1)\n"
 METRIC = {"metric": "accuracy", "unit": "1", "metric_kind": "share", "higher_is_better": True}
 HARDER = 0.002  # the loss on test, above that on validation
@@ -30,6 +36,26 @@ def figures(amount, alpha, split="validation"):
         f"tiny-{amount}-{alpha}", ["prune", "recover"], "eager", "batch 16", split, 0.9 - loss, None, loss,
         [loss - 0.01, loss + 0.01], speedup, [speedup - 0.1, speedup + 0.1], {"latency": 1 / speedup}, METRIC, None,
     )  # fmt: skip
+
+
+def on_two_engines(record):
+    """The record, as fast again on inductor."""
+    more = [
+        replace(
+            m,
+            value=m.value / 2,
+            conditions=m.conditions | {"engine": "inductor"},
+            raw=[[t / 2 for t in r] for r in m.raw],
+        )
+        for m in record.measurements
+        if m.name == "latency" and m.conditions["of"] == "variant"
+    ]
+    quality = [
+        replace(m, conditions=m.conditions | {"engine": "inductor"})
+        for m in record.measurements
+        if m.name == "accuracy"
+    ]
+    return replace(record, measurements=[*record.measurements, *more, *quality])
 
 
 class ByFormula(Workshop):
@@ -148,6 +174,10 @@ def test_a_limit_is_missed_by_a_share_of_itself():
         ({"sampler": "grid"}, "--sampler"),
         ({"control": "none"}, "control"),
         ({"sampler": "random", "control": "random"}, "the search is random itself"),
+        ({"minimize": ["cost"], "prices": PRICES, "p99": "9 ms"}, "--traffic: dollars need it"),
+        ({"p99": "9 ms"}, "--p99: no dollars are minimized"),
+        ({"minimize": ["cost"], **SERVING}, "measure.batch_sizes: cost needs batches of 1"),
+        ({"minimize": ["cost"], **SERVING, "p99": "9"}, "p99"),
         ({"engine": "openvno"}, "no engine 'openvno' in this recipe"),
         ({"study": "a/b"}, "--study: 'a/b' cannot name a folder"),
         ({"storage": "postgresql+psycopg://me:secret@127.0.0.1:1/x"}, "no study in postgresql"),
@@ -175,6 +205,29 @@ def test_the_command_takes_its_own_arguments_from_the_overrides(by_formula):
     assert "search folder: runs/searches/tiny-" in answer.output
     wrong = CliRunner().invoke(cli, [*arguments, "--sed"])
     assert "--sed: a search has no such option" in str(wrong.exception)
+
+
+def test_dollars_are_those_of_the_cheapest_way_to_serve_a_variant(tmp_path):
+    run = priced_run(tmp_path / "run-1")
+    deployments = optkit.cost(run, *SERVING.values()).deployments
+    first, last = (min(d.dollars_a_million for d in deployments if d.step == step) for step in (0, 3))
+    found = judged(run, "best", ["cost", "latency"], serving=PlannedCost(**SERVING))
+    assert found.costs["cost"] == pytest.approx(last / first)
+    assert found.costs["cost"] < 1
+    assert found.costs["latency"] == pytest.approx(1 / found.speedup)
+    with pytest.raises(StageError, match="no cost of serving: no number of replicas meets it"):
+        judged(run, "best", ["cost"], serving=PlannedCost(**SERVING | {"p99": "1 ms"}))
+
+
+def test_the_cheapest_engine_is_taken_where_dollars_come_first(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run-1", [on_two_engines(record) for record in priced_chain()])
+    dollars = {(0, "eager"): 4.0, (3, "eager"): 1.0, (3, "inductor"): 2.0}
+    monkeypatch.setattr(trial_module, "_dollars", lambda folder, serving: dollars)
+    serving = PlannedCost(**SERVING)
+    found = judged(run, "best", ["cost", "latency"], serving=serving)
+    assert (found.engine, found.costs["cost"]) == ("eager", 0.25)
+    found = judged(run, "best", ["latency", "cost"], serving=serving)
+    assert (found.engine, found.costs["cost"]) == ("inductor", 0.5)
 
 
 @pytest.fixture(scope="module")

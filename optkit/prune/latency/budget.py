@@ -21,6 +21,7 @@ from optkit.core.seeds import derive_seed
 from optkit.core.statistics import Estimate, median, ratio_of_medians
 from optkit.core.threads import use_threads
 from optkit.engines import ENGINES
+from optkit.measure.alone import corrected
 from optkit.measure.latency import interleaved
 from optkit.prune.cut.analysis import Analysis
 from optkit.prune.cut.plan import CutPlan
@@ -216,17 +217,3 @@ class Positional(nn.Module):
 def width(found: Estimate) -> float:
     """Width of the interval."""
     return found.high - found.low
-
-
-def corrected(goal: float, seen: list[tuple[float, float]]) -> float:
-    """The share to ask of the table so that ``goal`` is really left: interpolation between (table, real) shares.
-
-    The dense model stands for (1, 1). Between two measured shares that hold the goal between them the line through
-    these two is taken, beyond all of them the line through the outermost two.
-    """
-    points = sorted({1.0: 1.0, **{real: table for table, real in seen}}.items())
-    if len(points) < 2:
-        return goal
-    above = next((k for k, (real, _) in enumerate(points) if real >= goal), len(points) - 1)
-    (x0, y0), (x1, y1) = points[max(above - 1, 0)], points[max(above, 1)]
-    return min(max(y0 + (goal - x0) * (y1 - y0) / (x1 - x0), 0.0), 1.0)

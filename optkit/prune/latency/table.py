@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.cache import cache_dir, read_json, write_json
-from optkit.core.compat.versions import version_of
-from optkit.core.engine import Engine, Session
-from optkit.core.environment import cpu
+from optkit.core.engine import Engine
 from optkit.core.errors import StageError, first_line
 from optkit.core.locks import exclusive
 from optkit.core.progress import track
-from optkit.core.source_digest import code_of, code_of_module
+from optkit.core.source_digest import code_of_module
 from optkit.core.variant import Variant
+from optkit.measure.alone import PASSES, Timed, machine_key, time_session
 from optkit.measure.turns import timing_turn
 from optkit.prune.cut.units import Units
 from optkit.prune.latency.blocks import Block, find_blocks
@@ -34,8 +30,6 @@ from optkit.prune.trace.values import ERRORS, Trace
 log = logging.getLogger(__name__)
 
 SHARES = (1.0, 0.5, 0.125)  # of the channels on either side; a product is bilinear in its sides, so few do
-PASSES = 3
-FEWEST_CALLS, MOST_CALLS, ENOUGH_MS = 5, 100, 20.0  # of a pass
 NOTHING = Variant("", None, frozenset({"float"}), {})
 
 
@@ -62,7 +56,7 @@ class LatencyTable:
 
     def __init__(self, units: Units, trace: Trace, engine: Engine, threads: int, channels_last: bool):
         self._units, self._engine, self._channels_last = units, engine.for_trials(), channels_last
-        self._where = machine_key(self._engine, threads)
+        self._where = machine_key(self._engine, threads) | {"table": code_of_module(__name__)}
         self.blocks = find_blocks(trace, units)
         signatures = [block.signature(units, channels_last) for block in self.blocks]
         different = dict(zip(signatures, self.blocks, strict=True))
@@ -159,29 +153,6 @@ def _names(block: Block) -> list[str]:
     return [operator_name(call.target) for call in block.calls]
 
 
-def machine_key(engine: Engine, threads: int) -> dict[str, Any]:
-    """What decides how long a model takes besides the model: the machine, the engine, and their versions; JSON."""
-    return {
-        "cpu": cpu(),
-        "gpu": torch.cuda.get_device_name() if engine.device == "cuda" and torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "engine": engine.name,
-        "packages": {name: version_of(name) for name in engine.packages},
-        "options": asdict(engine),  # type: ignore[call-overload]
-        "code": [code_of(type(engine)), code_of_module(__name__)],
-        "threads": threads,
-    }
-
-
-@dataclass
-class Timed:
-    """A session, its inputs, and the least ms it took so far."""
-
-    session: Session
-    inputs: tuple[Tensor, ...]
-    ms: float = math.inf
-
-
 def _nothing() -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A block that does next to nothing: what calling any block costs."""
     graph = torch.fx.Graph()
@@ -205,17 +176,3 @@ def whole(table: Any) -> bool:
     except (KeyError, TypeError, ValueError):
         return False
     return bool(a.size and b.size and ms.shape == (a.size, b.size) and np.isfinite(ms).all() and (ms >= 0).all())
-
-
-def time_session(session: Session, inputs: Sequence[Tensor]) -> float:
-    """ms of one call in steady service: the lower quartile, for a busy machine only ever adds."""
-    start = time.perf_counter()
-    samples: list[float] = []
-    session(*inputs)
-    while len(samples) < FEWEST_CALLS or (
-        len(samples) < MOST_CALLS and (time.perf_counter() - start) * 1e3 < ENOUGH_MS
-    ):
-        begin = time.perf_counter_ns()
-        session(*inputs)
-        samples.append((time.perf_counter_ns() - begin) / 1e6)
-    return float(np.quantile(samples, 0.25))

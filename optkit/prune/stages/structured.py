@@ -79,7 +79,7 @@ class StructuredPruning(CutOptions, SteppedPruning):
         if self.budget != "latency":
             return of_data
         from optkit.engines import ENGINES
-        from optkit.prune.latency.table import machine_key
+        from optkit.measure.alone import machine_key
 
         return machine_key(ENGINES[self.engine or REFERENCE](), self.threads or context.threads) | {"data": of_data}
 

@@ -164,6 +164,17 @@ def simulated(graph: GraphModule, in_float: Iterable[str] = (), original: GraphM
     return graph
 
 
+def without_observers(graph: GraphModule) -> GraphModule:
+    """A calibrated graph as it was in float, but for the norms that are folded; the graph itself is not touched."""
+    graph = copy.deepcopy(graph)
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and _observes(graph.get_submodule(str(node.target))):
+            node.replace_all_uses_with(operand(node, 0))
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
 class _Calls(Interpreter):
     """Runs a calibrated graph, its observers asleep."""
 

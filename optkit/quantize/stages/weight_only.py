@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice, check_count, check_positive
+from optkit.core.errors import UserError
 from optkit.core.packed_weights import SIMULATED_IN_TORCH
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import TOKENS, Task
@@ -39,8 +40,10 @@ class WeightOnlyQuantization:
         batches, batch_size: how much data is read; a null batch_size is 1 for language models, 32 for others.
         max_drop: by how much the task's first metric on validation may be worse, in its own unit; the layers that cost
             most have 8 bits, and where all have 8 already they stay in float; null: all are quantized.
-        sensitivity_examples: validation examples that those layers are chosen on; null: 16 of language models, 1,000 of
-            others.
+        average_bits: of the weights, at most, instead of `max_drop`: each layer has `bits`, 8, or stays in float, with
+            the least predicted loss (`allocate_weights`); null: all have `bits`.
+        sensitivity_examples: validation examples that the bits of layers are chosen on; null: 16 of language models,
+            1,000 of others.
     """
 
     bits: int = 8
@@ -58,6 +61,7 @@ class WeightOnlyQuantization:
     batches: int = 32
     batch_size: int | None = None
     max_drop: float | None = None
+    average_bits: float | None = None
     sensitivity_examples: int | None = None
 
     surgery: ClassVar[str] = "quantize.weight_only/2"
@@ -81,12 +85,16 @@ class WeightOnlyQuantization:
         for key in ("batch_size", "sensitivity_examples"):
             if getattr(self, key) is not None:
                 check_count(key, getattr(self, key))
-        if self.max_drop is not None:
-            check_positive("max_drop", self.max_drop)
+        for key in ("max_drop", "average_bits"):
+            if getattr(self, key) is not None:
+                check_positive(key, getattr(self, key))
+        if self.max_drop is not None and self.average_bits is not None:
+            message, fix = "max_drop chooses the bits of layers, too", "max_drop=null, or average_bits=null"
+            raise UserError(message, key="average_bits", value=self.average_bits, fix=fix)
 
     def depends_on(self, context: KeyContext) -> dict[str, Any] | None:
         """The threads, if data is read."""
-        reads = self.max_drop is not None or reads_data(self.rounding, self.smooth)
+        reads = self.max_drop is not None or self.average_bits is not None or reads_data(self.rounding, self.smooth)
         return context.on_cpu if reads else None
 
     def check(self, module: nn.Module, task: Task) -> None:
@@ -110,7 +118,9 @@ class WeightOnlyQuantization:
             "damping": self.damping,
             "workdir": ctx.workdir,
         }
-        if self.max_drop is None:
+        if self.average_bits is not None:
+            found = self._allocated(module.eval(), ctx.task, self.average_bits, options)
+        elif self.max_drop is None:
             found = quantize_weight_only(module, in_place=True, **options)
         else:
             found = self._within(module.eval(), ctx.task, self.max_drop, options)
@@ -153,8 +163,7 @@ class WeightOnlyQuantization:
         from optkit.measure.validation import Validation
         from optkit.quantize.mixed_weights import quantize_weights_within
 
-        examples = self.sensitivity_examples or (16 if task.output_kind == TOKENS else 1000)
-        metric = Validation(task, examples, "metric")
+        metric = Validation(task, self._examples(task), "metric")
         return quantize_weights_within(
             module,
             max_drop=max_drop,
@@ -163,6 +172,17 @@ class WeightOnlyQuantization:
             higher_is_better=metric.higher_is_better,
             **options,
         )
+
+    def _allocated(self, module: nn.Module, task: Task, average_bits: float, options: dict[str, Any]) -> WeightOnly:
+        """With so many bits on average."""
+        from optkit.measure.validation import Validation
+        from optkit.quantize.mixed_weights import allocate_weights
+
+        losses = Validation(task, self._examples(task)).losses
+        return allocate_weights(module, average_bits=average_bits, losses=losses, in_place=True, **options)
+
+    def _examples(self, task: Task) -> int:
+        return self.sensitivity_examples or (16 if task.output_kind == TOKENS else 1000)
 
     def _schemes(self) -> list[Scheme]:
         other = vocabulary_scheme(self.vocabulary_bits, self.embeddings, self.head)

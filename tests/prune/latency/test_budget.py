@@ -11,13 +11,14 @@ from optkit.core.cache import cache_dir
 from optkit.core.errors import UserError
 from optkit.core.macs import count_macs
 from optkit.engines import CUDA, Eager
+from optkit.measure import alone
+from optkit.measure.alone import corrected, machine_key
 from optkit.measure.latency import Series
 from optkit.models import ResNetCIFAR
 from optkit.prune import StructuredPruning, prune_structured
 from optkit.prune.cut.analysis import Analysis
 from optkit.prune.latency import budget, table
 from optkit.prune.latency.blocks import find_blocks
-from optkit.prune.latency.budget import corrected
 from optkit.prune.latency.table import LatencyTable
 from tests.prune import zoo
 from tests.prune.test_structured import CASES, IMAGE, VECTOR
@@ -98,16 +99,16 @@ def test_equal_blocks_share_a_table_and_tables_are_kept(clock):
 
 def test_tables_are_measured_anew_under_another_version_of_the_engine(clock, monkeypatch):
     _, first = _table(zoo.randomize(zoo.plain_cnn()), IMAGE)
-    monkeypatch.setattr(table, "version_of", lambda package: f"another {package}")
+    monkeypatch.setattr(alone, "version_of", lambda package: f"another {package}")
     assert _table(zoo.randomize(zoo.plain_cnn()), IMAGE)[1].measured == first.measured
-    monkeypatch.setattr(table, "code_of", lambda kind: "another")
+    monkeypatch.setattr(alone, "code_of", lambda kind: "another")
     assert _table(zoo.randomize(zoo.plain_cnn()), IMAGE)[1].measured == first.measured
 
 
 def test_the_place_of_a_table_names_the_gpu_where_it_is_measured_on_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    assert [table.machine_key(engine, 1)["gpu"] for engine in (Eager(), CUDA())] == [None, "a GPU"]
+    assert [machine_key(engine, 1)["gpu"] for engine in (Eager(), CUDA())] == [None, "a GPU"]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"in": [1], "out": [1], "ms": [[1, 2]], "modelled": 0}', "nan"])
