@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine, or a connection to one; on a busy machine Ray's own limits of 30 s are too short."""
+"""A Ray cluster of this machine, or a connection to one."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 import signal
 from typing import Any
 
-PATIENCE_S = 300
-# Ray's daemons read them when they start; what the user has set stays
+# Ray's daemons read them when they start; what the user has set stays. On a busy machine Ray's own limits are too short.
+# Two more it has no variable for: 15 s for the dashboard's agent, and 30 s for the whole node. The agent is quick unless
+# the packages of ray[default] or ray[serve] are installed, so the extra `serve` brings what ray.serve imports alone
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_agent_register_timeout_ms": str(1000 * PATIENCE_S),
-    "RAY_gcs_server_port_wait_time_s": str(PATIENCE_S),
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
 
 
 def connect(**options: Any) -> None:
-    """``ray.init``, which waits longer, sends no statistics, and leaves the handlers of signals as they are.
+    """``ray.init``, which sends no statistics, and leaves the handlers of signals as they are.
 
     Args:
         options: of ``ray.init``.
@@ -26,15 +29,12 @@ def connect(**options: Any) -> None:
     """
     import ray
 
-    from optkit.core.compat.ray import waits_for_node
-
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Ray takes SIGTERM, and would leave with another exit code
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with waits_for_node(PATIENCE_S):
-            ray.init(**options)
+        ray.init(**options)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

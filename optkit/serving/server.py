@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -16,6 +17,7 @@ from optkit.core.interruption import Interruption, end_children
 from optkit.launch.ray_cluster import connect
 from optkit.serving.plan import Plan
 
+log = logging.getLogger(__name__)
 OBJECTS_BYTES = 100 * 2**20  # of shared memory; requests are far smaller
 
 
@@ -30,7 +32,7 @@ def serve_plan(folder: Path, plan: Plan, host: str, port: int, max_bytes: int, t
         trust: what may be called to open the session.
 
     Raises:
-        UserError: the port is taken, or this machine has too few cores.
+        UserError: the port is taken.
         StageError: the replicas did not start.
         Interruption: the signal.
     """
@@ -56,17 +58,21 @@ def _start(folder: Path, plan: Plan, host: str, port: int, max_bytes: int, trust
     from optkit.serving.application import APPLICATION, application
 
     cores = plan.most * plan.threads
+    if cores > (has := len(os.sched_getaffinity(0))):
+        log.warning(
+            "%d replicas of %d threads slow each other down: this machine has %d cores", plan.most, plan.threads, has
+        )
     connect(
         address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECTS_BYTES,
         logging_level=logging.ERROR, log_to_driver=False, _temp_dir=home, _node_ip_address="127.0.0.1",
     )  # fmt: skip
-    serve.start(http_options={"host": host, "port": port})
     # what was predicted is compared with: see optkit loadtest
     about = {"variant": plan.variant, "name": plan.name, "scaling": plan.to_json()["scaling"], "replicas": plan.most}
     made = application(str(folder.resolve()), plan, max_bytes=max_bytes, trust=trust, about=about, scale=True)
     try:
+        serve.start(http_options={"host": host, "port": port})
         serve.run(made, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError) as error:
         raise StageError(f"the replicas did not start: {first_line(error)}") from error
 
 

@@ -405,29 +405,6 @@ def test_attention_with_a_state_becomes_paged_attention():
         to_paged_attention(ov.Model([], [], "no attention"))
 
 
-@shows("ray._private.services")
-def test_ray_is_asked_for_its_node_until_it_is_there_or_the_time_is_over(monkeypatch):
-    services = pytest.importorskip("ray._private.services")
-    from optkit.core.compat.ray import waits_for_node
-
-    calls = []
-
-    def ask(address, node):
-        calls.append((address, node))
-        if len(calls) < 3:
-            raise RuntimeError("not yet")
-        return {"found": node}
-
-    monkeypatch.setattr(services, "get_node", ask)
-    with waits_for_node(60):
-        assert services.get_node("address", "node") == {"found": "node"}
-    assert calls == [("address", "node")] * 3
-    calls.clear()
-    with waits_for_node(0), pytest.raises(RuntimeError, match="not yet"):
-        services.get_node("address", "node")
-    assert services.get_node is ask
-
-
 ORT = "onnxruntime.capi.onnxruntime_pybind11_state."
 
 

@@ -95,7 +95,8 @@ def test_tritons_repository(variant, tmp_path, mlp, engine, files):
     images = torch.rand(5, 1, 8, 8)
     if engine == "openvino":
         assert given == {"INFERENCE_NUM_THREADS": "3", "INFERENCE_PRECISION_HINT": "f32"}
-        compiled = core().compile_model(to / "1-train/1/model.xml", "CPU")
+        hint = {"INFERENCE_PRECISION_HINT": given["INFERENCE_PRECISION_HINT"]}  # as the backend passes it on
+        compiled = core().compile_model(to / "1-train/1/model.xml", "CPU", hint)
         answer = compiled({x.name: images.numpy()})[y.name]
     else:
         import onnxruntime
