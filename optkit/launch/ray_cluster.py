@@ -6,9 +6,9 @@ import os
 import signal
 from typing import Any
 
-# Ray's daemons read them when they start; what the user has set stays. On a busy machine Ray's own limits are too short.
-# Two more it has no variable for: 15 s for the dashboard's agent, and 30 s for the whole node. The agent is quick unless
-# the packages of ray[default] or ray[serve] are installed, so the extra `serve` brings what ray.serve imports alone
+# Ray's daemons read them when they start; what the user has set stays. Its own limits are too short on a busy machine.
+# Two have no variable: 15 s for the dashboard's agent, and 30 s for the whole node. The agent is quick unless the
+# packages of ray[default] or ray[serve] are installed, so the extra `serve` brings only what ray.serve imports
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_agent_register_timeout_ms": "300000",
