@@ -153,16 +153,15 @@ def _deployment(plan: Plan, image: str, replicas: int | None) -> dict[str, Any]:
     name = service_name(plan)
     memory = OVERHEAD_MB + math.ceil(1e3 * (plan.memory_gb or 0))
     resources = {"cpu": str(plan.threads), "memory": f"{memory}M"}
-    probe = {"httpGet": {"path": "/healthz", "port": "http"}}
     container = {
         "name": "optkit",
         "image": image,
         "args": _arguments(plan),
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": {"requests": resources, "limits": dict(resources)},
-        "startupProbe": probe | {"periodSeconds": 5, "failureThreshold": 60},
-        "readinessProbe": probe | {"periodSeconds": 5},
-        "livenessProbe": probe | {"periodSeconds": 10, "failureThreshold": 6},
+        "startupProbe": _probe(5, 60),
+        "readinessProbe": _probe(5, 3),
+        "livenessProbe": _probe(10, 6),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [
             {"name": "model", "mountPath": MODEL, "readOnly": True},
@@ -185,6 +184,15 @@ def _deployment(plan: Plan, image: str, replicas: int | None) -> dict[str, Any]:
         "template": {"metadata": {"labels": {"app": name}, "annotations": scraped}, "spec": pod},
     }
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": _named(plan), "spec": spec}
+
+
+def _probe(period_s: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": "/healthz", "port": "http"},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
 
 
 def _arguments(plan: Plan) -> list[str]:

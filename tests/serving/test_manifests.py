@@ -40,7 +40,9 @@ def scaled(costs):
 
 
 def read(plan, to):
-    return {part.get("kind", "ray"): part for part in yaml.safe_load_all(emit(plan, to))}
+    text = emit(plan, to)
+    assert "&id" not in text
+    return {part.get("kind", "ray"): part for part in yaml.safe_load_all(text)}
 
 
 def test_a_deployment_has_the_numbers_and_kubernetes_scales_it_by_them(scaled):

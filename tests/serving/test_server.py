@@ -16,7 +16,6 @@ import psutil
 import pytest
 from PIL import Image
 
-from optkit.core.errors import UserError
 from optkit.core.extras import missing
 from optkit.core.variant import Variant
 from optkit.deploy.source import Source
@@ -119,19 +118,6 @@ def test_it_answers_as_the_model_counts_and_ends_with_nothing_left(server, model
 
 def _own(process):
     return {process.pid, *(one.pid for one in psutil.Process(process.pid).children(recursive=True))}
-
-
-def test_the_arguments_of_a_config_are_checked(model):
-    from optkit.serving.application import build
-
-    for args, message in (
-        ({"folder": str(model)}, "args.max_batch: missing"),
-        ({"folder": str(model), "max_batch": 0}, "max_batch: 0 is not a whole number"),
-        ({"folder": str(model), "max_batch": 4, "max_wait": 3}, "args.max_wait: unknown argument"),
-    ):
-        with pytest.raises(UserError, match=message):
-            build(args)
-    assert build({"folder": str(model), "max_batch": 4, "max_wait_ms": 2, "engine": "eager", "threads": 2}) is not None
 
 
 def test_a_port_that_is_taken_is_one_line(model, optkit_command):
