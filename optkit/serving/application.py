@@ -13,6 +13,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -174,8 +175,8 @@ class Front:
             return _told(499, "the client went away")
         try:
             answer, size = await self._model.remote(inputs)
-        except RayServeException as error:
-            return _told(503, first_line(error))
+        except (RayServeException, RayError) as error:  # such as a replica that died
+            return _told(503, f"no replica answers: {first_line(error)}")
         self._metrics.batch.observe(size)
         return _told(500, answer) if isinstance(answer, str) else JSONResponse(answer)
 

@@ -66,6 +66,7 @@ def _start(folder: Path, plan: Plan, host: str, port: int, max_bytes: int, trust
         address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECTS_BYTES,
         logging_level=logging.ERROR, log_to_driver=False, _temp_dir=home, _node_ip_address="127.0.0.1",
     )  # fmt: skip
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # what was predicted is compared with: see optkit loadtest
     about = {"variant": plan.variant, "name": plan.name, "scaling": plan.to_json()["scaling"], "replicas": plan.most}
     made = application(str(folder.resolve()), plan, max_bytes=max_bytes, trust=trust, about=about, scale=True)

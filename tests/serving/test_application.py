@@ -1,7 +1,9 @@
-"""The application in this process, by Ray Serve's local testing mode: what each endpoint answers, and what is counted."""
+"""The front and a replica in this process, without a cluster: what each endpoint answers, and what is counted."""
 
+import asyncio
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,6 @@ from optkit.deploy.source import Source
 from optkit.models import MLP
 from optkit.serving.answers import Answers
 from optkit.serving.model_folder import save_model
-from optkit.serving.plan import Plan
 
 pytestmark = pytest.mark.skipif(missing("serve") is not None, reason="needs the extra serve")
 NODE = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "widths": [32]}}
@@ -29,32 +30,38 @@ def model(digits, tmp_path_factory):
     return save_model(source, "eager", 4, tmp_path_factory.mktemp("served") / "model")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ask(model):
-    """Asks the front as a web server does; gives status and body."""
-    from ray import serve
+    """Asks a front as Ray Serve does, requests at the same time; gives status and body of each."""
     from starlette.requests import Request
 
-    from optkit.serving.application import application
+    from optkit.serving.application import Front, Model
 
-    made = application(str(model), Plan("eager", 4, 50.0), max_bytes=20_000, about={"variant": "v1"})
-    handle = serve.run(made, name="optkit", _local_testing_mode=True)
+    replica = Model.func_or_class(str(model), 4, 50.0, 1, [], "eager")
+    handle = SimpleNamespace(remote=replica)
+    front = Front.func_or_class(handle, str(model), [], 20_000, {"max_batch": 4, "variant": "v1"})
 
-    def one(path, body=None, kind="application/json"):
+    async def one(path, body=None, kind="application/json"):
         async def receive():
             return {"type": "http.request", "body": body or b"", "more_body": False}
 
         headers = [(b"content-type", kind.encode())]
         method = "GET" if body is None else "POST"
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
-        return handle.remote(Request(scope, receive))
+        return await front(Request(scope, receive))
 
     def several(*requests):
-        found = [response.result(timeout_s=120) for response in [one(*request) for request in requests]]
-        return [(response.status_code, response.body) for response in found]
+        async def together():
+            return await asyncio.gather(*(one(*request) for request in requests))
 
+        return [(response.status_code, response.body) for response in loop.run_until_complete(together())]
+
+    loop = asyncio.new_event_loop()
     yield several
-    serve.shutdown()
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
 
 
 def body(example):
@@ -66,7 +73,7 @@ def test_it_answers_as_the_model_batches_and_counts(ask, model):
     (status, about) = ask(("/metadata",))[0]
     about = json.loads(about)
     name = about["inputs"][0]["name"]
-    assert (status, about["max_batch"], about["max_wait_ms"], about["variant"]) == (200, 4, 50.0, "v1")
+    assert (status, about["max_batch"], about["variant"]) == (200, 4, "v1")
     assert (about["inputs"][0]["shape"], about["accepts"]) == ([1, 8, 8], ["application/json", "image/*"])
     wanted = Answers(model, 4, 1)([{name: x} for x in examples])
     given = [("/predict", body(x).replace(b'"images"', json.dumps(name).encode())) for x in examples]
