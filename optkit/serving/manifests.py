@@ -16,7 +16,7 @@ IN_PROGRESS = "optkit_requests_in_progress"  # of /metrics
 PORT = 8000
 IMAGE = "registry.example.com/optkit:latest"
 MODEL = "/model"
-OVERHEAD_MB = 1500  # Ray and the web server, beside the replica
+OVERHEAD_MB = 2500  # Ray and the web server, beside the replica: their resident memory
 SHARED_MB = 256  # of /dev/shm, where Ray keeps what its processes exchange
 PROMETHEUS = "http://prometheus.monitoring:9090"
 

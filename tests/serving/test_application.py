@@ -31,11 +31,16 @@ def model(digits, tmp_path_factory):
 
 
 @pytest.fixture
-def ask(model):
+def ask(model, monkeypatch):
     """Asks a front as Ray Serve does, requests at the same time; gives status and body of each."""
+    from ray import serve
     from starlette.requests import Request
 
     from optkit.serving.application import Front, Model
+
+    # outside a replica serve.batch has no context, in which it looks up one number
+    held = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=8))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: held)
 
     replica = Model.func_or_class(str(model), 4, 50.0, 1, [], "eager")
     handle = SimpleNamespace(remote=replica)
