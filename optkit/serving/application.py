@@ -187,7 +187,8 @@ class Front:
             status = await asyncio.to_thread(serve.status)
             deployments = status.applications[APPLICATION].deployments
             model = deployments[MODEL]
-            running = model.replica_states.get("RUNNING", 0)
+            states: Mapping[Any, int] = model.replica_states
+            running = states.get("RUNNING", 0)
             broken = model.status.value in ("UNHEALTHY", "DEPLOY_FAILED")
             told = {"status": "failing" if broken else "ok", "replicas": running}
             self._health = (now, 503 if broken else 200, told)

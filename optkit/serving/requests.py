@@ -62,7 +62,7 @@ class Requests:
     def accepts(self) -> list[str]:
         """The content types that are taken."""
         raw = {IMAGES: ["image/*"], TEXTS: ["text/plain"] if len(self.columns) == 1 else []}
-        return ["application/json", *raw.get(self.kind, [])]
+        return ["application/json", *raw.get(str(self.kind), [])]
 
     def read(self, body: bytes, content_type: str = "") -> Arrays:
         """The inputs by name, each of one example.
