@@ -30,8 +30,8 @@ def model(digits, tmp_path_factory):
     return save_model(source, "eager", 4, tmp_path_factory.mktemp("served") / "model")
 
 
-@pytest.fixture
-def ask(model, monkeypatch):
+@pytest.fixture(scope="module")
+def ask(model):
     """Asks a front as Ray Serve does, requests at the same time; gives status and body of each."""
     from ray import serve
     from starlette.requests import Request
@@ -40,7 +40,8 @@ def ask(model, monkeypatch):
 
     # outside a replica serve.batch has no context, in which it looks up one number
     held = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=8))
-    monkeypatch.setattr(serve, "get_replica_context", lambda: held)
+    patched = pytest.MonkeyPatch()
+    patched.setattr(serve, "get_replica_context", lambda: held)
 
     replica = Model.func_or_class(str(model), 4, 50.0, 1, [], "eager")
     handle = SimpleNamespace(remote=replica)
@@ -62,7 +63,8 @@ def ask(model, monkeypatch):
         return [(response.status_code, response.body) for response in loop.run_until_complete(together())]
 
     loop = asyncio.new_event_loop()
-    yield several
+    yield several  # of one loop, to which the queue of batches belongs
+    patched.undo()
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0.01))
