@@ -14,6 +14,7 @@ from optkit.commands.cost import cost
 from optkit.commands.diff import diff
 from optkit.commands.doctor import doctor
 from optkit.commands.export import export
+from optkit.commands.loadtest import loadtest
 from optkit.commands.measure import measure
 from optkit.commands.push import push
 from optkit.commands.report import report
@@ -21,6 +22,7 @@ from optkit.commands.reproduce import reproduce
 from optkit.commands.run import run
 from optkit.commands.search import search
 from optkit.commands.sensitivity import sensitivity
+from optkit.commands.serve import serve
 from optkit.commands.store import store
 from optkit.commands.sweep import sweep
 from optkit.core.errors import OptkitError
@@ -28,8 +30,8 @@ from optkit.core.logs import complain
 from optkit.core.processes import is_lost, launched, of_run, one_process_only
 
 COMMANDS = (
-    ablate, cost, diff, doctor, export, measure, push, recipes, report, reproduce, run, search, sensitivity, stages,
-    store, sweep,
+    ablate, cost, diff, doctor, export, loadtest, measure, push, recipes, report, reproduce, run, search,
+    sensitivity, serve, stages, store, sweep,
 )  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from optkit.engines import ONNXRuntime, OpenVINO
 
 ROOT = Path(__file__).parent.parent
 DISTRIBUTIONS = {
-    "vl_convert": "vl-convert-python", "mlflow": "mlflow-skinny", "submitit": "hydra-submitit-launcher"
+    "vl_convert": "vl-convert-python", "mlflow": "mlflow-skinny", "submitit": "hydra-submitit-launcher",
+    "grpc_reflection": "grpcio-reflection",
 }  # fmt: skip
 OPTIONAL = {**EXTRAS, **{engine.name: engine.packages for engine in (ONNXRuntime, OpenVINO)}}
 

@@ -10,6 +10,7 @@ import click
 from optkit.commands import options
 from optkit.core.errors import UserError
 
+EMITTED = ("k8s", "keda", "ray")
 POLICIES = ("best", "fixed", "autoscaled", "serverless")
 
 
@@ -21,6 +22,8 @@ POLICIES = ("best", "fixed", "autoscaled", "serverless")
 @click.option(
     "--policy", type=click.Choice(POLICIES), default="best", show_default=True, help="best: all that are offered."
 )
+@click.option("--emit", type=click.Choice(EMITTED), help="Print the files that deploy the cheapest, instead of tables.")
+@click.option("--of", metavar="VARIANT", help="What --emit deploys, such as '3 quantize' or '3 quantize on ENGINE'.")
 @click.option("--format", "format_", type=click.Choice(("table", "md", "json")), default="table", show_default=True)
 @options.quiet
 @options.debug
@@ -30,6 +33,8 @@ def cost(
     prices: Path | None,
     p99: str | None,
     policy: str,
+    emit: str | None,
+    of: str | None,
     format_: str,
     quiet: bool,
     debug: bool,
@@ -49,9 +54,19 @@ def cost(
       daily:rate=1000000/day       weekly:rate=10/s,weekend=0.5
       trace.csv:repeat=168,rate=20/s
     The result of one run is also written to RUN/cost.json, which the page
-    of optkit report shows.
+    of optkit report shows, and optkit serve follows.
+
+    \b
+    --emit prints YAML with the numbers that were found:
+      k8s    a Deployment, a Service and a HorizontalPodAutoscaler
+      keda   a Deployment, a Service and a ScaledObject of KEDA
+      ray    a config of Ray Serve
     """
     options.begin_messages((), debug, quiet)
+    if of is not None and emit is None:
+        raise UserError("is only for --emit", key="--of", value=of, fix="add --emit k8s, keda or ray")
+    if not runs and emit is not None:
+        raise UserError("needs a run", key="--emit", value=emit, fix="name a RUN")
     if not runs:
         _describe(traffic, format_)
         return
@@ -67,7 +82,12 @@ def cost(
     found = cost_of(runs, traffic, prices, p99, policy)
     if len(runs) == 1 and (folder := Path(runs[0])).is_dir():
         found.save(folder / COST)
-    if format_ == "json":
+    if emit is not None:
+        from optkit.serving.manifests import emit as manifests
+        from optkit.serving.plan import best_plan
+
+        click.echo(manifests(best_plan(found, of), emit), nl=False)
+    elif format_ == "json":
         click.echo(json.dumps(found.to_json(), indent=1, allow_nan=False))
     else:
         click.echo(markdown(found) if format_ == "md" else text(found), nl=False)

@@ -15,6 +15,7 @@ EXTRAS = {
     "wandb": ("wandb",),
     "slurm": ("submitit",),
     "ray": ("ray",),
+    "serve": ("aiohttp", "fastapi", "grpc_reflection", "prometheus_client", "ray", "starlette", "uvicorn"),
     "search": ("optuna",),
     "detection": ("pycocotools",),
     "language": ("compressed_tensors", "gguf", "openvino_genai", "openvino_tokenizers", "peft"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from optkit.core import ledger
+from optkit.core.records import variant_folder
 from optkit.costs.bill import Bill, bill_function, bill_instances
 from optkit.costs.optimum import Found, Search
 from optkit.costs.policies import AUTOSCALED, FIXED, SERVERLESS, Autoscaled, Fixed
@@ -159,6 +160,7 @@ class Estimator:
             recipe=record.recipe,
             variant=record.variant,
             name=replica.variant_name,
+            folder=variant_folder(replica.folder, record).relative_to(replica.folder).as_posix(),
             step=record.step,
             stage=record.stage,
             technique=record.technique,
@@ -186,6 +188,7 @@ class Estimator:
             spot_dollars_a_day=bill.spot_a_day,
             kwh_a_million=None if energy is None else energy / JOULES_A_KWH * 1e6 / bill.answered,
             memory_gb=replica.memory_gb,
+            threads=replica.threads,
             making_s=chain_cost(by_variant[record.variant], by_variant),
             caveat=replica.caveat,
             timeline=_timeline(found, self.search.traffic),

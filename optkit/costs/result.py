@@ -25,6 +25,7 @@ class Deployment:
     Attributes:
         run, recipe, variant, step, stage, technique, chain, control: of the variant's record.
         name: of the variant in its run.
+        folder: of the variant in its run's folder.
         engine: that serves it.
         policy: ``fixed``, ``autoscaled`` or ``serverless``.
         offer: the instance or function of the price list.
@@ -44,6 +45,7 @@ class Deployment:
         spot_dollars_a_day: on spot machines; interruptions are not simulated.
         kwh_a_million: while serving; None where it was not measured.
         memory_gb: of a replica.
+        threads: of a replica: the cores that it was measured with.
         making_s: wall seconds of the stages that made the variant from the baseline.
         caveat: why its timing cannot be trusted.
         timeline: ``[hour, requests a second, replicas]``.
@@ -53,6 +55,7 @@ class Deployment:
     recipe: str
     variant: str
     name: str
+    folder: str
     step: int
     stage: str
     technique: str
@@ -80,6 +83,7 @@ class Deployment:
     spot_dollars_a_day: float | None
     kwh_a_million: float | None
     memory_gb: float
+    threads: int
     making_s: float
     caveat: str | None
     timeline: list[list[float]] = field(repr=False)

@@ -7,7 +7,8 @@ from optkit.core.lazy import lazy_names
 if TYPE_CHECKING:
     from optkit.deploy.exporting import Exported, export
     from optkit.deploy.hub import Sent, push
+    from optkit.deploy.repository import export_repository
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = ["Exported", "Sent", "export", "push"]
+__all__ = ["Exported", "Sent", "export", "export_repository", "push"]

@@ -113,7 +113,7 @@ def export(
     if test_files and not hasattr(source.task, "write_test"):
         message = "this task cannot write its test files" if source.task else "the task is not known"
         raise UserError(message, key="test_files", fix="leave it out")
-    rules = dict(preprocessing) if preprocessing is not None else _preprocessing(source.task)
+    rules = dict(preprocessing) if preprocessing is not None else preprocessing_of(source.task)
     recorded = _recorded(source, form)
     about: dict[str, Any] = {"name": source.name, "variant": source.variant.id, "engine": name, "recorded": recorded}
     with new_export(to, about) as folder:
@@ -135,7 +135,7 @@ def _write(
     from optkit.deploy.card import card
     from optkit.deploy.language_script import language_scripts
 
-    names = _input_names(source)
+    names = input_names(source)
     metadata = {"optkit_variant": source.variant.id, "preprocess": json.dumps(rules, ensure_ascii=False)}
     if rules.get("classes"):
         metadata["classes"] = json.dumps(rules["classes"], ensure_ascii=False)
@@ -147,7 +147,7 @@ def _write(
     if test_files:
         (folder / TESTS).mkdir()
         source.task.write_test(folder / TESTS)
-    classifies = _classifies(source, rules)
+    classifies = classifies_by(source, rules)
     batch_size = recorded["batch_size"] if recorded else 32
     made = language_scripts(name) if isinstance(source.module, Generative) else None
     if made is None:
@@ -166,12 +166,12 @@ def _made_for(source: Source) -> str | None:
     return target and f"or export it for {target}"
 
 
-def _preprocessing(task: Any) -> dict[str, Any]:
+def preprocessing_of(task: Any) -> dict[str, Any]:
     """What a task says of its preprocessing; a task of another package may say nothing."""
     return dict(task.preprocessing()) if hasattr(task, "preprocessing") else {}
 
 
-def _input_names(source: Source) -> list[str]:
+def input_names(source: Source) -> list[str]:
     """Names of the inputs: the task's, or else those of the parameters of the model's forward."""
     import inspect
 
@@ -185,7 +185,7 @@ def _input_names(source: Source) -> list[str]:
     return named[:count] if len(named) >= count else []
 
 
-def _classifies(source: Source, rules: Mapping[str, Any]) -> bool:
+def classifies_by(source: Source, rules: Mapping[str, Any]) -> bool:
     """Whether the only output is logits of the classes, one of which is the answer."""
     outputs = rules["outputs"]
     if len(outputs) != 1 or outputs[0]["shape"][1:] != [len(rules.get("classes") or ())]:

@@ -49,9 +49,15 @@ class Format:
     Attributes:
         file: its name.
         engine: that runs it.
+        triton: the backend of Triton Inference Server that runs it in the same way; None for none.
+        triton_threads: the backend's parameter for its number of threads.
+        ovms: whether OpenVINO Model Server runs it in the same way.
     """
 
     file: str
+    triton: str | None = None
+    triton_threads: str = ""
+    ovms: bool = False
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -59,6 +65,14 @@ class Format:
     def refused(self, source: Source) -> str | None:
         """Why a variant cannot be written so; None where it can."""
         return self.engine.unsupported(source.variant.traits)
+
+    def server_options(self, folder: Path) -> dict[str, str]:
+        """What a server must set to run a written file as it was measured.
+
+        Raises:
+            UserError: no server can.
+        """
+        return {}
 
     def write(self, source: Source, folder: Path, names: Sequence[str], metadata: Mapping[str, str]) -> Puts:
         """Writes the file.
@@ -76,6 +90,8 @@ class ONNX(Format):
     """An ONNX file, as optkit's engine compiles it for ONNX Runtime."""
 
     file = "model.onnx"
+    triton = "onnxruntime"
+    triton_threads = "intra_op_thread_count"
 
     def refused(self, source: Source) -> str | None:
         return self.engine.unavailable() or super().refused(source)
@@ -91,6 +107,13 @@ class ONNX(Format):
         model.producer_name = "optkit"
         (folder / self.file).write_bytes(ir.to_proto(model).SerializeToString())
         return Puts(*([_onnx_put(value) for value in puts] for puts in (model.graph.inputs, model.graph.outputs)))
+
+    def server_options(self, folder: Path) -> dict[str, str]:
+        if b"DynamicQuantizeLinear" in (folder / self.file).read_bytes():
+            # optkit's engine turns off one optimizer for such a file, which no server's config can
+            message = "its activations are scaled at every call, which a server's ONNX Runtime computes otherwise"
+            raise UserError(message, key="repository", fix="quantize/static, or another engine")
+        return {}
 
 
 def _name_inputs(graph: Any, names: Sequence[str]) -> None:
@@ -128,6 +151,9 @@ class IR(Format):
     """OpenVINO's own files, as optkit's engine compiles them."""
 
     file = "model.xml"
+    triton = "openvino"
+    triton_threads = "INFERENCE_NUM_THREADS"
+    ovms = True
 
     def refused(self, source: Source) -> str | None:
         return self.engine.unavailable() or super().refused(source)
@@ -152,6 +178,11 @@ class IR(Format):
             model.set_rt_info(text, ["model_info", key])
         ov.save_model(model, folder / self.file, compress_to_fp16=False)
         return Puts(*([_ir_put(put) for put in puts] for puts in (model.inputs, model.outputs)))
+
+    def server_options(self, folder: Path) -> dict[str, str]:
+        from optkit.engines.openvino import PRECISIONS
+
+        return {"INFERENCE_PRECISION_HINT": PRECISIONS[getattr(self.engine, "precision", "fp32")]}
 
 
 def _ir_put(put: Any) -> Put:

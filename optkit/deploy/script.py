@@ -247,12 +247,12 @@ def scripts(
     if kind == IMAGES:
         needs.append("pillow")
         files[PIXELS] = pixels_module()
-        files[PREPARE] = _of_images(rules)
+        files[PREPARE] = prepare_text(rules)
     elif kind == TEXTS:
         needs.append("tokenizers")
         if len(rules["columns"]) > 1:
             files[TRUNCATION] = truncation_module()
-        files[PREPARE] = _of_texts(rules)
+        files[PREPARE] = prepare_text(rules)
     else:
         files[PREPARE] = _joined("How the model's inputs are read.", ["json"], ["import numpy as np"], [], OF_ARRAYS)
     usage = _usage(kind, rules, classifies)
@@ -288,7 +288,17 @@ def scripts(
     return Scripts(files, tuple(needs), usage)
 
 
-def _of_images(rules: Mapping[str, Any]) -> str:
+def prepare_text(rules: Mapping[str, Any], package: str = "") -> str:
+    """The text of `PREPARE` for images or texts.
+
+    Args:
+        rules: what stands in ``preprocess.json``, with its ``kind``.
+        package: where the modules are that it imports, with a dot behind it; by default beside it.
+    """
+    return _of_images(rules, package) if rules["kind"] == IMAGES else _of_texts(rules, package)
+
+
+def _of_images(rules: Mapping[str, Any], package: str) -> str:
     from optkit.tasks.image_listing import SUFFIXES
 
     resize = rules.get("resize") or {}
@@ -297,11 +307,11 @@ def _of_images(rules: Mapping[str, Any]) -> str:
     body = f"SUFFIXES = {SUFFIXES}\n" + Template(OF_IMAGES).substitute(fit=fit)
     standard = ["csv", "json", *(["sys"] if fit == SAME_SIZE else [])]
     third = ["import numpy as np", "from PIL import Image"]
-    local = "from rgb import fitted, to_rgb" if fit == FIT else "from rgb import to_rgb"
+    local = f"from {package}rgb import {'fitted, ' if fit == FIT else ''}to_rgb"
     return _joined("From image files to the model's inputs.", standard, third, [local], body)
 
 
-def _of_texts(rules: Mapping[str, Any]) -> str:
+def _of_texts(rules: Mapping[str, Any], package: str) -> str:
     columns = rules["columns"]
     row = ", ".join(f'row["{name}"]' for name in map(_escaped, columns))
     pairs = len(columns) > 1
@@ -315,7 +325,7 @@ def _of_texts(rules: Mapping[str, Any]) -> str:
     )
     standard = ["csv", "json", *(["sys"] if pairs else [])]
     third = ["import numpy as np", "from tokenizers import Tokenizer"]
-    local = ["from truncation import kept_tokens"] if pairs else []
+    local = [f"from {package}truncation import kept_tokens"] if pairs else []
     return _joined("From texts to the model's inputs.", standard, third, local, body)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 from optkit.core.checks import is_number
 from optkit.core.errors import UserError, first_line
 from optkit.core.extras import need
+from optkit.launch.ray_cluster import connect
 
 log = logging.getLogger(__name__)
 PASSED_ON = ("OPTKIT_", "HF_")  # what variables of this process begin with that the jobs see, too
@@ -124,16 +124,11 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray takes SIGTERM, and would leave with another exit code
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ray.init(address=address, include_dashboard=False if address is None else None, logging_level=logging.WARNING)
+        dashboard = False if address is None else None
+        connect(address=address, include_dashboard=dashboard, logging_level=logging.WARNING)
     except (ConnectionError, ValueError) as error:
         fix = "start one: ray start --head; or leave the address out"
         raise UserError(f"no Ray cluster: {first_line(error)}", key="hydra.launcher.address", fix=fix) from error
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     yield
     ray.shutdown()  # after a failure it stays for jobs that are started again; it ends with this process
