@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from optkit.core.compat.ray import own_node
 from optkit.core.errors import StageError, UserError, first_line
 from optkit.core.interruption import Interruption, end_children
 from optkit.launch.ray_cluster import connect
@@ -64,7 +65,7 @@ def _start(folder: Path, plan: Plan, host: str, port: int, max_bytes: int, trust
         )
     connect(
         address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECTS_BYTES,
-        logging_level=logging.ERROR, log_to_driver=False, _temp_dir=home, _node_ip_address="127.0.0.1",
+        logging_level=logging.ERROR, log_to_driver=False, **own_node(home),
     )  # fmt: skip
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # what was predicted is compared with: see optkit loadtest

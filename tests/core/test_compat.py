@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import logging
 import subprocess
 import sys
@@ -403,6 +404,14 @@ def test_attention_with_a_state_becomes_paged_attention():
 
     with pytest.raises(RuntimeError, match="supposed to be stateful"):
         to_paged_attention(ov.Model([], [], "no attention"))
+
+
+def test_ray_takes_a_node_of_ones_own():
+    ray = pytest.importorskip("ray")
+    from optkit.core.compat.ray import own_node
+
+    source = inspect.getsource(ray.init)
+    assert all(f'"{name}"' in source for name in own_node("folder"))
 
 
 ORT = "onnxruntime.capi.onnxruntime_pybind11_state."
