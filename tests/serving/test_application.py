@@ -125,4 +125,3 @@ def test_the_arguments_of_a_config_are_checked(model):
     ):
         with pytest.raises(UserError, match=message):
             build(args)
-    assert build({"folder": str(model), "max_batch": 4, "max_wait_ms": 2, "engine": "eager", "threads": 2}) is not None

@@ -126,13 +126,14 @@ def test_ray_serve_gets_the_autoscaler(scaled):
 @pytest.mark.parametrize("scaling", [None, Autoscaled(3.5, 1, 4), Autoscaled(3.5, 0, 4)])
 def test_ray_takes_the_config(scaled, scaling):
     from ray.serve import schema
+    from ray.serve.config import AutoscalingConfig
 
     config = read(replace(Plan.of(asdict(scaled)), scaling=scaling), "ray")["ray"]
     (model,) = schema.ServeDeploySchema.model_validate(config).applications[0].deployments
     if scaling is None:
         assert model.num_replicas == scaled.replicas
     else:
-        auto = model.autoscaling_config
+        auto = AutoscalingConfig(**model.autoscaling_config)
         assert (auto.min_replicas, auto.max_replicas, auto.target_ongoing_requests) == (scaling.min_replicas, 4, 3.5)
         assert (auto.upscale_delay_s, auto.downscale_delay_s, auto.look_back_period_s) == (0, 300, 15)
 

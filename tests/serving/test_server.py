@@ -99,10 +99,9 @@ def test_it_answers_as_the_model_counts_and_ends_with_nothing_left(server, model
     ):
         assert line in metrics.splitlines()
 
-    listening = {
-        one.laddr.ip for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.pid in _own(process)
-    }
-    assert f":{url.rpartition(':')[2]}" not in {ip for ip in listening if ip == "0.0.0.0"}
+    port, own = int(url.rpartition(":")[2]), _own(process)
+    sockets = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.pid in own]
+    assert {one.laddr.ip for one in sockets if one.laddr.port == port} == {"127.0.0.1"}
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     os.kill(process.pid, signal.SIGTERM)
