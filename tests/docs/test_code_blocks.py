@@ -31,6 +31,7 @@ NOT_RUN = [
     ("docs/cost.md", "python", "needs the folder of a run"),
     ("docs/engines.md", "sh", "needs a package of yours"),
     ("docs/getting-started.md", "python", "needs the folder of a run"),
+    ("docs/language-models.md", "python", "needs a language model"),
     ("docs/language-models.md", "python", "needs lm-eval and the folder of a run"),
     ("docs/recipes.md", "sh", "needs a package of yours"),
 ]
