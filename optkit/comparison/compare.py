@@ -81,10 +81,8 @@ def compare(
             else; a reference that runs on none of the engines.
     """
     example = example_of(inputs)
-    if isinstance(batch_sizes, int):
-        raise UserError(f"{batch_sizes} is no list", key="batch_sizes", value=batch_sizes, fix=f"[{batch_sizes}]")
-    sizes = [batch_size_of(example)] if batch_sizes is None else list(batch_sizes)
-    lengths = None if prompt_lengths is None else _listed(prompt_lengths)
+    sizes = [batch_size_of(example)] if batch_sizes is None else _listed(batch_sizes, "batch_sizes")
+    lengths = None if prompt_lengths is None else _listed(prompt_lengths, "prompt_lengths")
     config = Measure(batch_sizes=sizes, seconds=seconds, prompt_lengths=lengths)
     if evaluate is not None and not callable(evaluate):
         raise UserError(f"{evaluate!r} is no function", key="evaluate", value=evaluate, fix="it takes a session")
@@ -107,11 +105,10 @@ def compare(
     return Comparison(rows, against.name, percent=evaluate is not None and all(one.answers for one in timed))
 
 
-def _listed(prompt_lengths: Any) -> list[int]:
-    if isinstance(prompt_lengths, int):
-        message = f"{prompt_lengths} is no list"
-        raise UserError(message, key="prompt_lengths", value=prompt_lengths, fix=f"[{prompt_lengths}]")
-    return list(prompt_lengths)
+def _listed(numbers: Any, key: str) -> list[int]:
+    if isinstance(numbers, int):
+        raise UserError(f"{numbers} is no list", key=key, value=numbers, fix=f"[{numbers}]")
+    return list(numbers)
 
 
 def _check_runs_somewhere(reference: Candidate, engines: Mapping[str, Engine]) -> None:
