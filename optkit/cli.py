@@ -73,6 +73,9 @@ def _unexpected(error: Exception) -> str:
 
 def _end(text: str, code: int) -> int:
     """Says why the command ends, unless another process of the run has said it; gives the exit code."""
+    from optkit.core.interruption import ends_now
+
+    ends_now()
     speaks, code = of_run().last_word(code)
     if speaks:
         complain(f"process {of_run().rank}: {text}" if of_run().rank else text)
@@ -81,17 +84,13 @@ def _end(text: str, code: int) -> int:
 
 def main() -> NoReturn:
     """The ``optkit`` command."""
-    from optkit.core.interruption import Ending, Interruption, asked
+    from optkit.core.interruption import Ending, Interruption, told
 
     if not sys.flags.safe_path and not {"", os.getcwd()}.intersection(sys.path):
         sys.path.insert(0, os.getcwd())  # as under python -m: recipes name code that lies here
     ending = Ending()
     try:
         code = cli(prog_name="optkit", standalone_mode=False)
-    except OptkitError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.exit(_end(str(error), error.exit_code))
     except click.ClickException as error:
         if launched()[0] == 0:
             error.show()
@@ -99,10 +98,13 @@ def main() -> NoReturn:
     except Interruption as error:
         sys.exit(ending.farewell(error))
     except Exception as error:
-        if is_lost(error) and asked():  # the others got the signal, too, and were the first to end
-            sys.exit(ending.farewell(Interruption(asked())))
+        # a signal may have come to all, and the others were the first to end
+        if is_lost(error) and not of_run().can_ask() and (number := told()):
+            sys.exit(ending.farewell(Interruption(number)))
         if "--debug" in sys.argv:
             raise
+        if isinstance(error, OptkitError):
+            sys.exit(_end(str(error), error.exit_code))
         sys.exit(_end(_unexpected(error), 1))
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -32,7 +32,13 @@ log = logging.getLogger(__name__)
 Key = tuple[int, str]  # a variant's step and id
 
 
-def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[Setting] | None] | None = None) -> None:
+def measure_again(
+    folder: Path,
+    recipe: Recipe,
+    wanted: Mapping[Key, Collection[Setting] | None] | None = None,
+    *,
+    once: bool = False,
+) -> None:
     """Measures variants of a run again, each beside the baseline, and appends the records to the run's ledger.
 
     Those that are not measured yet (``measure=later``) are measured for the first time. The variants are those in the
@@ -43,6 +49,7 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
         recipe: the run's, with other batch sizes, engines, threads or places of the data where these are wanted.
         wanted: which variants to measure again, and in which settings; None for a variant takes the recipe's settings,
             and None for all of them every variant in these.
+        once: leave out variants that have a record by the time that no other process measures this run.
 
     Raises:
         UserError: a variant that is not there, other data than the run's, an engine that does not work here, or a part
@@ -59,7 +66,11 @@ def measure_again(folder: Path, recipe: Recipe, wanted: Mapping[Key, Collection[
         use_threads(threads),
         recorded(folder, recipe, threads, packages),
     ):
-        _measure_again(folder, recipe, threads, wanted)
+        if once and wanted is not None:
+            there = {record.variant for record in Ledger(folder / LEDGER_NAME).records()}
+            wanted = {key: settings for key, settings in wanted.items() if key[1] not in there}
+        if wanted is None or wanted:
+            _measure_again(folder, recipe, threads, wanted)
         forget_measured(folder)
 
 

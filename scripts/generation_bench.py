@@ -80,11 +80,16 @@ def interleaved(
 
 def others_share(before: Any, mine_before: Any) -> float:
     """The share of the processors that other processes took since."""
-    now, mine = psutil.cpu_times(), psutil.Process().cpu_times()
+    mine = psutil.Process().cpu_times()
+    return share_besides(before, (mine.user + mine.system) - (mine_before.user + mine_before.system))
+
+
+def share_besides(before: Any, own_s: float) -> float:
+    """The share of the processors that others took since, where our processes took so many seconds."""
+    now = psutil.cpu_times()
     total = sum(now) - sum(before)
     idle = now.idle - before.idle + getattr(now, "iowait", 0.0) - getattr(before, "iowait", 0.0)
-    own = (mine.user + mine.system) - (mine_before.user + mine_before.system)
-    return max(0.0, (total - idle - own) / max(total, 1e-9))
+    return max(0.0, (total - idle - own_s) / max(total, 1e-9))
 
 
 def quantized(module: torch.nn.Module, bits: int) -> torch.nn.Module:

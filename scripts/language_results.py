@@ -5,8 +5,9 @@
 MODEL is a hub id or a Hugging Face folder, TEXTS what is trained, calibrated and chosen on, FILE what is measured on.
 The run is the recipe ``smollm2_wikitext2`` with further chains of the same baseline: weights of 8, 4 and 3 bits,
 rounded to the nearest and by data; half of the weights masked, by magnitude, Wanda and SparseGPT; depth and width
-alone, at random, and recovered; and the whole chain without a teacher. OVERRIDEs are the recipe's. The rows are written
-to the results file when the run is complete; the same command goes on with an incomplete run.
+alone, at random, and recovered; and the whole chain without a teacher. ``--chains`` names some of the further chains.
+OVERRIDEs are the recipe's. The rows are written to the results file when the run is complete; the same command goes on
+with an incomplete run.
 """
 
 from __future__ import annotations
@@ -58,7 +59,22 @@ def overrides(args: argparse.Namespace) -> list[str]:
     return found + args.overrides
 
 
-def run_all(cfg: Any) -> list[dict[str, Any]]:
+def further_chains(names: str | None) -> list[list[str]]:
+    """The chains that ``--chains`` names, as ``depth+recover,int8``; all of them without it.
+
+    Raises:
+        SystemExit: a chain is not known.
+    """
+    known = {"+".join(chain): chain for chain in CHAINS}
+    if names is None:
+        return CHAINS
+    for name in names.split(","):
+        if name not in known:
+            raise SystemExit(f"--chains: {name!r} is not a chain; give some of {', '.join(known)}")
+    return [known[name] for name in names.split(",")]
+
+
+def run_all(cfg: Any, chains: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """Runs what is left, and gives the rows."""
     import torch
 
@@ -68,7 +84,7 @@ def run_all(cfg: Any) -> list[dict[str, Any]]:
     from optkit.recipe.plan import make_plan
     from optkit.report import read_rows, write_report
 
-    done = run(make_plan(to_recipe(cfg), CHAINS))
+    done = run(make_plan(to_recipe(cfg), chains))
     write_report(done.folder)
     said = machine(environment(torch.get_num_threads(), ("openvino",)))
     for chain, reason in done.failed.items():
@@ -122,11 +138,13 @@ def main() -> None:
     parser.add_argument("texts")
     parser.add_argument("--test", required=True)
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--chains", help="some of the further chains, as int8,depth+recover; all by default")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
+    chains = further_chains(args.chains)
     Messages().begin()
     found: list[dict[str, Any]] = []
-    launch("smollm2_wikitext2", overrides(args), lambda cfg: found.extend(run_all(cfg)))
+    launch("smollm2_wikitext2", overrides(args), lambda cfg: found.extend(run_all(cfg, chains)))
     args.results.unlink(missing_ok=True)
     results = Results(args.results, {"model": Path(args.model).name}, "language_results")
     for row in found:

@@ -38,8 +38,8 @@ RESULTS = Path("docs/results")
 LEDGERS = RESULTS / "ledgers"
 MARKED = re.compile(r"(<!-- results: (?P<name>[\w-]+)(?P<wide> wide)? -->\n).*?(<!-- end -->)", re.DOTALL)
 EXPERIMENTS = (
-    "cost_results", "distill_accuracy", "generation_bench", "language_results", "processes_bench", "prune_accuracy",
-    "prune_latency_budget", "training_bench",
+    "cost_results", "distill_accuracy", "generation_bench", "language_results", "processes_bench", "processes_speed",
+    "prune_accuracy", "prune_latency_budget", "serving_bench", "sweep_timings", "training_bench",
 )  # fmt: skip
 COLUMNS = (QUALITY, "speedup", "size MB")
 OWN_PATH = re.compile(r'"/[^"]*"')

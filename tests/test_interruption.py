@@ -5,11 +5,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
 
+from optkit.core import interruption
 from tests.launching import LONG
 
 SLOW = """
@@ -72,6 +74,21 @@ def test_child_processes_end_too_and_a_main_thread_that_does_not_is_ended(argume
     while (there := _runs(child)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not there
+
+
+@pytest.mark.parametrize(("late", "found"), [(0.3, signal.SIGTERM), (None, 0)])
+def test_a_signal_that_comes_to_the_others_first_is_waited_for(monkeypatch, late, found):
+    monkeypatch.setattr(interruption, "_saving", interruption._Saving())
+    before = signal.signal(signal.SIGTERM, interruption._raise)
+    timer = threading.Timer(late or 0.0, os.kill, [os.getpid(), signal.SIGTERM])
+    try:
+        if late is not None:
+            timer.start()
+        assert interruption.told() == found
+    finally:
+        if late is not None:
+            timer.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _runs(pid):

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from optkit.core.errors import UserError
+from optkit.core.errors import StageError, UserError
 from optkit.core.ledger import Ledger
 from optkit.core.processes import ALONE, current, joined, launched, one_process_only
 from optkit.core.task import Batch
@@ -66,6 +66,7 @@ def test_a_signal_saves_the_training_and_one_process_ends_what_two_began(tmp_pat
         time.sleep(0.1)
     for process in [*processes, *processes]:  # a scheduler tells all of them, and so does torchrun, which it told
         process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)  # the second signal meets a process that ends already
     codes, out, said = ended(processes)
     assert (codes, out) == ([143, 143], "")
     assert said == "terminated (SIGTERM) in stage 'train'; the same command continues from here\n"
@@ -75,6 +76,21 @@ def test_a_signal_saves_the_training_and_one_process_ends_what_two_began(tmp_pat
     (record,), _ = _records(tmp_path)
     facts = record.facts["training"]
     assert (facts["processes"], facts["earlier_processes"], facts["epochs"]) == (1, [2], 150)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told_of_by_the_other(tmp_path):
+    (tmp_path / "long.yaml").write_text(LONG)
+    first, second = start("optkit", "run", "long.yaml", "--quiet", cwd=tmp_path)
+    while first.poll() is None and not list(tmp_path.glob("runs/store/*.partial/training.pt")):
+        time.sleep(0.1)
+    second.kill()
+    codes, out, said = ended([first, second])
+    assert (codes, out) == ([StageError.exit_code, -signal.SIGKILL], "")
+    assert said == (
+        "error: stage 'train': another process of the run ended without a word "
+        "(see its machine's log; the same command continues from here)\n"
+    )
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import click
 from optkit.commands import options
 
 
-@click.command(context_settings=options.ANYWHERE)
+@click.command(context_settings=options.ANYWHERE, short_help="Show what each stage of RECIPE contributes.")
 @click.argument("recipe")
 @options.overrides
 @click.option("--orders", is_flag=True, help="Also run the other orders that the stages allow.")
@@ -22,7 +22,13 @@ from optkit.commands import options
     show_default=True,
     help="Whose figures count; best: the fastest of each variant.",
 )
-@click.option("--subsets", type=click.Choice(("auto", "all", "leave-one-out")), default="auto", show_default=True)
+@click.option(
+    "--subsets",
+    type=click.Choice(("auto", "all", "leave-one-out")),
+    default="auto",
+    show_default=True,
+    help="Which chains are run; auto: all subsets of up to 5 techniques, leave-one-out of more.",
+)
 @options.quiet
 @options.debug
 def ablate(
@@ -45,7 +51,12 @@ def ablate(
     messages, overrides = options.begin_messages(arguments, debug, quiet)
     from optkit.launch import launch
 
-    command = " ".join(["optkit", *sys.argv[1:]])
+    chosen = ["--orders"] if orders else []
+    chosen += [f"--seeds={seeds}"] if seeds != 1 else []
+    chosen += [f"--engine={engine}"] if engine != "best" else []
+    chosen += [f"--subsets={subsets}"] if subsets != "auto" else []
+    arguments_again = ["ablate", recipe, *overrides, *chosen]
+    command = shlex.join(["optkit", *arguments_again])
 
     def job(cfg: Any) -> Path:
         from optkit.recipe.compose import to_recipe
@@ -65,4 +76,4 @@ def ablate(
             click.echo(f"To time the marked rows again: {again} (then run the same ablation)")
         return done.folder
 
-    launch(recipe, overrides, job, messages, command=sys.argv[1:])
+    launch(recipe, overrides, job, messages, command=arguments_again, options=chosen)

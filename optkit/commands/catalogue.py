@@ -17,7 +17,7 @@ def recipes() -> None:
     print_pairs(("recipe", "what it shows"), bundled_recipes())
 
 
-@click.command()
+@click.command(short_help="List the stages, with their parameters and defaults.")
 @options.tracebacks
 def stages() -> None:
     """List the stages that a chain can have, with parameters and defaults."""

@@ -14,11 +14,11 @@ EMITTED = ("k8s", "keda", "ray")
 POLICIES = ("best", "fixed", "autoscaled", "serverless")
 
 
-@click.command()
+@click.command(short_help="Find the cheapest way to serve each variant.")
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option("--traffic", required=True, metavar="SPEC", help="A log, a CSV file, or such as daily:rate=1000000/day.")
-@click.option("--prices", type=click.Path(path_type=Path), metavar="FILE", help="A price list in YAML.")
-@click.option("--p99", metavar="TIME", help="The target of waiting and service, such as 50ms.")
+@click.option("--prices", type=click.Path(path_type=Path), metavar="FILE", help="A price list; required with a RUN.")
+@click.option("--p99", metavar="TIME", help="The target, such as 50ms; required with a RUN.")
 @click.option(
     "--policy", type=click.Choice(POLICIES), default="best", show_default=True, help="best: all that are offered."
 )
@@ -65,8 +65,10 @@ def cost(
     options.begin_messages((), debug, quiet)
     if of is not None and emit is None:
         raise UserError("is only for --emit", key="--of", value=of, fix="add --emit k8s, keda or ray")
-    if not runs and emit is not None:
-        raise UserError("needs a run", key="--emit", value=emit, fix="name a RUN")
+    given = {"--emit": emit, "--prices": prices, "--p99": p99, "--policy": None if policy == "best" else policy}
+    for option, value in given.items() if not runs else ():
+        if value is not None:
+            raise UserError("needs a run", key=option, value=str(value), fix="name a RUN")
     if not runs:
         _describe(traffic, format_)
         return

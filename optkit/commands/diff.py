@@ -10,7 +10,7 @@ import click
 from optkit.commands import options
 
 
-@click.command()
+@click.command(short_help="Compare two RUN folders.")
 @click.argument("first", type=click.Path(path_type=Path), metavar="RUN")
 @click.argument("second", type=click.Path(path_type=Path), metavar="RUN")
 @options.table_or_json

@@ -7,7 +7,7 @@ import click
 from optkit.commands import options
 
 
-@click.command()
+@click.command(short_help="Show versions, processor and usable engines.")
 @click.option("--peaks", is_flag=True, help="Also show this machine's peaks, measured once and kept.")
 @click.option("--remeasure", is_flag=True, help="Measure the peaks again, and show them.")
 @options.tracebacks

@@ -9,7 +9,9 @@ import click
 from optkit.commands import options
 from optkit.core.errors import UserError
 
-EXPORTS = ("onnxruntime", "openvino", "inductor", "torch", "huggingface")
+EXPORTS = (
+    "onnxruntime", "openvino", "inductor", "torch", "huggingface", "compressed-tensors", "gguf", "gguf-q8_0"
+)  # fmt: skip
 
 
 @click.command(context_settings=options.ANYWHERE)
@@ -20,10 +22,10 @@ EXPORTS = ("onnxruntime", "openvino", "inductor", "torch", "huggingface")
 @click.option("--repository", type=click.Choice(("ovms", "triton")), help="Write a model repository of this server.")
 @click.option("--max-batch", type=click.IntRange(1), metavar="N", help="Of a repository: requests in a batch.")
 @click.option("--max-wait", metavar="TIME", help="Of a repository: how long a request waits for others, such as 5ms.")
-@click.option("--instances", type=click.IntRange(1), metavar="N", help="Of a repository: copies of the model.")
+@click.option("--instances", type=click.IntRange(1), metavar="N", help="Of a repository: copies of it. Default: 1.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Of a repository: of each copy.")
 @click.option("--test-files", is_flag=True, help="Also write the test examples, so that infer.py gives the accuracy.")
-@click.option("--trust", multiple=True, metavar="NAME", help="Code that may be called to rebuild the model.")
+@options.trust
 @click.option("--force", is_flag=True, help="Write into a DIR that holds something else.")
 @options.quiet
 @options.debug
@@ -59,11 +61,16 @@ def export(
     huggingface   a folder for from_pretrained
 
     \b
+    Of language models also, for vLLM and llama.cpp:
+    compressed-tensors   as huggingface, with int8 or int4 weights
+    gguf, gguf-q8_0      one file, in float or in int8
+
+    \b
     --repository writes DIR for a server instead, with its own config:
       ovms     OpenVINO Model Server; --engine openvino
       triton   Triton Inference Server; --engine openvino or onnxruntime
-    Batches and threads are those that optkit cost chose (RUN/cost.json),
-    unless options say otherwise.
+    Batches, waits and threads are those that optkit cost chose
+    (RUN/cost.json), unless options say otherwise; copies are one.
 
     \b
     ARGUMENTS are overrides of the run's recipe, such as task.path=DIR
@@ -104,7 +111,7 @@ def _repository(
 
     if test_files:
         raise UserError("a repository holds no test files", key="--test-files", fix="leave it out")
-    found = plan_beside(variant, engine)
+    found = plan_beside(variant, engine, overrides)
     numbers: dict[str, float] = {}
     if found is not None:
         numbers = {"max_batch": found.max_batch, "max_wait_ms": found.max_wait_ms, "threads": found.threads}

@@ -9,13 +9,20 @@ import click
 from optkit.commands import options
 
 
-@click.command()
+@click.command(short_help="Send traffic to a server, and time its answers.")
 @click.argument("url")
 @click.option("--traffic", required=True, metavar="SPEC", help="As of optkit cost: poisson:rate=10/s,hours=0.1")
 @click.option("--run", type=click.Path(path_type=Path), help="The run whose service times predict the latencies.")
 @click.option("--body", type=click.Path(path_type=Path), metavar="FILE", help="What is sent: JSON, an image or a text.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="The ledger; RUN/loadtest.jsonl, or here.")
-@click.option("--timeout", default="60s", show_default=True, metavar="TIME", help="After it a request is lost.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Default: loadtest.jsonl in RUN, or here.",
+)
+@click.option(
+    "--timeout", default="60s", show_default=True, metavar="TIME", help="Requests without an answer by then are lost."
+)
 @click.option("--remote", is_flag=True, help="URL may be of another machine.")
 @options.table_or_json
 @options.quiet
@@ -37,8 +44,10 @@ def loadtest(
     \b
     Each request is sent at its time, whether or not those before it were
     answered. With --run, optkit simulates the same requests on what the
-    server says that it runs. A line goes to the ledger: percentiles, errors,
-    rate, by how much requests were sent late, and every latency.
+    server says that it runs, behind a web server that is measured before the
+    traffic with 1 to 16 requests under way. A line goes to the ledger:
+    percentiles, errors, rate, by how much requests were sent late, and every
+    latency.
     """
     options.begin_messages((), debug, quiet)
     import json
@@ -51,7 +60,7 @@ def loadtest(
     timeout_s = quantity(timeout, SECONDS, "timeout")
     request = None if body is None else tests.body_of(body)
     requests = parse_traffic(traffic)
-    measured = tests.loadtest(address, requests, request, timeout_s)
+    measured = tests.loadtest(address, requests, request, timeout_s, unloaded=run is not None)
     predicted = None if run is None else tests.predict(run, measured, requests)
     line = tests.row(address, requests, measured, predicted)
     tests.append(out or (run or Path()) / tests.LEDGER, line)

@@ -12,7 +12,7 @@ from optkit.commands import options
 from optkit.core.logs import RUN_LOG, log_file
 
 
-@click.command(context_settings=options.ANYWHERE)
+@click.command(context_settings=options.ANYWHERE, short_help="Evaluate and time the variants of a RUN again.")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @options.overrides
 @click.option(

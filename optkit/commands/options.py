@@ -18,6 +18,9 @@ debug = click.option("--debug", is_flag=True, help="Show tracebacks.")
 tracebacks = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show tracebacks."
 )  # read by cli.main alone
+trust = click.option(
+    "--trust", multiple=True, metavar="NAME", help="A package or module that may rebuild the model; repeatable."
+)
 table_or_json = click.option(
     "--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True
 )

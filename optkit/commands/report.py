@@ -11,7 +11,7 @@ from optkit.commands import options
 FORMATS = ("table", "md", "csv", "json", "latex", "html")
 
 
-@click.command()
+@click.command(short_help="Show the results in RUN folders.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--format", "format_", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file.")

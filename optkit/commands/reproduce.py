@@ -12,7 +12,7 @@ from optkit.commands import options
 NOT_REPRODUCED = 3  # exit code of a reproduction whose results differ
 
 
-@click.command(context_settings=options.ANYWHERE)
+@click.command(context_settings=options.ANYWHERE, short_help="Run a RUN's recipe anew, and compare the records.")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @options.overrides
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="A new folder for the new run.")

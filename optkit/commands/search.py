@@ -12,10 +12,10 @@ SAMPLERS = ("tpe", "nsga2", "random")
 NAMED = ("space", "control")  # arguments that are the search's, and no overrides
 
 
-@click.command(context_settings=options.ANYWHERE)
+@click.command(context_settings=options.ANYWHERE, short_help="Search RECIPE for its cheapest variants.")
 @click.argument("recipe")
 @options.overrides
-@click.option("--max-drop", type=float, metavar="LOSS", help="The largest loss of the metric; of shares in points.")
+@click.option("--max-drop", type=float, metavar="LOSS", help="The largest loss; 0.5 is half a point of accuracy.")
 @click.option("--min-speedup", type=float, metavar="TIMES", help="Over the baseline on the reference engine.")
 @click.option("--minimize", multiple=True, type=click.Choice(COSTS), help="May be repeated. Default: latency.")
 @click.option("--trials", type=int, metavar="N", help="Of all processes together. Default: 30, if no hours are given.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,23 @@ import click
 from optkit.commands import options
 
 
-@click.command(context_settings=options.ANYWHERE)
+@click.command(context_settings=options.ANYWHERE, short_help="Measure the loss of each layer.")
 @click.argument("recipe")
 @options.overrides
-@click.option("--metric", type=click.Choice(("loss", "metric")), default="loss", show_default=True)
-@click.option("--technique", type=click.Choice(("prune", "quantize")), default="prune", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(("loss", "metric")),
+    default="loss",
+    show_default=True,
+    help="What is measured: the task's loss, or its first metric.",
+)
+@click.option(
+    "--technique",
+    type=click.Choice(("prune", "quantize")),
+    default="prune",
+    show_default=True,
+    help="What is done to each layer.",
+)
 @options.quiet
 @options.debug
 def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique: str, quiet: bool, debug: bool) -> None:
@@ -35,7 +46,14 @@ def sensitivity(recipe: str, arguments: tuple[str, ...], metric: str, technique:
     messages, overrides = options.begin_messages(arguments, debug, quiet)
     from optkit.launch import launch
 
-    launch(recipe, overrides, lambda cfg: _measure_layers(cfg, technique, metric), messages, command=sys.argv[1:])
+    chosen = [f"--technique={technique}"] if technique != "prune" else []
+    chosen += [f"--metric={metric}"] if metric != "loss" else []
+    command = ["sensitivity", recipe, *overrides, *chosen]
+
+    def job(cfg: Any) -> Path:
+        return _measure_layers(cfg, technique, metric)
+
+    launch(recipe, overrides, job, messages, command=command, options=chosen)
 
 
 def _measure_layers(cfg: Any, technique: str, metric: str) -> Path:

@@ -15,7 +15,7 @@ MB = 2**20
 @click.command(context_settings=options.ANYWHERE)
 @click.argument("variant", type=click.Path(path_type=Path))
 @options.overrides
-@click.option("--engine", help="What computes; a saved session knows it.")
+@click.option("--engine", help="What computes. Required, unless VARIANT is a saved session.")
 @click.option("--max-batch", type=click.IntRange(1), metavar="N", help="The most requests in a batch.")
 @click.option("--max-wait", metavar="TIME", help="How long a request waits for others, such as 5ms.")
 @click.option("--replicas", type=click.IntRange(1), metavar="N", help="A fixed number, instead of an autoscaler.")
@@ -24,7 +24,7 @@ MB = 2**20
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--max-mb", type=click.IntRange(1, 1024), default=16, show_default=True, help="The largest request.")
-@click.option("--trust", multiple=True, metavar="NAME", help="Code that may be called to rebuild the model.")
+@options.trust
 @options.quiet
 @options.debug
 def serve(

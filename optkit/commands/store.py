@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 DEFAULT = "runs/store"
-NEAR = 3  # folders deep, where runs lie around a store: a study's seeds, the jobs of a sweep
+NEAR = 4  # folders deep, where runs lie around a store: the trials of a search are searches/NAME/trials/RUN
 WIDE = 400  # columns where there is no terminal
 
 place = click.argument("place", metavar="[STORE]", default=DEFAULT)
@@ -33,12 +33,12 @@ runs = click.option(
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A folder of runs whose entries are kept; may be repeated. Default: the folder that STORE is in.",
+    help="Where runs are that name entries; may be repeated. Default: beside a STORE that is a folder; none for a URL.",
 )
 of_cache = click.option("--cache", is_flag=True, help="This machine's cache in front of STORE instead.")
 
 
-@click.group()
+@click.group(short_help="Show and clean a store of finished stages.")
 def store() -> None:
     """Show and clean a store of finished stages. A store may always be deleted: what is missing is made anew.
 

@@ -11,7 +11,7 @@ from optkit.commands import options
 of_sweep = click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER")
 
 
-@click.group()
+@click.group(short_help="Show, continue or stop a sweep.")
 def sweep() -> None:
     """Show, continue or stop a sweep: a run with -m, whose FOLDER is in out/sweeps."""
 

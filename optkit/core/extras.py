@@ -15,11 +15,14 @@ EXTRAS = {
     "wandb": ("wandb",),
     "slurm": ("submitit",),
     "ray": ("ray",),
-    "serve": ("aiohttp", "fastapi", "grpc_reflection", "prometheus_client", "ray", "starlette", "uvicorn"),
+    "serve": (
+        "aiohttp", "fastapi", "grpc_reflection", "httptools", "prometheus_client", "ray", "starlette", "uvicorn",
+        "uvloop",
+    ),
     "search": ("optuna",),
     "detection": ("pycocotools",),
     "language": ("compressed_tensors", "gguf", "openvino_genai", "openvino_tokenizers", "peft"),
-}
+}  # fmt: skip
 
 
 def missing(extra: str, modules: Sequence[str] = ()) -> str | None:

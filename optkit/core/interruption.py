@@ -6,14 +6,17 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import WARNING
 from types import FrameType
 
 from optkit.core.logs import complain
-from optkit.core.processes import of_run
+from optkit.core.processes import is_lost, of_run
 
+LOOK_S = 0.05
+TOLD_S = 1.0  # between the processes of a run, which a scheduler tells one after the other
 GRACE_S = 10.0  # for the main thread to leave a call into C++
 SAVE_S = 120.0  # for a training to come to the end of its step and save
 SIGNALS = {
@@ -38,10 +41,11 @@ class Interruption(BaseException):
 
 
 class _Saving:
-    """Whether work is on that saves its state when a signal asks it to, and the signal."""
+    """Whether work is on that saves its state when a signal asks it to, the signal, and whether the work ends now."""
 
     active = False
     asked = 0
+    ending = False
 
 
 _saving = _Saving()
@@ -59,11 +63,20 @@ def saves_when_asked() -> Iterator[None]:
     _saving.active, _saving.asked = True, 0
     try:
         yield
+    except Interruption:
+        _saving.ending = True
+        raise
+    except Exception as error:
+        # a signal came, too: it is not left to the next training. torchrun sends one when a process dies
+        if (number := _saving.asked) and not is_lost(error):
+            _saving.ending = True
+            raise Interruption(number) from error
+        raise
     finally:
         _saving.active = False
-    if asked := _saving.asked:
-        _saving.asked = 0
-        raise Interruption(asked)
+    if number := _saving.asked:
+        _saving.asked, _saving.ending = 0, True
+        raise Interruption(number)
 
 
 @contextmanager
@@ -87,15 +100,41 @@ def asked() -> int:
     return _saving.asked
 
 
+def told() -> int:
+    """The signal that came to this process, which another has ended, or comes within a second; 0 for none.
+
+    Schedulers tell the processes of a run one after the other. From here on no signal is raised.
+    """
+    _saving.active = _saving.ending = True
+    deadline = time.monotonic() + TOLD_S
+    while not _saving.asked and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    return _saving.asked
+
+
+def heard(number: int) -> None:
+    """Another process of the run was asked by a signal, which is as if this one was."""
+    _saving.asked = _saving.asked or number
+
+
+def ends_now() -> None:
+    """The process is at its end: from here on SIGTERM and SIGUSR1 change nothing, and Ctrl-C ends it without a word."""
+    _saving.ending = True
+    for number in SAVED_FIRST:  # Python's own end would put the handlers back that kill
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Ending:
     """Turns the signals into :class:`Interruption` in the main thread from here on, and ends the child processes.
 
-    A signal that the process was started to ignore (``nohup``) stays ignored. When the main thread does not end soon,
-    or a second signal comes, the process ends without it: what is on disk is whole at any moment. While a training
-    saves, more of what it saves for changes nothing: schedulers and torchrun may both send it. Ctrl-C ends at once.
+    A signal that the process was started to ignore (``nohup``) stays ignored. Only the first signal is raised. When the
+    main thread does not end soon, or a second signal comes, the process ends without it: what is on disk is whole at
+    any moment. While a training saves, more of what it saves for changes nothing: schedulers and torchrun may both
+    send it. Ctrl-C ends at once.
     """
 
     def __init__(self) -> None:
+        _saving.ending = False
         self._said = threading.Event()
         self._reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -108,6 +147,11 @@ class Ending:
 
     def farewell(self, error: Interruption) -> int:
         """Says in one line how the process ends, and in which stage; gives the exit code."""
+        ends_now()
+        # where the signal came to another process, nothing else watches over the end of this one
+        last = threading.Timer(GRACE_S, os._exit, [exit_code(error.number)])
+        last.daemon = True
+        last.start()
         code = self._say(error.number, "".join(f" {note}" for note in getattr(error, "__notes__", [])[:1]))
         end_children()
         return code
@@ -160,9 +204,10 @@ def end_children() -> None:
 
 def _raise(number: int, frame: FrameType | None) -> None:
     if _saving.active and number in SAVED_FIRST:
-        _saving.asked = _saving.asked or number
-        return
-    raise Interruption(number)
+        heard(number)
+    elif not _saving.ending:
+        _saving.ending = True
+        raise Interruption(number)
 
 
 def _restore(taken: list[signal.Signals]) -> None:

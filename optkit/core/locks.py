@@ -75,6 +75,17 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def others_hold(path: Path) -> str | None:
+    """Who has the lock of a file, in words, unless it is this process or its parent; None if nobody has it."""
+    path = path.absolute()
+    owner = read_json(_owner_file(path))
+    if not isinstance(owner, dict) or not is_held(path):
+        return None
+    if owner.get("host") == socket.gethostname() and owner.get("pid") in (os.getpid(), os.getppid()):
+        return None
+    return _owner(path)
+
+
 def _acquired(path: Path, wait: bool) -> BaseFileLock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

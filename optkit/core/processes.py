@@ -103,6 +103,10 @@ class Processes:
         """
         return True, code
 
+    def can_ask(self) -> bool:
+        """Whether this process can still learn how the others ended; where it cannot, `last_word` goes by itself."""
+        return True
+
     def close(self) -> None:
         """Leaves when all have come to the end."""
 
@@ -246,6 +250,8 @@ class _Several(Processes):
         return answer
 
     def wait(self) -> None:
+        if self._sent is not None:  # what is left unread when a process ends resets its connections
+            self._wait_for(self._sent[0])
         self._wait_for(self._distributed.barrier(self._group, async_op=True))
 
     def gather(self, value: Any) -> list[Any]:
@@ -290,9 +296,14 @@ class _Several(Processes):
         except RuntimeError:  # the launcher, which keeps this, has ended as well
             return self.is_first, code
 
+    def can_ask(self) -> bool:
+        try:
+            self._store.check(["optkit/code"])
+        except RuntimeError:  # it was kept by a process that has ended
+            return False
+        return True
+
     def close(self) -> None:
-        if self._sent is not None:
-            self._wait_for(self._sent[0])
         self.wait()
         self._distributed.destroy_process_group()
 

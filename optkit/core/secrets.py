@@ -11,7 +11,7 @@ NAMES = r"[\w.-]*(?:token|passw|secret|credential|api[_-]?key|access[_-]?key|pri
 IS_SECRET = re.compile(NAMES, re.IGNORECASE)
 NO_SECRETS = re.compile(r"tokeni[sz]|tokens|token_|_token_id", re.IGNORECASE)  # of texts
 # as an override, an option, a part of an address, or in a mapping of Hydra's
-GIVEN = re.compile(rf"(?<![\w.])(?P<name>{NAMES})(?P<equals>=|:\s*)(?P<value>[^&\s,}}]+)", re.IGNORECASE)
+GIVEN = re.compile(rf"(?<![\w.])(?P<name>{NAMES})(?P<equals>=|:\s*)(?P<value>\(left out\)|[^&\s,}}]+)", re.IGNORECASE)
 # how the hub, OpenAI-like services, GitHub and AWS begin theirs
 TOKENS = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|AKIA)[A-Za-z0-9_-]{12,}")
 

@@ -18,6 +18,7 @@ from optkit.costs.replicas import Replica, at_speed, replicas_of
 from optkit.costs.result import Deployment
 from optkit.costs.service import Service
 from optkit.costs.traffic import HOUR, Traffic
+from optkit.engines.registry import ENGINES
 from optkit.report.page.costs import chain_cost
 from optkit.report.rows import Row
 
@@ -70,6 +71,9 @@ class Estimator:
 
     def _placed(self, replica: Replica, offer: Offer) -> Iterator[Replica]:
         """The replica as fast as it is on an offer, where it fits."""
+        if replica.engine in ENGINES and ENGINES[replica.engine].device != "cpu":
+            self._say(replica, offer, "it runs on a GPU, and price lists know cores and memory only")
+            return
         if offer.run is not None:
             if offer.run not in self._others:
                 self._others[offer.run] = replicas_of(offer.run, ledger.unique(ledger.read(offer.run)))
@@ -131,15 +135,17 @@ class Estimator:
         return Priced(found, offer, replica, bill_instances(found.served, replica, offer, self.prices))
 
     def _at_end(self, priced: Priced, end: int) -> Priced | None:
-        """The same with service times at an end of their intervals; None where no number of replicas is enough."""
+        """The same with service times at an end of their intervals; None where it misses the target."""
         found, offer, replica = priced.found, priced.offer, priced.replica
         service = replica.service.scaled(end)
         if isinstance(offer, Function):
-            return self._price(self._serverless(replica, offer, service), offer, replica)
+            served = self._serverless(replica, offer, service)
+            return self._price(served, offer, replica) if self.search.meets(served) else None
         if isinstance(found.policy, Fixed):
             needed = self.search.fewest(service, found.batching, found.policy.replicas)
             return None if needed is None else self._price(needed, offer, replica)
-        return self._price(self.search.again(service, found, replica.cold_start_s(offer.start_s)), offer, replica)
+        again = self.search.again(service, found, replica.cold_start_s(offer.start_s))
+        return self._price(again, offer, replica) if self.search.meets(again) else None
 
     def _interval(self, priced: Priced) -> list[Bill] | None:
         """The bills at both ends and in the middle; None where an end is not known."""

@@ -72,7 +72,7 @@ def cost(
         deployments=deployments,
         unmet=estimator.unmet,
         hints=_hints(replicas, deployments),
-        paybacks=paybacks(deployments, listed.making),
+        paybacks=paybacks(deployments, listed.making, requests.seconds),
         shares=shares(deployments),
         choices=choices(deployments, estimator.rows),
     )

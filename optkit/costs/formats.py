@@ -25,6 +25,7 @@ OUTPUT = ("output_tokens", "generatedtokens", "completion_tokens", "response_tok
 COMMON = re.compile(r"^\S+ \S+ .*?\[(\d{2}/\w{3}/\d{4}:\d{2}:\d{2}:\d{2} [+-]\d{4})\] ")
 MONTHS = dict(zip("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), range(1, 13), strict=True))
 SECOND = 1.0
+LATEST_S = 1e11  # the year 5138; larger numbers are milliseconds or less
 WHOLE = 1e-6  # times that far from whole seconds are of a log that counts in seconds
 
 
@@ -59,13 +60,14 @@ def _csv(text: str, path: Path, seed: int) -> Traffic:
         fix = f"name its column of times one of {', '.join(TIME)}"
         raise UserError("no column of times", key=f"{path}:1", value=",".join(header), fix=fix)
     rows = [row for row in reader if row]
+    if not rows:
+        raise UserError("no requests", key=str(path), fix="give a log or a CSV file of requests")
     try:
         times = _seconds([row[time] for row in rows], str(path), 2)
         if count is not None:
             return _counted(times, _numbers(rows, count, path), path, seed)
-        tokens = [
-            None if (c := _column(header, names)) is None else _numbers(rows, c, path) for names in (PROMPT, OUTPUT)
-        ]
+        places = [_column(header, names) for names in (PROMPT, OUTPUT)]
+        tokens = [None if place is None else _tokens([row[place] for row in rows], path, 2) for place in places]
     except IndexError:
         line = next(n for n, row in enumerate(rows, 2) if len(row) < len(header))
         raise UserError("fewer columns than the header", key=f"{path}:{line}", fix="complete the line") from None
@@ -81,7 +83,10 @@ def _common(text: str, path: Path, seed: int) -> Traffic:
             found = COMMON.match(line)
             if found is None:
                 raise UserError("not a line of an access log", key=f"{path}:{number}", value=line[:80])
-            times.append(_of_log(found[1]))
+            try:
+                times.append(_of_log(found[1]))
+            except (KeyError, ValueError):
+                raise UserError(f"{found[1]} is not a time", key=f"{path}:{number}", value=line[:80]) from None
     return _of_times(np.sort(np.array(times)), path, seed)
 
 
@@ -113,7 +118,7 @@ def _json_lines(text: str, path: Path, seed: int) -> Traffic:
     times = _seconds([entry[name] for entry in entries], str(path), 1)
     order = np.argsort(times, kind="stable")
     names = [next((n for n in known if all(n in entry for entry in entries)), None) for known in (PROMPT, OUTPUT)]
-    tokens = [None if n is None else np.array([entry[n] for entry in entries], np.int64)[order] for n in names]
+    tokens = [None if n is None else _tokens([entry[n] for entry in entries], path, 1)[order] for n in names]
     return _of_times(times[order], path, seed, *tokens)
 
 
@@ -156,6 +161,8 @@ def _step(times: Times, where: Callable[[int], str]) -> float:
         raise UserError("fewer than two counts", key=where(0), fix="give a longer range")
     steps = np.diff(times)
     step = float(np.quantile(steps, 0.5, method="lower"))
+    if step <= 0:
+        raise UserError("counts at the same time", key=where(0), fix="add them up")
     if bad := np.flatnonzero(np.abs(steps - step) > 0.01 * step).tolist():
         at = datetime.fromtimestamp(times[bad[0]], UTC).isoformat()
         message = f"a gap: {steps[bad[0]]:g} s behind {at}, where counts are {step:g} s apart"
@@ -196,14 +203,18 @@ def _check_order(times: Times, path: Path, first: int) -> None:
 def _seconds(values: Sequence[Any], where: str, first: int) -> Times:
     """Seconds since 1970 of numbers or of ISO 8601 times."""
     read = _finite if values and _is_number(values[0]) else _iso
-    return np.array(list(_each(values, read, where, first)), np.float64)
+    found = np.array(list(_each(values, read, where, first)), np.float64)
+    if late := np.flatnonzero(found > LATEST_S).tolist():
+        value, fix = values[late[0]], "divide it by 1000, if it is in milliseconds"
+        raise UserError(f"{value} is no time in seconds", key=f"{where}:{late[0] + first}", value=value, fix=fix)
+    return found
 
 
 def _each(values: Sequence[Any], read: Callable[[Any], float], where: str, first: int) -> Iterable[float]:
     for number, value in enumerate(values, first):
         try:
             yield read(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             fix = "seconds, or ISO 8601 such as 2026-11-01T12:00:00"
             raise UserError(f"{value!r} is not a time", key=f"{where}:{number}", value=value, fix=fix) from None
 
@@ -228,14 +239,24 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(rows: Sequence[Sequence[str]], column: int, path: Path) -> Tokens:
+    return _whole([row[column] for row in rows], path, 2)
+
+
+def _tokens(values: Sequence[Any], path: Path, first: int) -> NDArray[np.int64]:
+    found = _whole(values, path, first)
+    if bad := np.flatnonzero(found < 0).tolist():
+        raise UserError(f"{found[bad[0]]} tokens", key=f"{path}:{bad[0] + first}", fix="0 or more")
+    return found
+
+
+def _whole(values: Sequence[Any], path: Path, first: int) -> NDArray[np.int64]:
+    """Whole numbers; raises UserError, with the line, for anything else."""
     found = []
-    for number, row in enumerate(rows, 2):
+    for number, value in enumerate(values, first):
         try:
-            found.append(int(float(row[column])))
-        except ValueError:
-            raise UserError(
-                f"{row[column]!r} is not a whole number", key=f"{path}:{number}", value=row[column]
-            ) from None
+            found.append(int(float(value)))
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"{value!r} is not a whole number", key=f"{path}:{number}", value=value) from None
     return np.array(found, np.int64)
 
 

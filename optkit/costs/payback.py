@@ -12,10 +12,10 @@ from optkit.report.rows import Row
 from optkit.report.written import Written
 from optkit.study.game import num_orders, shapley_weights
 
-MILLION = 1e6
+MILLION, DAY = 1e6, 86_400
 
 
-def paybacks(deployments: Sequence[Deployment], making: float | None) -> list[Payback]:
+def paybacks(deployments: Sequence[Deployment], making: float | None, seconds: float) -> list[Payback]:
     """From when on each variant has paid for its making, against the baseline of its run under the same policy.
 
     Of each variant and of the baseline the cheapest engine counts, so that a technique is not credited with what the
@@ -24,6 +24,7 @@ def paybacks(deployments: Sequence[Deployment], making: float | None) -> list[Pa
     Args:
         deployments: of any runs; those whose timing cannot be trusted are left out.
         making: dollars an hour of the machine that ran the stages; None gives no paybacks.
+        seconds: of the traffic.
     """
     if making is None:
         return []
@@ -35,15 +36,15 @@ def paybacks(deployments: Sequence[Deployment], making: float | None) -> list[Pa
             best = _cheapest(one for one in own if one.variant == variant)
             assert baseline is not None
             assert best is not None
-            found.append(_payback(best, baseline, making))
+            found.append(_payback(best, baseline, making, seconds))
     return found
 
 
-def _payback(one: Deployment, baseline: Deployment, making: float) -> Payback:
+def _payback(one: Deployment, baseline: Deployment, making: float, seconds: float) -> Payback:
     dollars = one.making_s / 3600 * making
     saved = baseline.dollars_a_million - one.dollars_a_million
     requests = _break_even(dollars, saved)
-    a_day = one.dollars_a_day / one.dollars_a_million * MILLION
+    a_day = (one.requests - one.lost) / seconds * DAY
     ours, theirs = one.dollars_a_million_ci, baseline.dollars_a_million_ci
     ends = None if ours is None or theirs is None else [theirs[1] - ours[0], theirs[0] - ours[1]]
     return Payback(
@@ -126,6 +127,6 @@ def _cheapest(deployments: Iterable[Deployment]) -> Deployment | None:
     return min(deployments, key=lambda one: one.dollars_a_million, default=None)
 
 
-def _surely(one: Deployment) -> float:
-    """The dollars that are surely not exceeded."""
-    return one.dollars_a_million_ci[1] if one.dollars_a_million_ci else one.dollars_a_million
+def _surely(one: Deployment) -> tuple[float, float]:
+    """The dollars that are surely not exceeded, infinite where the target may be missed, and the dollars."""
+    return one.dollars_a_million_ci[1] if one.dollars_a_million_ci else math.inf, one.dollars_a_million

@@ -148,8 +148,13 @@ class TokenTimes:
         return TokenTimes(self.sizes, self.lengths, factor * self.prefill, factor * self.decode, self.spread, self.ends)
 
     def longest(self, traffic: Traffic) -> int:
-        """Tokens behind which the times must be known: of the longest prompt, and half of its answer."""
+        """Tokens behind which the times must be known: of the longest prompt and half of its answer.
+
+        Where requests are batched, the longest answer may be that of another request.
+        """
         prompts, outputs = self._tokens(traffic)
+        if len(self.sizes) > 1:
+            return int(prompts.max() + outputs.max() // 2)
         return int((prompts + outputs // 2).max())
 
     def _alone(self, traffic: Traffic, size: int) -> NDArray[np.float64]:

@@ -61,8 +61,7 @@ class Traffic:
         moved = np.where(first, 0.0, random.uniform(-MINUTE, MINUTE, chosen.size))
         times = (self.arrivals[chosen] + moved) % self.seconds
         order = np.argsort(times, kind="stable")
-        tokens = (None if t is None else t[chosen][order] for t in (self.prompt_tokens, self.output_tokens))
-        return Traffic(self.name, times[order], self.seconds, *tokens)
+        return self.taken(chosen[order], times[order], self.seconds)
 
     def with_tokens(self, prompt: int, output: int) -> Traffic:
         """The same requests, each with so many tokens."""
@@ -71,8 +70,18 @@ class Traffic:
     def window(self, start: float, seconds: float) -> Traffic:
         """The requests of a part of it."""
         low, high = np.searchsorted(self.arrivals, [start, start + seconds])
-        tokens = (None if t is None else t[low:high] for t in (self.prompt_tokens, self.output_tokens))
-        return Traffic(self.name, self.arrivals[low:high] - start, seconds, *tokens)
+        return self.taken(slice(low, high), self.arrivals[low:high] - start, seconds)
+
+    def taken(self, places: slice | NDArray[np.int64], arrivals: Times, seconds: float) -> Traffic:
+        """Some of the requests, or all in another order, that arrive at other times.
+
+        Args:
+            places: of the requests, ``(M,)``.
+            arrivals: when they arrive, in order, s, ``(M,)``.
+            seconds: how long it lasts.
+        """
+        tokens = (None if t is None else t[places] for t in (self.prompt_tokens, self.output_tokens))
+        return Traffic(self.name, arrivals, seconds, *tokens)
 
     def counts(self, step: float) -> NDArray[np.int64]:
         """Requests in each whole step of so many seconds; at least one step."""

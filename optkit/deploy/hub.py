@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from optkit.core.errors import OptkitError, StageError, UserError, first_line
-from optkit.deploy.target import list_files, read_about, sha256
+from optkit.deploy.target import ABOUT, list_files, read_about, sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -55,14 +55,17 @@ class Sent:
         if not files:
             lines.append(f"nothing to send: {self.address} has these files already")
         if self.left:
-            lines.append(f"{len(self.left)} test files stay here")
+            tests = [name for name in self.left if name.startswith(TESTS)]
+            lines += [f"{len(tests)} test files stay here"] if tests else []
+            others = [name for name in self.left if name not in tests]
+            lines += [f"not of the export, and stays here: {', '.join(others)}"] if others else []
         if self.dry_run:
             lines.append("the repository was not asked what it holds")
         return "\n".join(lines)
 
 
 def push(folder: str | Path, repo: str, *, create: bool = False, dry_run: bool = False, force: bool = False) -> Sent:
-    """Sends an export to a repository of models, in one commit; test files stay here.
+    """Sends an export to a repository of models, in one commit. Test files stay here, and what is not of the export.
 
     Args:
         folder: that `optkit.export` wrote.
@@ -89,9 +92,9 @@ def push(folder: str | Path, repo: str, *, create: bool = False, dry_run: bool =
         raise UserError(first_line(error), key="repo", value=repo, fix="such as me/my-model") from error
     if "/" not in repo:
         raise UserError(f"'{repo}' does not say whose it is", key="repo", value=repo, fix=f"such as me/{repo}")
-    names = list_files(folder)
-    left = tuple(name for name in names if name.startswith(TESTS))
-    sizes = {name: (folder / name).stat().st_size for name in names if name not in left}
+    own = {*about["files"], ABOUT}
+    left = tuple(name for name in list_files(folder) if name.startswith(TESTS) or name not in own)
+    sizes = {name: (folder / name).stat().st_size for name in list_files(folder) if name not in left}
     address = f"{constants.ENDPOINT}/{repo}"
     if dry_run:
         return Sent(repo, address, sizes, left, dry_run=True)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 COMPRESSED, GGUF, GGUF_Q8 = "compressed-tensors", "gguf", "gguf-q8_0"
 ROUNDING = 1e-3  # by which the answers of what was written may differ, relative to the largest logit
 BITS = (4, 8)  # that vLLM and transformers read
+# how byte-level tokenizers split text, by the one part in which they differ, and llama.cpp's names for it
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {SPLIT.replace("NUMBERS", r"\p{N}"): "qwen2", SPLIT.replace("NUMBERS", r"\p{N}{1,3}"): "llama-bpe"}
 # the architectures that are written, and whether llama.cpp turns the halves of rotated queries and keys into pairs
 ROTATED = {"llama": True, "mistral": True, "qwen2": False, "qwen3": False}
 
@@ -334,7 +339,7 @@ def _write_vocabulary(writer: Any, source: Source) -> None:
             kinds[number] = gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in said["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm" if "Digits" in steps else "gpt-2")
+    writer.add_tokenizer_pre(_pre_tokenizer(said["pre_tokenizer"]))
     writer.add_token_list(texts)
     writer.add_token_types(kinds)
     writer.add_token_merges(merges)
@@ -343,3 +348,23 @@ def _write_vocabulary(writer: Any, source: Source) -> None:
         text = token.get("content") if isinstance(token, Mapping) else token
         if text in numbers:
             add(numbers[text])
+
+
+def _pre_tokenizer(steps: Mapping[str, Any]) -> str:
+    """llama.cpp's name of how a byte-level BPE splits text before it merges.
+
+    Raises:
+        UserError: llama.cpp has a name for it that is not known here.
+    """
+    flat = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
+    patterns = [one["pattern"].get("Regex") for one in flat if one["type"] == "Split"]
+    digits = [one for one in flat if one["type"] == "Digits" and one.get("individual_digits")]
+    kinds = {one["type"] for one in flat}
+    if kinds == {"Split", "ByteLevel"} and len(patterns) == 1 and patterns[0] in SPLITS:
+        return SPLITS[patterns[0]]
+    if kinds == {"Digits", "ByteLevel"} and digits:
+        return "smollm"
+    if kinds == {"ByteLevel"} and steps.get("use_regex", flat[0].get("use_regex", True)):
+        return "gpt-2"
+    message = f"how this tokenizer splits text is not known in GGUF: {json.dumps(steps)[:200]}"
+    raise UserError(message, key="engine", value=GGUF, fix="export it for huggingface, and convert it by llama.cpp")

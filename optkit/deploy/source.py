@@ -90,10 +90,7 @@ def of_folder(path: Path, overrides: Sequence[str], trust: Iterable[str], task: 
         raise UserError("there is no recipe beside this variant", key=str(overrides[0]), fix="leave it out")
     records = _records(run) if run is not None else []
     if is_run and run is not None and recipe is not None:
-        own = _own(records, recipe.chain)
-        if not own:
-            raise UserError(f"the run at {path} has no variant yet", key="variant", fix="continue the run first")
-        path = variant_folder(run, max(own, key=lambda r: r.step))
+        path = _last(run, recipe.chain, records)
         names = ", ".join(variant_folder(run, r).name for r in records)
         log.info("exporting %s, the last variant of the recipe's chain; this run has %s", path, names)
     artifact = open_artifact(path)
@@ -109,6 +106,28 @@ def of_folder(path: Path, overrides: Sequence[str], trust: Iterable[str], task: 
     example = task.example(EXAMPLES) if task is not None else tuple(spec.zeros() for spec in artifact.inputs)
     engines = recipe.engines if recipe is not None else {}
     return Source(name, artifact.module(trust), artifact.variant, example, task, record, engines, path)
+
+
+def last_variant(run: Path, overrides: Sequence[str] = ()) -> Path:
+    """The folder of the last variant of a run's own chain.
+
+    Args:
+        run: its folder.
+        overrides: of its recipe.
+
+    Raises:
+        UserError: there is none yet, or no recipe.
+    """
+    return _last(run, _recipe(run, overrides).chain, _records(run))
+
+
+def _last(run: Path, chain: Sequence[str], records: Sequence[Record]) -> Path:
+    from optkit.core.records import variant_folder
+
+    own = _own(records, chain)
+    if not own:
+        raise UserError(f"the run at {run} has no variant yet", key="variant", fix="continue the run first")
+    return variant_folder(run, max(own, key=lambda record: record.step))
 
 
 def _run_of(path: Path) -> Path | None:

@@ -21,6 +21,7 @@ from optkit.core.sharding import summed
 from optkit.core.source_digest import code_of_classes, code_of_module, code_of_paths
 from optkit.core.structure import as_float, mapped
 from optkit.core.task import POOL, Batch, SealedTask, Task
+from optkit.core.turns import give_way
 from optkit.core.variant import variant_id
 from optkit.models.spec import module_code, weights_digest
 
@@ -107,6 +108,7 @@ class RecordedOutputs:
         for number, batch in enumerate(tracked):
             if number % processes.size != processes.rank:
                 continue
+            give_way()
             for name, part in _parts(self.run(batch).cpu(), self.top).items():
                 if name == COUNT:
                     kept[name] = part

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from optkit.core.checks import check_choice
-from optkit.core.compat.torch_compiler import inductor_options
+from optkit.core.compat.torch_compiler import compiled_call, inductor_options
 from optkit.core.compat.torch_graphs import graph_structure, is_exported, return_tensors
 from optkit.core.engine import MADE_FOR, Engine, Served, Session, not_made_for
 from optkit.core.errors import StageError, first_line
@@ -125,7 +126,7 @@ class Inductor(Engine):
         with torch.no_grad(), inductor_options(options), _quiet():
             try:
                 graph, structure = _graph_of_its_own(module, example)
-                compiled = torch.compile(graph, dynamic=False, fullgraph=True)
+                compiled = partial(compiled_call, torch.compile(graph, dynamic=False, fullgraph=True))
                 with self.autocast():
                     compiled(*example)
             except export_failures() as error:

@@ -11,7 +11,7 @@ from torch import nn
 
 from optkit.core.artifact import open_artifact
 from optkit.core.engine import Engine, Session
-from optkit.core.errors import UserError
+from optkit.core.errors import StageError, UserError, first_line
 from optkit.core.instantiate import check_parameters
 from optkit.core.trust import check_trust, engine_class
 from optkit.engines.registry import ENGINES
@@ -55,7 +55,13 @@ def load(
     if batch_size is not None:
         example = tuple(torch.zeros((batch_size, *x.shape[1:]), dtype=x.dtype) for x in example)
     if saved is not None and same and isinstance(chosen, Opens):
-        return chosen.open(folder, artifact.variant, replace(saved, example=example))
+        try:
+            return chosen.open(folder, artifact.variant, replace(saved, example=example))
+        except UserError:
+            raise
+        except (OSError, RuntimeError, ValueError, StageError) as error:
+            message = f"the session is damaged: {first_line(error)}"
+            raise UserError(message, key="directory", value=str(folder), fix="save it again") from error
     return chosen.compile(artifact.module(trust), artifact.variant, example)
 
 

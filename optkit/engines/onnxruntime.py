@@ -144,8 +144,9 @@ class ONNXRuntimeSession(Served):
     def save(self, directory: str | Path) -> None:
         """Writes the variant and the ONNX file, whose batch size stays free."""
         saved = Saved.of(self.engine, self.example, self.facts(), self.outputs.structure)
-        folder = save_session(directory, self.variant, self.source, saved)
-        (folder / MODEL).write_bytes(self.file)
+        save_session(
+            directory, self.variant, self.source, saved, lambda folder: (folder / MODEL).write_bytes(self.file)
+        )
 
 
 def _runtime(file: bytes | Path, profile: Path | None = None) -> Any:

@@ -89,9 +89,12 @@ class ONNXRuntimeGenerator(CachedSession):
     def save(self, directory: str | Path) -> None:
         """Writes the variant, the ONNX file and its weights."""
         saved = Saved.of(self.engine, self.example, self.facts(), Value(torch.float32))
-        folder = save_session(directory, self.variant, self.source, saved)
-        for name in (self.file.name, self.file.name + WEIGHTS):
-            shutil.copyfile(self.file.with_name(name), folder / name)
+
+        def write(folder: Path) -> None:
+            for name in (self.file.name, self.file.name + WEIGHTS):
+                shutil.copyfile(self.file.with_name(name), folder / name)
+
+        save_session(directory, self.variant, self.source, saved, write)
 
 
 def _on_cpu(array: Any) -> Any:

@@ -193,8 +193,11 @@ class OpenVINOSession(Served):
         import openvino as ov
 
         saved = Saved.of(self.engine, self.example, self.facts(), self.outputs.structure)
-        folder = save_session(directory, self.variant, self.source, saved)
-        ov.save_model(self.model, folder / MODEL, compress_to_fp16=False)
+
+        def write(folder: Path) -> None:
+            ov.save_model(self.model, folder / MODEL, compress_to_fp16=False)
+
+        save_session(directory, self.variant, self.source, saved, write)
 
 
 def _shape(x: Tensor) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.artifact import FILES, InputSpec, save_artifact
+from optkit.core.cache import write_text
 from optkit.core.checksums import ENTRY
 from optkit.core.engine import Engine, Session
 from optkit.core.errors import UserError
@@ -73,27 +75,41 @@ class Opens(Protocol):
         ...
 
 
-def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path, saved: Saved) -> Path:
+def save_session(
+    folder: str | Path,
+    variant: Variant,
+    source: nn.Module | Path,
+    saved: Saved,
+    write: Callable[[Path], object] = lambda folder: None,
+) -> Path:
     """Writes a variant and what its session was; `optkit.load` opens it again.
+
+    `ENGINE` comes last: without it, as after a kill, a folder holds a variant and no session.
 
     Args:
         folder: to write into.
         variant: of the session.
         source: its module, or the folder that the session was itself opened from.
         saved: the session.
+        write: writes the engine's own file into a folder.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the engine compiles the model again on loading, and how to build the model is not known.
+        UserError: the engine compiles the model again on loading, and how to build the model is not known; or the
+            session was opened from this folder.
     """
     if not variant.model and not saved.opens:
         message = f"a session of {saved.engine} cannot be loaded again: how to build this model is not known"
         fix = "save the graph with optkit.engines.save_program, or compile for openvino or onnxruntime"
         raise UserError(message, key="engine", value=saved.engine, fix=fix)
     folder = Path(folder)
+    if isinstance(source, Path) and folder.resolve() == source.resolve():
+        fix = "another folder: it holds the session already"
+        raise UserError("the session was opened from this folder", key="directory", value=str(folder), fix=fix)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ENGINE).unlink(missing_ok=True)
     if isinstance(source, nn.Module):
         save_artifact(folder, variant, source, saved.example)
     else:
@@ -105,7 +121,8 @@ def save_session(folder: str | Path, variant: Variant, source: nn.Module | Path,
     text = {"engine": saved.engine, "options": saved.options, "inputs": inputs, "facts": saved.facts}
     text["returns"] = to_json(saved.returns)
     text |= {key: value for key, value in (("package", saved.package), ("target", saved.target)) if value is not None}
-    (folder / ENGINE).write_text(json.dumps(text, indent=1) + "\n")
+    write(folder)
+    write_text(folder / ENGINE, json.dumps(text, indent=1) + "\n")
     return folder
 
 

@@ -45,6 +45,7 @@ def launch(
     messages: Messages | None = None,
     *,
     command: Sequence[str] = (),
+    options: Sequence[str] = (),
     redefine: bool = False,
     dry_run: bool = False,
 ) -> int:
@@ -59,6 +60,7 @@ def launch(
             is this run's failure, and in a sweep the others go on.
         messages: how the terminal shows messages; a launcher that works in other processes needs it there.
         command: the arguments of ``optkit`` that make the same sweep again.
+        options: those of them that decide what a job does, besides its recipe.
         redefine: whether a sweep may have another definition than before; all of its jobs are gone through again.
         dry_run: whether the jobs of a sweep are done here, one after the other, and nothing is kept of the sweep.
 
@@ -96,7 +98,7 @@ def launch(
         except OptkitError as error:  # Hydra would hide it
             failures.append(error)
 
-    origin = Origin(str(path), list(command), _says_sweep_dir(arguments), redefine)
+    origin = Origin(str(path), list(command), list(options), _says_sweep_dir(arguments), redefine)
     launching = in_turn() if dry_run else swept(sweep, origin)
     with _arguments(arguments), composition_errors(path), layers_start_over(), launching:
         hydra.main(version_base="1.3", config_path=str(path.parent), config_name=path.stem)(guarded)()

@@ -67,12 +67,14 @@ class Origin:
     Attributes:
         recipe: the recipe's file.
         command: the arguments of ``optkit`` that make the same sweep again.
+        options: those of them that decide what a job does, besides its recipe.
         has_folder: whether the user names the folder of the sweep (``hydra.sweep.dir``).
         redefine: whether the definition may be another one than before.
     """
 
     recipe: str
     command: list[str]
+    options: list[str]
     has_folder: bool
     redefine: bool
 
@@ -225,7 +227,7 @@ def _definition(config: DictConfig, origin: Origin) -> dict[str, Any]:
     if alike := sorted(set(varied).intersection(APART)):
         raise UserError("the jobs of a sweep have one", key=alike[0], value=varied[alike[0]], fix="give one value")
     kept = {key: value for key, value in kept.items() if key not in varied}
-    doing = origin.command[0] if origin.command else "run"
+    doing = " ".join([origin.command[0], *origin.options]) if origin.command else "run"
     found = {"command": doing} | {f"-m {key}": value for key, value in varied.items()} | kept
     found |= {f"hydra.sweeper.{key}": value for key, value in flat(sweeper)}
     return without_secrets(json.loads(json.dumps(found, default=str)))

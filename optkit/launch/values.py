@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
+from optkit.core.checks import is_number
 from optkit.core.errors import UserError
 
+NEARLY = 1e-6  # of a step
 DIGITS = 12  # a sum of decimal steps is the number that was meant
 LOG = "log"  # the tag of an interval that is to be searched on a logarithmic scale
 FIX = "write choice(a, b), range(1, 9), interval(0.1, 0.7) or tag(log, interval(1e-4, 1e-2))"
@@ -26,6 +29,10 @@ class Choice:
     def ends(self) -> tuple[str, ...]:
         """The values that are to be tried out to know that all are possible: each of them."""
         return self.texts
+
+    def like(self, value: Any) -> str | None:
+        """The text that means a value; None for another value."""
+        return next((text for text in self.texts if yaml.safe_load(text) == value), None)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,19 @@ class Span:
         """A value as it is written in an override, to four digits."""
         return str(int(value)) if self.whole else f"{value:.4g}"
 
+    def at(self, share: float) -> float:
+        """The value at a share of the way from the smallest to the largest, on their scale."""
+        value = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
+        step = 1.0 if self.whole and self.step is None else self.step
+        return value if step is None else round(self.low + round((value - self.low) / step) * step, DIGITS)
+
+    def like(self, value: Any) -> float | None:
+        """A value that is one of them; None for another."""
+        if not is_number(value) or not self.low <= value <= self.high or (self.whole and value != int(value)):
+            return None
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return float(value) if abs(steps - round(steps)) < NEARLY else None
+
 
 Values = Choice | Span
 
@@ -76,6 +96,9 @@ def read_values(key: str, text: str) -> Values:
     except HydraException as error:
         raise UserError(f"'{text}' is not in Hydra's sweep syntax", key=key, value=text, fix=FIX) from error
     found = override.value()
+    tags: set[str] = getattr(found, "tags", set())
+    if wrong := sorted(tags - ({LOG} if isinstance(found, IntervalSweep) else set())):
+        raise UserError(f"'{wrong[0]}' is no tag of it", key=key, value=text, fix="tag(log, interval(LOW, HIGH))")
     if isinstance(found, ChoiceSweep):
         return Choice(tuple(override.sweep_string_iterator()))
     if isinstance(found, RangeSweep):

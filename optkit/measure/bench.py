@@ -18,6 +18,7 @@ from optkit.core.records import Measurement
 from optkit.core.setting import Setting
 from optkit.core.structure import tensors
 from optkit.core.task import HasPrompts, Task
+from optkit.core.turns import heavy_work
 from optkit.measure.agreement import measure_agreement
 from optkit.measure.cases import Case, Timing, cases_of
 from optkit.measure.config import Measure
@@ -85,12 +86,13 @@ class Bench:
             if not case.timings:
                 continue
             say(f"measuring{_words(case.conditions)} on {', '.join(running)}")
-            sessions = {
-                name: self._baseline_session(baseline, name, case)
-                if is_baseline
-                else engine.compile(module, artifact.variant, case.example)
-                for name, engine in running.items()
-            }
+            with heavy_work():
+                sessions = {
+                    name: self._baseline_session(baseline, name, case)
+                    if is_baseline
+                    else engine.compile(module, artifact.variant, case.example)
+                    for name, engine in running.items()
+                }
             found += self._quality(sessions, case)
             found += self._agreement(sessions, baseline, is_baseline, case)
             for timing in case.timings:
@@ -136,7 +138,8 @@ class Bench:
         if key not in self._baseline:
             chosen = self.engines.get(engine, self.reference)
             module: nn.Module = baseline.module(self.trusted)
-            self._baseline[key] = chosen.compile(module, baseline.variant, case.example)
+            with heavy_work():
+                self._baseline[key] = chosen.compile(module, baseline.variant, case.example)
         return self._baseline[key]
 
     def _quality(self, sessions: dict[str, Session], case: Case) -> list[Measurement]:
@@ -233,7 +236,7 @@ class Bench:
         def one(name: str) -> list[Measurement]:
             return measure_memory(sessions[name], inputs, self.threads, self.trusted, self._conditions(name, where))
 
-        with ThreadPoolExecutor(max_workers=beside["processes"]) as pool:
+        with heavy_work(), ThreadPoolExecutor(max_workers=beside["processes"]) as pool:
             return [m for found in pool.map(one, sessions) for m in found]
 
 

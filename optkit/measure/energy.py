@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core.records import Measurement
+from optkit.core.turns import timing_turn
 from optkit.core.workload import Request
-from optkit.measure.turns import timing_turn
 
 log = logging.getLogger(__name__)
 RAPL = Path("/sys/class/powercap")

@@ -20,11 +20,11 @@ from optkit.core.progress import track
 from optkit.core.records import Measurement
 from optkit.core.seeds import derive_seed
 from optkit.core.statistics import median
+from optkit.core.turns import timing_turn
 from optkit.core.workload import FORWARD, Request, Workload
 from optkit.measure.config import Measure
 from optkit.measure.disturbance import MOMENT_S, LoadWatch, OtherLoad
 from optkit.measure.precision import CHECKED_AT, Pair, has_intervals, precise_enough
-from optkit.measure.turns import timing_turn
 
 log = logging.getLogger(__name__)
 CALLS = 5

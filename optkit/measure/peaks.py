@@ -14,8 +14,8 @@ from optkit.core.environment import cpu
 from optkit.core.errors import first_line
 from optkit.core.locks import exclusive
 from optkit.core.threads import use_threads
+from optkit.core.turns import timing_turn
 from optkit.core.variant import variant_id
-from optkit.measure.turns import timing_turn
 
 log = logging.getLogger(__name__)
 SMALLEST, SIZE = 256, 2048

@@ -16,6 +16,7 @@ from optkit.core.progress import track
 from optkit.core.records import ANSWERS, Measurement, Quality, pack_classes, pack_values
 from optkit.core.structure import as_float, mapped
 from optkit.core.task import CLASSES, AlsoMeasured, Evaluation
+from optkit.core.turns import give_way
 
 
 def measure_quality(
@@ -29,6 +30,7 @@ def measure_quality(
     tables: list[list[Any]] = [[] for _ in task.metrics]
     classes: list[NDArray[np.int64]] = []
     for batch in track(task.batches(split, batch_size), f"answers on {split}", -(-task.size(split) // batch_size)):
+        give_way()
         filled = replace(batch, inputs=tuple(_filled(x, batch_size) for x in batch.inputs))
         output = as_float(task.forward(session, filled))  # type: ignore[arg-type]
         if len(batch) < batch_size:

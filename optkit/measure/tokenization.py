@@ -9,7 +9,7 @@ import numpy as np
 from optkit.core.records import Measurement
 from optkit.core.statistics import median
 from optkit.core.task import OfAnyLength, Task
-from optkit.measure.turns import timing_turn
+from optkit.core.turns import timing_turn
 
 CALLS = 50
 

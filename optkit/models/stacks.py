@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optkit.core.calls import Inputs, call
+from optkit.core.calls import Inputs, call, few_tokens
 from optkit.core.model_copy import sharing
 
 DIRECTION = "original1"  # of a weight norm: its zero lengths zero the weight, zeros here would make NaN of it
@@ -46,7 +46,7 @@ class Stack:
 
 
 def find_stacks(model: nn.Module, inputs: Inputs) -> list[Stack]:
-    """The stacks of residual blocks of any model, in the model's order; it is run once on ``inputs`` and not touched.
+    """The stacks of residual blocks of any model, in the model's order; it is run on ``inputs`` and not touched.
 
     A block is a member of an ``nn.ModuleList`` or ``nn.Sequential`` that stands there with others of its class (or
     alone), runs once, gives out a tensor like the one it takes in, and lets it through even if all of its own matrices
@@ -60,7 +60,7 @@ def find_stacks(model: nn.Module, inputs: Inputs) -> list[Stack]:
         for place, member in enumerate(container)
         if any(True for _ in member.children()) and _has_company(member, container)
     }
-    calls = _calls(probe, members, inputs)
+    calls = _calls(probe, members, few_tokens(model, inputs))
     found: dict[str, list[int]] = {}
     for member, (path, place) in members.items():
         if len(calls[member]) == 1 and _is_residual(member, *calls[member][0]):

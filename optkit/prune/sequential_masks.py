@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.errors import UserError
+from optkit.core.optimal_brain_surgeon import COLUMNS, column_by_column, inverse_factor
 from optkit.models.block_by_block import block_by_block, second_moments
 from optkit.prune.masks import Masks, masked_weights
 from optkit.prune.options import SPARSEGPT, WANDA
 from optkit.prune.pattern import Pattern, keep_largest
 
 DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it
-COLUMNS = 128  # whose masks are chosen together, from weights that make up for all columns before
 
 
 def sequential_masks_(
@@ -91,32 +91,31 @@ def sparsegpt(
     Returns:
         The new weight and what is kept of it, both ``(outputs, inputs)``.
     """
-    work, hessian = weight.detach().double().clone(), moment.double().clone()
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    diagonal.add_(DAMPING * diagonal.mean()).masked_fill_(dead, 1.0)
+    work = weight.detach().to(torch.float64, copy=True)
+    dead = moment.diagonal() == 0
+    factor = inverse_factor(moment[None], DAMPING, dead[None])
+    scale = factor[0].diagonal()
     work[:, dead] = 0
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    scale = factor.diagonal()
     keep = torch.ones_like(work, dtype=torch.bool)
-    step = COLUMNS if pattern is None else max(1, COLUMNS // pattern.group) * pattern.group
-    for start in range(0, work.shape[1], step):
-        stop = min(start + step, work.shape[1])
-        errors = torch.zeros_like(work[:, start:stop])
-        if share is not None:
-            cost = (work[:, start:stop] / scale[start:stop]).abs().flatten()
-            keep[:, start:stop] = keep_largest(cost, round(share * cost.numel())).view(len(work), -1)
-        for column in range(start, stop):
-            if pattern is not None and (column - start) % pattern.group == 0:
-                ahead = slice(column, column + pattern.group)
-                keep[:, ahead] = pattern.keep(work[:, ahead] / scale[ahead], 1)
-            left = work[:, column] * keep[:, column]
-            errors[:, column - start] = (work[:, column] - left) / scale[column]
-            work[:, column] = left
-            behind = slice(column + 1, stop)
-            work[:, behind] -= errors[:, column - start, None] * factor[column, behind]
-        work[:, stop:] -= errors @ factor[start:stop, stop:]
+
+    def decide(columns: Tensor, place: int, column: int) -> Tensor:
+        ahead = columns.shape[1] if pattern is None else pattern.group
+        if place % ahead == 0:
+            cost = columns[0, place : place + ahead].T / scale[column : column + ahead]
+            keep[:, column : column + ahead] = _keep_of(cost, share, pattern)
+        return columns[:, place] * keep[:, column]
+
+    at_once = COLUMNS if pattern is None else max(1, COLUMNS // pattern.group) * pattern.group
+    column_by_column(work[None], factor, decide, at_once)
     return work.to(weight.dtype), keep
+
+
+def _keep_of(cost: Tensor, share: float | None, pattern: Pattern | None) -> Tensor:
+    """What is kept of columns ``(outputs, columns)`` by what it costs that they go."""
+    if pattern is not None:
+        return pattern.keep(cost, 1)
+    assert share is not None
+    return keep_largest(cost.abs().flatten(), round(share * cost.numel())).view_as(cost)
 
 
 def _keep(scores: Tensor, share: float | None, pattern: Pattern | None) -> Tensor:

@@ -24,11 +24,11 @@ from optkit.core.progress import track
 from optkit.core.source_digest import code_of_module
 from optkit.core.statistics import median, ratio_of_medians
 from optkit.core.threads import use_threads
+from optkit.core.turns import timing_turn
 from optkit.core.variant import Variant
 from optkit.engines import ENGINES
 from optkit.measure.alone import PASSES, Timed, machine_key, time_session
 from optkit.measure.latency import interleaved
-from optkit.measure.turns import timing_turn
 from optkit.quantize.graph.conversion import activation_nodes, convert
 from optkit.quantize.graph.layers import int8_layers, without_observers
 from optkit.quantize.graph.targets import find_target

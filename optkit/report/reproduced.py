@@ -28,6 +28,7 @@ COUNTED = (
 )  # fmt: skip
 SIZES = ("size", "weights", "cache")
 TOLERANCE = 0.01
+NOT_AGAIN = "not measured again"
 PLACE = ("engine", "batch_size", "sequence_length", "workload", "per", "split")
 LATENCY, SPEEDUP = "latency", "speedup"
 ELSEWHERE = "another machine, other threads or other versions of the engines"
@@ -87,11 +88,16 @@ class Comparison:
         return [one for one in self.compared if one.verdict == DIFFERS]
 
     @property
+    def missing(self) -> list[Compared]:
+        """Answers of the run that the reproduction has not."""
+        return [one for one in self.compared if one.how == PER_EXAMPLE and one.note == NOT_AGAIN]
+
+    @property
     def equal(self) -> bool:
-        """Whether all variants are there, their answers were compared, and nothing that decides differs."""
+        """Whether all variants and answers are there, answers were compared, and nothing that decides differs."""
         answers = [one for one in self.compared if one.how == PER_EXAMPLE and one.verdict == EQUAL]
         decided = [one for one in self.differing if one.decides]
-        return bool(answers) and not (decided or self.only_first or self.only_second)
+        return bool(answers) and not (decided or self.missing or self.only_first or self.only_second)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -181,7 +187,7 @@ def _place(one: Measurement) -> tuple[Any, ...]:
 
 def _verdict(how: str, one: Measurement, other: Measurement | None, timed: bool) -> tuple[str, str]:
     if other is None:
-        return NOT_COMPARED, "not measured again"
+        return NOT_COMPARED, NOT_AGAIN
     if how == PER_EXAMPLE:
         return _answers(one, other)
     if one.value is None or other.value is None:
@@ -223,7 +229,7 @@ def _speedups(
         if row["speedup"] is None or (name == "baseline" and row["engine"] == row["reference"]):
             continue
         if other is None or other["speedup"] is None:
-            verdict, note = NOT_COMPARED, "not measured again"
+            verdict, note = NOT_COMPARED, NOT_AGAIN
         elif not (is_trusted(row) and is_trusted(other)):
             verdict, note = NOT_COMPARED, "a timing that cannot be trusted"
         elif not alike:

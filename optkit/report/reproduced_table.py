@@ -62,6 +62,9 @@ def verdict(comparison: Comparison) -> str:
     if decided or comparison.only_first or comparison.only_second:
         since = "" if comparison.changes else ", though nothing that is known has changed"
         return f"not reproduced: {len(decided)} figures differ{since}"
+    if comparison.missing:
+        places = ", ".join(sorted({f"{one.variant} on {one.engine}" for one in comparison.missing}))
+        return f"not reproduced: these answers are missing: {places}"
     return "not reproduced: no answers could be compared"
 
 

@@ -47,7 +47,10 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
     By slices along the last objective (While et al., "A faster algorithm for calculating hypervolume", 2006).
     """
-    inside = sorted((p for p in points if all(x < r for x, r in zip(p, reference, strict=True))), key=lambda p: p[-1])
+    within = {tuple(p) for p in points if all(x < r for x, r in zip(p, reference, strict=True))}
+    # others add nothing, and with them hundreds of points in four dimensions take hours
+    front = [p for p in within if not any(dominates(q, p) for q in within)]
+    inside = sorted(front, key=lambda p: p[-1])
     if not inside:
         return 0.0
     if len(reference) == 1:
@@ -59,9 +62,9 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     )
 
 
-def thinned(points: Sequence[Point], most: int, reference: Point) -> list[int]:
-    """The places of the points that cover the most volume together, taken one after the other; at most `most`."""
-    chosen: list[int] = []
+def thinned(points: Sequence[Point], most: int, reference: Point, first: int) -> list[int]:
+    """The places of `first` and of those that cover the most volume with it, taken one by one; at most `most`."""
+    chosen = [first]
     while len(chosen) < min(most, len(points)):
         left = [n for n in range(len(points)) if n not in chosen]
         chosen.append(max(left, key=lambda n: hypervolume([points[m] for m in [*chosen, n]], reference)))

@@ -47,10 +47,12 @@ def conclude(studies: Sequence[Study], goal: Goal, workshop: Workshop, written: 
         why = next((trial["why"] for trial in own if trial["why"]), "all were stopped early")
         raise StageError(f"no trial of {len(own)} succeeded: {why}", fix="change the space")
     kept = _distinct([trial for trial in finished if trial["within"]])
-    chosen = _front(kept, goal, most)
+    whole = _front(kept, goal)
+    best = _winner(whole, goal)
+    chosen = _covering(whole, goal, most, best)
     tested = _tested(workshop, chosen)
     front = [_on_test(trial, workshop, tested) for trial in chosen]
-    winner = _winner(front, goal)
+    winner = next((trial for trial in front if best and trial["number"] == best["number"]), None)
     volumes = _volumes([own, *others], written, goal)
     result: dict[str, Any] = {
         "trials": own,
@@ -93,12 +95,19 @@ def _distinct(trials: Sequence[Found]) -> list[Found]:
     return list({trial["figures"]["run"]: trial for trial in reversed(trials)}.values())[::-1]
 
 
-def _front(trials: Sequence[Found], goal: Goal, most: int) -> list[Found]:
-    """The trials that no other one dominates, cheapest first; of many those that cover the most volume."""
+def _front(trials: Sequence[Found], goal: Goal) -> list[Found]:
+    """The trials that no other one dominates, cheapest first."""
     points = [goal.point(_figures(trial)) for trial in trials]
     front = [n for n, rank in enumerate(ranks(points)) if rank == 0]
-    some = thinned([points[n] for n in front], most, _reference(points)) if front else []
-    return [trials[front[n]] for n in sorted(some, key=lambda n: points[front[n]][1])]
+    return [trials[n] for n in sorted(front, key=lambda n: points[n][1])]
+
+
+def _covering(front: Sequence[Found], goal: Goal, most: int, best: Found | None) -> list[Found]:
+    """Of many trials the best one, and those that cover the most volume with it; in their order."""
+    if best is None:
+        return []
+    points = [goal.point(_figures(trial)) for trial in front]
+    return [front[n] for n in thinned(points, most, _reference(points), front.index(best))]
 
 
 def _tested(workshop: Workshop, chosen: Sequence[Found]) -> int:

@@ -177,7 +177,10 @@ def search(
         for kind, one in zip((sampler, RANDOM), studies, strict=False):
             log.info("%s proposes the trials of study %s", kind, one.study_name)
             do = _Trials(one, opened, goal, workshop)
-            take_part(one, do, trials=trials, seconds=seconds, sampler=kind, seed=written.seed)
+            first = [] if kind == RANDOM else opened.guesses(written)
+            if one is not studies[0]:  # as many as the search had, also where hours limited it
+                trials, seconds = len(counted(studies[0])), None
+            take_part(one, do, trials=trials, seconds=seconds, sampler=kind, seed=written.seed, first=first)
         with exclusive(folder / ".lock", f"finishing {folder.name}"):
             result = {"format": 1, "recipe": written.name, "name": folder.name} | definition
             result |= conclude(studies, goal, workshop, as_written, front)

@@ -13,7 +13,7 @@ import yaml
 
 from optkit.core.errors import PlanError, UserError, did_you_mean
 from optkit.core.instantiate import locate
-from optkit.launch.values import Choice, Values, read_values, stage_of
+from optkit.launch.values import Choice, Span, Values, read_values, stage_of
 from optkit.recipe.compose import shipped, stage_catalogue
 from optkit.recipe.plan import baseline_place, check_chain
 from optkit.recipe.recipe import Recipe
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHAIN, SUBSETS = "chain", "subsets"
+QUARTERS = (0.125, 0.375, 0.625, 0.875)
 MOST_TECHNIQUES = 6  # stages of which all subsets are tried
 FIXED = ("model", "task", "seed", "baseline", "name", "out", "store", "fresh", "controls", "threads", "debug")
 MEASURED = ("measure.split", "measure.when")  # which the search sets itself
@@ -54,6 +55,26 @@ class Space:
             if key == CHAIN:
                 chain = yaml.safe_load(text)
         return overrides
+
+    def written(self, recipe: Recipe) -> dict[str, Any]:
+        """The values of a recipe as it is written, by key, of those that are in the space; none without its chain."""
+        node = yaml.safe_load(recipe.text)
+        if CHAIN in self.values and self.values[CHAIN].like(recipe.chain) is None:
+            return {}
+        used = {key: values for key, values in self.values.items() if stage_of(key) in (None, *recipe.chain)}
+        found = {key: values.like(_value_at(node, key)) for key, values in used.items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def guesses(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """What a search begins with: the recipe as it is written, then with less and with more removed.
+
+        Those have all amounts in the middle of the same quarter of their spans, and else what is written.
+        """
+        written = self.written(recipe)
+        spans = [(key, span) for key, span in self.values.items() if key in written and isinstance(span, Span)]
+        amounts = [(key, span) for key, span in spans if key.endswith(".amount")]
+        others = [written | {key: span.at(share) for key, span in amounts} for share in QUARTERS] if amounts else []
+        return [written, *others] if written else []
 
     def to_json(self) -> dict[str, Any]:
         """What it is, for a comparison with another one."""
@@ -212,6 +233,15 @@ def _checked(key: str, text: str, recipe: Recipe, used: set[str], compose: Calla
     for end in values.ends:
         compose(f"{key}={end}")
     return values
+
+
+def _value_at(node: Any, key: str) -> Any:
+    """What stands at a key of nested mappings; an object that equals nothing where nothing does."""
+    for part in key.lstrip("+").split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return object()
+        node = node[part]
+    return node
 
 
 def _suggested(trial: Trial, key: str, values: Values) -> str:

@@ -1,7 +1,8 @@
 """A study of Optuna that several processes and machines take part in, of which each trial is counted once.
 
-A trial whose process dies is failed by Optuna's heartbeat, and another worker takes up its values. One whose process is
-interrupted gives them back itself.
+A study of N trials has N places, which go to its trials in the order of their numbers. A trial that is lost, because
+its process died or was interrupted, keeps its place until a trial that was enqueued with its values has it instead. So
+no other trial gets that place, and a trial that is enqueued twice gets it once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import StageError, UserError, first_line, is_disk_full
@@ -19,13 +22,16 @@ from optkit.core.seeds import derive_seed
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.samplers import BaseSampler
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial, Trial
 
 log = logging.getLogger(__name__)
 HEARTBEAT_S, GRACE_S = 10, 60  # a process that was not heard of for the second is dead
 POLL_S = 1.0
 WHY, REFUSED = "why", "refused"  # attributes of a trial that failed, and of one that cannot be made
+BEGUN = "begun"  # attribute of a trial whose process sends heartbeats
+SURPLUS = "surplus"  # attribute of a trial that found no place left
+INSTEAD_OF, VALUES = "instead of", "values"  # attributes of an enqueued trial: the lost trial's number, and its values
+FIRST = -1  # in place of that number, for the first trial that was asked for; -2 for the second
 MOST_REFUSED = 100  # proposals in a row
 SAMPLERS = (TPE, NSGA2, RANDOM) = ("tpe", "nsga2", "random")
 Evaluate = Callable[["Trial"], Sequence[float]]
@@ -56,14 +62,16 @@ def open_study(url: str, name: str, objectives: int, definition: dict[str, Any])
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = _storage(url)
+        from optkit.searches.storage import StudyStorage
+
+        storage = StudyStorage(url, HEARTBEAT_S, GRACE_S)
         study = optuna.create_study(
             storage=storage, study_name=name, load_if_exists=True, directions=["minimize"] * objectives
         )
         before = study.user_attrs.get("definition")
         if before is None:
             study.set_user_attr("definition", definition)
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError, OSError) as error:
         reason = without_credentials(first_line(error.__cause__ or error))
         fix = "postgresql+psycopg:// needs psycopg, mysql+pymysql:// needs PyMySQL"
         raise UserError(f"no study in {without_credentials(url)}: {reason}", key="--storage", fix=fix) from error
@@ -75,24 +83,15 @@ def open_study(url: str, name: str, objectives: int, definition: dict[str, Any])
     return study
 
 
-def _storage(url: str) -> RDBStorage:
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-
-    patience = {"connect_args": {"timeout": GRACE_S}} if url.startswith("sqlite") else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return RDBStorage(
-            url,
-            engine_kwargs=patience,
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
-
-
 def take_part(
-    study: Study, evaluate: Evaluate, *, trials: int | None, seconds: float | None, sampler: str, seed: int
+    study: Study,
+    evaluate: Evaluate,
+    *,
+    trials: int | None,
+    seconds: float | None,
+    sampler: str,
+    seed: int,
+    first: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Does trials of a study until there are enough of them, or the time is up; waits for those of other workers.
 
@@ -106,25 +105,26 @@ def take_part(
         seconds: in which this worker begins trials.
         sampler: one of `SAMPLERS`.
         seed: of the study.
+        first: values of the first trials, each by key; the sampler proposes those that are not given.
 
     Raises:
         StageError: nothing that is proposed can be made, or the disk is full.
     """
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.storages import fail_stale_trials
     from optuna.trial import TrialState
 
+    if not study.get_trials(deepcopy=False):
+        for place, values in enumerate(first):
+            _enqueue(study, values, FIRST - place)
     worker = _Worker(study, evaluate, trials, sampler, seed)
     end = None if seconds is None else time.monotonic() + seconds
     while end is None or time.monotonic() < end:
-        done = counted(study)
-        if trials is None or len(done) < trials:
+        _take_up_lost(study)
+        places = _places(study)
+        states = {trial.state for trial in places[:trials]}
+        if trials is None or len(places) < trials or TrialState.WAITING in states:
             worker.do_one()
-        elif any(trial.state == TrialState.RUNNING for trial in done):
+        elif TrialState.RUNNING in states:
             time.sleep(POLL_S)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                fail_stale_trials(study)
         else:
             return
 
@@ -133,12 +133,54 @@ def counted(study: Study) -> list[FrozenTrial]:
     """The trials that count: finished, stopped early, failed while working, and running ones."""
     from optuna.trial import TrialState
 
-    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    return [trial for trial in _places(study) if trial.state != TrialState.WAITING and not _is_lost(trial)]
+
+
+def _places(study: Study) -> list[FrozenTrial]:
+    """The trials that have a place, or are about to get one, by number: also waiting and lost ones."""
+    trials = study.get_trials(deepcopy=False)
+    replaced: dict[int, int] = {}
+    for trial in trials:
+        if INSTEAD_OF in trial.user_attrs:
+            replaced.setdefault(trial.user_attrs[INSTEAD_OF], trial.number)
     return [
         trial
-        for trial in study.get_trials(deepcopy=False)
-        if (trial.state in states or WHY in trial.user_attrs) and REFUSED not in trial.user_attrs
+        for trial in trials
+        if not {REFUSED, SURPLUS} & trial.user_attrs.keys()
+        and trial.number not in replaced
+        and (INSTEAD_OF not in trial.user_attrs or replaced[trial.user_attrs[INSTEAD_OF]] == trial.number)
     ]
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    """Whether the process of a trial died, or was interrupted, before there was a result."""
+    from optuna.trial import TrialState
+
+    return trial.state == TrialState.FAIL and WHY not in trial.user_attrs
+
+
+def _take_up_lost(study: Study) -> None:
+    """Enqueues the values of lost trials, after a look at which processes have died."""
+    from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+    from optuna.storages import fail_stale_trials
+    from optuna.trial import TrialState
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(study)
+    for trial in _places(study):
+        began = trial.datetime_start
+        is_silent = trial.state == TrialState.RUNNING and BEGUN not in trial.user_attrs  # Optuna waits for it for ever
+        if is_silent and began is not None and datetime.now() - began > timedelta(seconds=GRACE_S):
+            with suppress(ValueError, UpdateFinishedTrialError):  # another worker was first
+                study.tell(trial.number, state=TrialState.FAIL)
+    for trial in _places(study):
+        if _is_lost(trial):
+            _enqueue(study, trial.user_attrs.get(VALUES, {}) | trial.params, trial.number)
+
+
+def _enqueue(study: Study, values: dict[str, Any], instead_of: int) -> None:
+    study.enqueue_trial(values, {INSTEAD_OF: instead_of, VALUES: values})
 
 
 class _Worker:
@@ -161,8 +203,9 @@ class _Worker:
         self.number = self.full = None
         try:
             self.study.optimize(self._do, n_trials=1, catch=(Exception,))
-        except (ValueError, UpdateFinishedTrialError):
-            if not self._is_lost():
+        except (ValueError, UpdateFinishedTrialError, AssertionError):  # the last is Optuna's "Should not reach"
+            trial = self._trial()
+            if trial is None or not _is_lost(trial):
                 raise
             log.warning("trial %s is another worker's by now: nothing was heard of this one for too long", self.number)
         except BaseException:
@@ -181,7 +224,9 @@ class _Worker:
         from optuna.exceptions import TrialPruned
 
         self.number = trial.number
-        if self.trials is not None and sum(t.number < trial.number for t in counted(self.study)) >= self.trials:
+        trial.set_user_attr(BEGUN, True)  # from about here on Optuna finds out if this process dies
+        if trial.number not in [place.number for place in _places(self.study)[: self.trials]]:
+            trial.set_user_attr(SURPLUS, True)
             raise _Surplus
         self.study.sampler = _sampler(self.sampler, derive_seed(self.seed, "trial", trial.number))
         try:
@@ -201,26 +246,14 @@ class _Worker:
                 log.warning("trial %d failed: %s", trial.number, first_line(error))
             raise
 
-    def _is_lost(self) -> bool:
-        """Whether the trial was taken away from this process while it worked on it."""
-        from optuna.trial import TrialState
-
-        trial = self._trial()
-        return trial is not None and trial.state == TrialState.FAIL and WHY not in trial.user_attrs
-
     def _give_back(self) -> None:
         """Fails the trial, unless it is finished, and lets the next worker take up its values."""
-        from optuna.storages import RetryHeartbeatStaleTrialCallback
         from optuna.trial import TrialState
 
         trial = self._trial()
-        if trial is None or trial.state not in (TrialState.RUNNING, TrialState.FAIL) or WHY in trial.user_attrs:
-            return
-        if trial.state == TrialState.RUNNING:
+        if trial is not None and trial.state == TrialState.RUNNING:
             self.study.tell(trial.number, state=TrialState.FAIL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is experimental
-            RetryHeartbeatStaleTrialCallback()(self.study, trial)
+        _take_up_lost(self.study)
 
     def _trial(self) -> FrozenTrial | None:
         return None if self.number is None else self.study.get_trials()[self.number]

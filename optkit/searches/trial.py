@@ -147,7 +147,7 @@ class Workshop:
         folder = self._made(plan)
         last = plan.last
         if last.id not in {record.variant for record in Ledger(folder / LEDGER_NAME).records()}:
-            measure_again(folder, recipe, {(last.number, last.id): None})
+            measure_again(folder, recipe, {(last.number, last.id): None}, once=True)
         return judged(folder, self.engine, self.costs, serving=self.serving)
 
     def on_test(self, overrides: Sequence[str], number: int, confidence: float) -> tuple[Recipe, Figures]:

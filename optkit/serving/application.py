@@ -25,7 +25,11 @@ from optkit.serving.plan import Plan
 APPLICATION, MODEL, FRONT = "optkit", "Model", "Front"
 MAX_BYTES = 16 * 2**20
 AT_ONCE = 10_000  # requests that the front holds; more are refused
+MOST_HELD = 256 * 2**20  # bytes of bodies that the front holds; what comes then is refused
+BODY_S = 30.0  # in which a body must have come
+LARGE = 2**16  # bytes; larger bodies are read in a thread, so that the front goes on meanwhile
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+BROKEN, STARTING = ("UNHEALTHY", "DEPLOY_FAILED"), ("UPDATING",)  # states of the model, in Ray's words
 HEALTH_S = 1.0  # for so long the state of the replicas is not asked again
 ARGUMENTS = ("folder", "engine", "max_batch", "max_wait_ms", "threads", "max_bytes", "trust", "about")
 
@@ -129,6 +133,7 @@ class Front:
         own = {"engine": saved.engine, "inputs": described, "accepts": self._requests.accepts}
         self._about = dict(about) | own | {"classes": rules.get("classes"), "max_bytes": max_bytes}
         self._metrics = Metrics()
+        self._held = 0  # bytes of bodies
         self._health: tuple[float, int, dict[str, Any]] | None = None
 
     async def __call__(self, request: Request) -> Response:
@@ -163,16 +168,26 @@ class Front:
     async def _predict(self, request: Request) -> Response:
         from optkit.serving.requests import RequestError
 
+        body = bytearray()
         try:
-            body = bytearray()
-            async for part in request.stream():
-                body += part
-                self._requests.check_size(len(body))
-            inputs = self._requests.read(bytes(body), request.headers.get("content-type", ""))
+            async with asyncio.timeout(BODY_S):
+                async for part in request.stream():
+                    body += part
+                    self._held += len(part)
+                    self._requests.check_size(len(body))
+                    if self._held > MOST_HELD:
+                        return _told(503, "too many large requests at a time")
+            given = bytes(body), request.headers.get("content-type", "")
+            large = len(body) > LARGE
+            inputs = await asyncio.to_thread(self._requests.read, *given) if large else self._requests.read(*given)
         except RequestError as error:
             return _told(400, str(error))
+        except TimeoutError:
+            return _told(408, f"the body did not come within {BODY_S:.0f} s")
         except ClientDisconnect:
             return _told(499, "the client went away")
+        finally:
+            self._held -= len(body)
         try:
             answer, size = await self._model.remote(inputs)
         except (RayServeException, RayError) as error:  # such as a replica that died
@@ -189,9 +204,9 @@ class Front:
             model = deployments[MODEL]
             states: Mapping[Any, int] = model.replica_states
             running = states.get("RUNNING", 0)
-            broken = model.status.value in ("UNHEALTHY", "DEPLOY_FAILED")
-            told = {"status": "failing" if broken else "ok", "replicas": running}
-            self._health = (now, 503 if broken else 200, told)
+            broken, first = (model.status.value in these for these in (BROKEN, STARTING))
+            state = "failing" if broken else "starting" if first and not running else "ok"
+            self._health = (now, 200 if state == "ok" else 503, {"status": state, "replicas": running})
         return self._health[1:]
 
 

@@ -14,7 +14,10 @@ from optkit.deploy.exporting import RULES, classifies_by, input_names, preproces
 from optkit.deploy.script import TEXTS
 from optkit.deploy.source import Source
 from optkit.engines.saved import ENGINE, Saved, read_session
+from optkit.serving.plan import Plan
 from optkit.serving.requests import Input, check_rules
+
+PLAN = "plan.json"
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -22,13 +25,12 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / ENGINE).is_file()
 
 
-def save_model(source: Source, engine: str, max_batch: int, to: Path) -> Path:
-    """Compiles a variant for batches of a size, and writes the session with its preprocessing.
+def save_model(source: Source, plan: Plan, to: Path) -> Path:
+    """Compiles a variant for the batches of a plan, and writes the session with its preprocessing and the plan.
 
     Args:
         source: of the variant, with its run's task and engines.
-        engine: that serves it, with the run's options where the run has it.
-        max_batch: the size.
+        plan: names the engine that serves it, which has the run's options where the run has it.
         to: a new folder.
 
     Raises:
@@ -44,13 +46,13 @@ def save_model(source: Source, engine: str, max_batch: int, to: Path) -> Path:
         raise UserError(
             "a language model answers token by token, which optkit serve does not do", key="variant", fix=fix
         )
-    own = next((found for found in source.engines.values() if found.name == engine), None)
-    chosen = own if own is not None else ENGINES.find(engine, "engine")()
+    own = next((found for found in source.engines.values() if found.name == plan.engine), None)
+    chosen = own if own is not None else ENGINES.find(plan.engine, "engine")()
     if reason := chosen.unavailable() or chosen.unsupported(source.variant.traits):
-        raise UserError(reason, key="engine", value=engine)
+        raise UserError(reason, key="engine", value=plan.engine)
     if to.exists():
         raise UserError(f"{to} is there already", key="save", value=str(to), fix="give a new folder")
-    example = tuple(x[:1].repeat(max_batch, *[1] * (x.dim() - 1)) for x in source.example)
+    example = tuple(x[:1].repeat(plan.max_batch, *[1] * (x.dim() - 1)) for x in source.example)
     rules = preprocessing_of(source.task)
     puts = traced_puts(source, input_names(source))
     described = {"inputs": [asdict(put) for put in puts.inputs], "outputs": [asdict(put) for put in puts.outputs]}
@@ -59,10 +61,26 @@ def save_model(source: Source, engine: str, max_batch: int, to: Path) -> Path:
     session = chosen.compile(source.module, source.variant, example)
     with new_folder(to, key="save") as folder:
         session.save(folder)
+        write_text(folder / PLAN, json.dumps(plan.to_json(), indent=1) + "\n")
         write_text(folder / RULES, json.dumps(rules | described, indent=1, ensure_ascii=False) + "\n")
         if rules.get("kind") == TEXTS and source.task is not None:
             source.task.save_tokenizer(folder)
     return to
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """The plan that a folder was written for; None where it has none, as one of `Session.save`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        return None
+    try:
+        return Plan.of(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("not the plan that optkit serve --save writes", key=str(path), fix="save it again") from error
 
 
 def read_rules(folder: Path) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ CHOSEN = (
     "threads", "memory_gb",
 )  # fmt: skip
 MOST_BATCH = 4096
+HELD = 1024
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,12 @@ class Plan:
 
     @property
     def max_ongoing(self) -> int:
-        """Requests that a replica holds: a batch that runs, and one that gathers meanwhile."""
-        return 2 * self.max_batch
+        """Requests that a replica holds: a batch that runs, one that gathers meanwhile, and enough behind them.
+
+        A request that finds all replicas full is offered again after 25 ms at first and 500 ms at last (Ray 2.60), for
+        which the replicas would stand idle. What a replica holds is not given to one that starts later.
+        """
+        return max(2 * self.max_batch, HELD)
 
     def changed(self, **changes: Any) -> Plan:
         """The same with other numbers; None changes nothing, and a number of replicas ends the scaling."""
@@ -144,10 +149,19 @@ def planned(run: Path, variant: str, engine: str) -> Plan | None:
         raise UserError("not what optkit cost writes", key=str(file), fix="run optkit cost again") from error
 
 
-def plan_beside(variant: Path, engine: str) -> Plan | None:
-    """`planned` of a variant's folder in its run; None where it lies in none, or is a run's folder."""
-    from optkit.core.artifact import VARIANT, open_artifact
+def plan_beside(variant: Path, engine: str, overrides: Sequence[str] = ()) -> Plan | None:
+    """`planned` of a variant's folder in its run, or of a run's last variant; None where it lies in no run.
 
+    Args:
+        variant: the folder.
+        engine: that serves it.
+        overrides: of the run's recipe.
+    """
+    from optkit.core.artifact import VARIANT, open_artifact
+    from optkit.deploy.source import last_variant
+
+    if (variant / COST).is_file() and (variant / "recipe.yaml").is_file():
+        variant = last_variant(variant, overrides)
     run = variant.resolve().parent.parent
     if not (variant / VARIANT).is_file() or not (run / COST).is_file():
         return None

@@ -21,6 +21,7 @@ PICTURES = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow opens 
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 COLORS = {"RGB": 3, "L": 1}
 FREE = "length"
+NUMBERS = {int, float, bool}
 
 
 class RequestError(OptkitError):
@@ -139,7 +140,7 @@ class Requests:
             found = self._prepare([given])
         except SystemExit as error:  # the script's way to refuse a file, which it names first
             raise RequestError(str(error.code).partition(": ")[2]) from None
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, TypeError, SyntaxError) as error:
             raise RequestError(f"not what the model takes: {first_line(error)}") from error
         return {name: array[0] for name, array in found.items()}
 
@@ -218,6 +219,8 @@ def _json(text: str) -> object:
 def _array(wanted: Input, given: object) -> NDArray[Any]:
     """An array of the dtype and shape that an input has; integers pass as floats, nothing else as something else."""
     name, dtype = wanted.name, np.dtype(wanted.dtype)
+    if not _holds_numbers(given):  # of texts numpy would make an array as wide as the longest
+        raise RequestError(f"input '{name}' does not hold numbers of {dtype.name}")
     try:
         found = np.asarray(given)
     except (ValueError, OverflowError) as error:
@@ -235,6 +238,14 @@ def _array(wanted: Input, given: object) -> NDArray[Any]:
     if dtype.kind == "f" and not np.isfinite(made).all():
         raise RequestError(f"input '{name}' holds numbers outside {dtype.name}")
     return made
+
+
+def _holds_numbers(given: object) -> bool:
+    """Whether a nested list has numbers and truth values only."""
+    if not isinstance(given, list):
+        return type(given) in NUMBERS
+    kinds = set(map(type, given))
+    return kinds <= NUMBERS or (kinds - {list} <= NUMBERS and all(map(_holds_numbers, given)))
 
 
 def _short(name: str) -> str:

@@ -19,6 +19,14 @@ from optkit.launch.ray_cluster import connect
 from optkit.serving.plan import Plan
 
 log = logging.getLogger(__name__)
+# https://docs.ray.io/en/latest/serve/advanced-guides/performance.html; without a second port for requests, and with a
+# token for the ports between Ray's processes, which take pickles
+SETTINGS = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_AUTH_MODE": "token",
+}
 OBJECTS_BYTES = 100 * 2**20  # of shared memory; requests are far smaller
 
 
@@ -54,6 +62,8 @@ def serve_plan(folder: Path, plan: Plan, host: str, port: int, max_bytes: int, t
 
 
 def _start(folder: Path, plan: Plan, host: str, port: int, max_bytes: int, trust: list[str], home: str) -> None:
+    for name, value in SETTINGS.items():  # Ray reads them when it is imported
+        os.environ.setdefault(name, value)
     from ray import serve
 
     from optkit.serving.application import APPLICATION, application

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optkit.core.errors import UserError
-from optkit.serving.model_folder import is_model_folder, save_model, saved_session
+from optkit.serving.model_folder import is_model_folder, read_plan, save_model, saved_session
 from optkit.serving.plan import Plan, planned
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def prepared(
     overrides: Sequence[str] = (),
     trust: Iterable[str] = (),
 ) -> tuple[Path, Plan]:
-    """The folder to serve from, and the plan: the run's ``cost.json``, and what is asked beside it.
+    """The folder to serve from, and the plan: of the run's ``cost.json``, or as it was saved, with what is asked.
 
     Args:
         variant: a variant's or a run's folder, or one with a saved session, which is served as it is.
@@ -47,7 +47,8 @@ def prepared(
         if engine not in (None, saved.engine):
             fix = "leave it out, or give the variant's folder of the run"
             raise UserError(f"the session in {variant} is of {saved.engine}", key="engine", value=engine, fix=fix)
-        plan = Plan(saved.engine, max_batch=len(saved.example[0]) if saved.example[0].dim() else 1)
+        compiled_for = len(saved.example[0]) if saved.example[0].dim() else 1
+        plan = read_plan(variant) or Plan(saved.engine, max_batch=compiled_for)
         return variant, replace(plan.changed(**changes), variant=open_artifact(variant).variant.id)
     if engine is None:
         raise UserError("missing", key="engine", fix="such as --engine ENGINE, one that the run measured")
@@ -59,4 +60,4 @@ def prepared(
         log.info("no deployment of %s on %s in %s: optkit cost chooses batches and replicas", variant, engine, run)
     plan = (found or Plan(engine)).changed(**changes)
     plan = replace(plan, variant=source.variant.id, name=plan.name or source.name)
-    return save_model(source, engine, plan.max_batch, to), plan
+    return save_model(source, plan, to), plan

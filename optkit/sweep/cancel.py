@@ -54,7 +54,8 @@ def cancel(folder: SweepFolder, why: str) -> list[str]:
                 sweep.jobs[job.number] = replace(job, state=State.CANCELLED, why=why, ended=ended)
         in_slurm = "slurm" in sweep.launcher.lower()
     left = _scancel(folder.path, running) if in_slurm else []
-    return left + [text for job in running if job.slurm is None and (text := _terminate(folder, job))]
+    here = (job for job in running if not (in_slurm and job.slurm))  # others may run in an allocation of Slurm, too
+    return left + [text for job in here if (text := _terminate(folder, job))]
 
 
 def _terminate(folder: SweepFolder, job: Job) -> str | None:

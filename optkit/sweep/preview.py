@@ -98,7 +98,10 @@ class Preview:
         recipe = plan.recipe
         root = recipe.store or f"{recipe.out}/store"
         store = None if recipe.fresh else open_store(root)
-        costs = self._costs.setdefault(Path(recipe.out), Costs(Path(recipe.out)))
+        out = Path(recipe.out)
+        if out not in self._costs:
+            self._costs[out] = Costs(out)
+        costs = self._costs[out]
         present, elsewhere, making = [], [], []
         for step in plan.steps:
             if step.stage is None:
@@ -121,7 +124,7 @@ class Preview:
     def _is_stored(self, store: StageStore, root: str, step: PlannedStep) -> bool:
         key = (root, step.id)
         if key not in self._stored:
-            self._stored[key] = store.find(step.id) is not None
+            self._stored[key] = store.has(step.id)
         return self._stored[key]
 
     def _lines(self, number: int, job: PlannedJob) -> list[str]:

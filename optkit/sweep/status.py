@@ -124,7 +124,7 @@ def command_of(folder: Path, more: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         UserError: an override of what the jobs are, a sweep that Python started, a folder that is gone.
     """
-    home = SweepFolder(folder.absolute())
+    home = SweepFolder(folder.resolve())
     sweep = home.read()
     for override in more:
         if (
@@ -142,7 +142,7 @@ def command_of(folder: Path, more: Sequence[str]) -> Iterator[list[str]]:
         fix = "run its command in the folder that it has now"
         raise UserError(f"the folder it was started in is gone: {sweep.cwd}", key=str(folder), fix=fix)
     placed = any(key_of(o) == "sweep" for o in sweep.command)
-    named = [] if placed or folder.name != sweep.name else [f"sweep={sweep.name}"]
+    named = [] if placed or home.path.name != sweep.name else [f"sweep={sweep.name}"]
     replaced = {override.lstrip("+").partition("=")[0] for override in more}
     kept = [o for o in sweep.command if o.lstrip("+").partition("=")[0] not in replaced]
     if "hydra/launcher" in replaced:  # the options of the one before are not its own

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from optkit.core.environment import cpu
 from optkit.core.errors import StageError
-from optkit.core.interruption import Interruption, asked, ends_at_once, saves_when_asked
+from optkit.core.interruption import Interruption, asked, ends_at_once, heard, saves_when_asked
 from optkit.core.layout import channels_last_
 from optkit.core.processes import current
 from optkit.core.progress import track
 from optkit.core.seeds import derive_seed
 from optkit.core.task import Batch, Task
+from optkit.core.turns import give_way
 from optkit.training.callbacks import Callback
 from optkit.training.checkpoint import Schedule, load_state, save_state
 from optkit.training.config import Trainer, check_sharding, sharding_of
@@ -175,6 +176,7 @@ class Fit:
                         break
                     self._one_step(batch, count)
                     self._save_if_due()
+                    self.started += give_way(asked)
                     yield self.step
                 self._finish_steps()
                 self._end_epoch()
@@ -294,6 +296,8 @@ class Fit:
         if stop or due:
             self._save()
         if stop:
+            heard(stop)
+            self.processes.wait()  # a process that leaves early resets the connections of the others
             raise Interruption(stop)
 
     def _save(self) -> None:

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from optkit.core.errors import UserError
-from optkit.core.locks import exclusive
+from optkit.core.locks import exclusive, others_hold
 
 spawn = multiprocessing.get_context("spawn")
 
@@ -156,3 +156,14 @@ def test_a_place_that_cannot_be_locked_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot lock .*: "), exclusive(tmp_path / "file" / "lock", "more"):
         pass
+
+
+def test_a_process_of_this_number_on_another_host_is_another_one(tmp_path, owner):
+    """Containers that share a folder of locks often have the same numbers."""
+    said = tmp_path / "lock.json"
+    assert others_hold(tmp_path / "lock")
+    mine = json.loads(said.read_text()) | {"pid": os.getpid()}
+    said.write_text(json.dumps(mine))
+    assert others_hold(tmp_path / "lock") is None
+    said.write_text(json.dumps(mine | {"host": "elsewhere"}))
+    assert "elsewhere" in others_hold(tmp_path / "lock")

@@ -19,6 +19,7 @@ from optkit.core.secrets import LEFT_OUT, arguments_without_secrets, is_secret, 
 )
 def test_an_argument_keeps_all_but_its_secret(argument, left):
     assert arguments_without_secrets(["optkit", argument]) == ["optkit", left]
+    assert arguments_without_secrets(["optkit", left]) == ["optkit", left]
 
 
 def test_the_value_behind_an_option_is_left_out():

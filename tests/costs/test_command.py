@@ -136,3 +136,9 @@ def test_a_recipe_ends_with_its_costs(recipe):
     assert "Cheapest" in (run.folder / "cost.md").read_text() or "No deployment" in (run.folder / "cost.md").read_text()
     (row,) = run.rows
     assert 0.5 < row["load_s"] < 120
+
+
+@pytest.mark.parametrize("option", [("--prices", "p.yaml"), ("--p99", "50ms"), ("--policy", "fixed")])
+def test_what_needs_a_run_is_refused_without_one(command_here, option):
+    done = command_here("cost", "--traffic", "poisson:rate=1/s", *option)
+    assert str(done.exception).startswith(f"{option[0]}: needs a run")

@@ -10,6 +10,7 @@ import pytest
 import optkit
 from optkit.core.errors import UserError
 from optkit.core.records import Measurement
+from optkit.costs.payback import paybacks
 from optkit.costs.policies import POLICIES
 from optkit.costs.prices import read_prices
 from optkit.costs.result import COST
@@ -72,6 +73,14 @@ def test_serverless_costs_its_seconds(costs):
     assert 0.99 * least < one.dollars_a_million < 1.15 * least  # some instances go, and others start
     assert one.utilization is None
     assert one.kwh_a_million == pytest.approx(1.0 / 3.6)
+
+
+def test_a_machine_without_a_price_breaks_even_by_what_it_saves(costs):
+    base = of(costs, "train", "fixed")
+    free = replace(of(costs, "recover", "fixed"), dollars_a_day=0.0, dollars_a_million=0.0, caveat=None)
+    (found,) = paybacks([base, free], 0.36, 7200.0)
+    assert found.requests == pytest.approx(found.making_dollars / base.dollars_a_million * 1e6)
+    assert found.days == pytest.approx(found.requests / (12 * (free.requests - free.lost)))
 
 
 def test_energy_adds_up(costs, run):

@@ -117,6 +117,8 @@ def test_a_batch_of_prompts_takes_its_longest_prompt_and_its_longest_answer():
 def test_longer_prompts_than_were_timed_are_refused_with_the_command():
     (replica,) = replicas_of(RUN, [of_tokens()])
     assert replica.service.longest(tokens((10, 1), (90, 20))) == 100
+    # of a batch the longest prompt and the longest answer may be of different requests
+    assert replica.service.longest(tokens((10, 100), (90, 2))) == 140
     check_tokens(replica, 100)
     with pytest.raises(UserError, match=r"up to 100 tokens, and traffic has 101 .*prompt_lengths=\[10,100,200\]"):
         check_tokens(replica, 101)

@@ -143,6 +143,14 @@ WRONG = {
     "a missing rate": ("t.json", prometheus([(0, 1), (1, "NaN")]), "no rate at 2023-11-14T22:14:20+00:00"),
     "a missing step": ("t.json", prometheus([(0, 1), (1, 1), (3, 1)]), "a gap: 120 s"),
     "an answer of another kind": ("t.json", '{"data": {"result": []}}', "not a Prometheus range export"),
+    "milliseconds": ("t.json", '{"ts": 5}\n{"ts": 1700000001000}\n', "t.json:2: 1700000001000 is no time in seconds (divide it by 1000"),
+    "counts without rows": ("t.csv", "time,count\n", "no requests"),
+    "counts at one time": ("t.csv", "time,count\n5,1\n5,2\n", "counts at the same time"),
+    "null in place of a time": ("t.json", '{"ts": "2026-11-01T12:00:00"}\n{"ts": null}\n', "t.json:2: None is not a time"),
+    "null in place of tokens": ("t.json", '{"ts": 1, "prompt_tokens": 1}\n{"ts": 2, "prompt_tokens": null}\n', "t.json:2: None is not a whole"),
+    "endless tokens": ("t.csv", "time,prompt_tokens\n1,2\n2,inf\n", "t.csv:3: 'inf' is not a whole number"),
+    "negative tokens": ("t.csv", "time,prompt_tokens\n1,2\n2,-3\n", "t.csv:3: -3 tokens"),
+    "a month that is none": ("t.log", COMMON + COMMON.replace("Oct", "Foo"), "t.log:4: 10/Foo/2026:13:55:36 -0700 is not a time"),
     "no requests": ("t.csv", "time,count\n0,0\n60,0\n", "no requests"),
 }  # fmt: skip
 

@@ -12,9 +12,11 @@ from torch import nn
 
 import optkit
 from optkit.core import ledger
+from optkit.core.artifact import open_artifact
 from optkit.core.compat.openvino import core
 from optkit.core.errors import StageError, UserError
 from optkit.core.records import unpack_values
+from optkit.costs.result import FORMAT
 from optkit.deploy import export
 from optkit.deploy.target import list_files
 from optkit.engines import OpenVINO
@@ -24,6 +26,7 @@ from optkit.pipeline import run
 from optkit.quantize import quantize_static
 from optkit.recipe.compose import to_recipe
 from optkit.recipe.plan import make_plan
+from optkit.serving.plan import CHOSEN
 from optkit.tasks import Digits
 from tests.deploy.alone import run_alone
 
@@ -405,3 +408,19 @@ def test_the_command(runs, tmp_path, command_here, monkeypatch):
 def test_the_name_in_optkit():
     assert optkit.export is export
     assert Path(str(optkit.deploy.__file__)).parent.name == "deploy"
+
+
+@pytest.mark.parametrize("of", [".", "variants/1-quantize"])
+def test_a_repository_gets_the_numbers_of_the_runs_cheapest_deployment(runs, tmp_path, command_here, of):
+    run = runs["openvino"]
+    deployment = dict.fromkeys(CHOSEN) | {
+        "engine": "openvino", "variant": open_artifact(run / "variants/1-quantize").variant.id, "policy": "fixed",
+        "dollars_a_million": 1.0, "max_batch": 4, "max_wait_ms": 3.0, "replicas": 2, "threads": 2,
+    }  # fmt: skip
+    (run / "cost.json").write_text(json.dumps({"format": FORMAT, "deployments": [deployment]}))
+    done = command_here("export", run / of, "--engine", "openvino", "--to", tmp_path / "to", "--repository", "ovms")
+    (run / "cost.json").unlink()
+    assert done.exit_code == 0, done.exception
+    config = json.loads((tmp_path / "to/config.json").read_text())["model_config_list"][0]["config"]
+    assert config["target_device"] == "BATCH:CPU(4)"
+    assert config["plugin_config"]["AUTO_BATCH_TIMEOUT"] == 3

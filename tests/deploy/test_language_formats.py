@@ -1,15 +1,18 @@
 """Language models as compressed-tensors folders and GGUF files: what transformers reads is what was written."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.nn import functional as F
 
 import optkit
 from optkit.core.errors import UserError
+from optkit.deploy.language_formats import SPLIT, _pre_tokenizer
 from optkit.models import language_model
 
 pytest.importorskip("gguf")
@@ -129,3 +132,31 @@ def test_what_cannot_be_written_is_refused(tmp_path, model, engine, message):
     with pytest.raises(UserError, match=message):
         optkit.export(model(), tmp_path / "out", engine=engine, example_inputs=TOKENS)
     assert not (tmp_path / "out").exists()
+
+
+def split(pattern):
+    """As the tokenizers of Qwen and Llama 3 do."""
+    steps = [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
+    return pre_tokenizers.Sequence(steps)
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        (pre_tokenizers.ByteLevel(), "gpt-2"),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel()]), "smollm"),
+        (split(SPLIT.replace("NUMBERS", r"\p{N}")), "qwen2"),
+        (split(SPLIT.replace("NUMBERS", r"\p{N}{1,3}")), "llama-bpe"),
+        (split(r"\w+"), None),
+        (pre_tokenizers.ByteLevel(use_regex=False), None),
+    ],
+)
+def test_gguf_says_how_a_tokenizer_splits_text(steps, name):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = steps
+    said = json.loads(tokenizer.to_str())["pre_tokenizer"]
+    if name is None:
+        with pytest.raises(UserError, match="how this tokenizer splits text is not known in GGUF"):
+            _pre_tokenizer(said)
+    else:
+        assert _pre_tokenizer(said) == name

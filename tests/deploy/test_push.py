@@ -55,11 +55,13 @@ def test_an_export_arrives_whole_and_once(hub, exported):
     store.repos["me/model"] = {".gitattributes": b""}
     (exported / "test").mkdir()
     (exported / "test/0.png").write_bytes(b"not to be sent")
+    (exported / "credentials.json").write_text("neither")
     code, said, errors = pushed(address, exported, "me/model")
     assert (code, "error" in errors) == (0, False)
     assert "sent 6 files, " in said
     assert f"to {address}/me/model:" in said
     assert "1 test files stay here" in said
+    assert "not of the export, and stays here: credentials.json" in said
     assert store.repos["me/model"] == {".gitattributes": b""} | {n: (exported / n).read_bytes() for n in FILES}
     assert store.commits["me/model"] == ["linear for onnxruntime, exported by optkit"]
     code, said, _ = pushed(address, exported, "me/model")

@@ -8,10 +8,12 @@ import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 import optkit
+from optkit.commands.export import EXPORTS
 from optkit.core.artifact import save_artifact
 from optkit.core.compat.openvino import core
 from optkit.core.errors import UserError
 from optkit.core.variant import Variant
+from optkit.deploy.formats import FORMATS, OF_LANGUAGE
 from optkit.deploy.repository import Enum, export_repository, pbtxt
 from optkit.deploy.target import list_files
 
@@ -170,3 +172,7 @@ def test_the_command(variant, tmp_path, command_here):
     config = model_config((to / "1-train/config.pbtxt").read_text())
     assert (config.max_batch_size, config.dynamic_batching.max_queue_delay_microseconds) == (4, 1000)
     assert optkit.deploy.export_repository is export_repository
+
+
+def test_the_command_offers_every_format():
+    assert set(EXPORTS) == {*FORMATS, *OF_LANGUAGE}

@@ -47,6 +47,24 @@ def test_a_saved_session_opens_again(engine, model, tmp_path):
     assert torch.equal(again(x), session(x))
 
 
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_saved_session_is_whole_or_none(name, model, tmp_path):
+    engine = ENGINES[name]()
+    if reason := engine.unavailable():
+        pytest.skip(reason)
+    engine.compile(model, VARIANT, (torch.zeros(2, 1, 8, 8),)).save(tmp_path / "a")
+    again = optkit.load(tmp_path / "a")
+    with pytest.raises(UserError, match="directory: the session was opened from this folder"):
+        again.save(tmp_path / "a")
+    again.save(tmp_path / "b")
+    (own,) = (path for path in (tmp_path / "b").iterdir() if path.suffix in (".onnx", ".bin"))
+    own.write_bytes(b"no model")
+    with pytest.raises(UserError, match="directory: the session is damaged: .*save it again"):
+        optkit.load(tmp_path / "b")
+    (tmp_path / "b" / "engine.json").unlink()  # it is written last, so that a save that was killed left none
+    assert isinstance(optkit.load(tmp_path / "b"), SmallCNN)
+
+
 def test_eager_does_not_pretend_to_run_int8():
     assert "fp32" in Eager().unsupported(frozenset({"int8"}))
     assert Inductor().unsupported(frozenset({"int8"})) is None

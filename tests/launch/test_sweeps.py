@@ -67,6 +67,7 @@ def test_passwords_are_in_no_file_of_a_sweep(home):
         "store=s3://me:secret@bucket/optkit",
         "tracker=mlflow",
         "tracker.uri=http://me:secret@host",
+        "+tracker.api_token=secret",
     ]
     for _ in range(2):
         launch("tiny.yaml", arguments, lambda cfg: None, command=["run", "tiny.yaml", *arguments])
@@ -74,6 +75,17 @@ def test_passwords_are_in_no_file_of_a_sweep(home):
     assert len(files) > 2
     assert [path for path in files if "secret" in path.read_text()] == []
     assert [job.state for job in only(home).read().jobs] == [State.FINISHED] * 2
+
+
+def test_options_of_a_command_are_part_of_what_its_sweep_is(home):
+    """`optkit ablate RECIPE -m seed=0,1` has other jobs with `--seeds 3`."""
+    done = []
+    for options in ([], ["--seeds=3"], ["--seeds=3"]):
+        again = {"command": ["ablate", "tiny.yaml", "-m", "seed=1,2", *options], "options": options}
+        launch("tiny.yaml", ["-m", "seed=1,2"], lambda cfg: done.append(cfg.seed), **again)
+    assert done == [1, 2, 1, 2]
+    commands = [SweepFolder(path).read().definition["command"] for path in (home / "runs" / "sweeps").iterdir()]
+    assert sorted(commands) == ["ablate", "ablate --seeds=3"]
 
 
 def test_another_definition_is_another_sweep_or_refused_under_the_same_name(home, caplog):

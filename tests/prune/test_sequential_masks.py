@@ -110,3 +110,32 @@ def test_bad_input_is_one_line(model):
         sequential_masks_(model, [], amount=0.5)
     with pytest.raises(UserError, match="both are"):
         sequential_masks_(model, BATCHES, amount=0.5, pattern=Pattern.parse("2:4"))
+
+
+class Named(nn.Module):
+    """A residual block that answers with a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return {"extra": None, "hidden": x + self.linear(x)}
+
+
+class OfNamed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Named() for _ in range(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)["hidden"]
+        return x
+
+
+def test_blocks_may_answer_with_a_mapping():
+    torch.manual_seed(0)
+    model = OfNamed().eval()
+    masks = sequential_masks_(model, [(torch.randn(8, 4),), (torch.randn(8, 4),)], criterion="wanda", amount=0.5)
+    assert [int(mask.sum()) for mask in masks.values()] == [8, 8, 8]

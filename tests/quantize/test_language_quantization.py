@@ -294,6 +294,15 @@ def test_after_an_interruption_the_work_goes_on_at_the_block_where_it_stood(tmp_
         quantize_weight_only(made(), bits=4, group_size=16, batches=texts(), workdir=tmp_path / "a")
 
 
+def test_the_work_of_another_model_of_the_same_shapes_is_not_taken_over(tmp_path):
+    quantized(tmp_path)
+    other = made()
+    with torch.no_grad():
+        other.get_submodule(PATH + "mlp.up_proj").weight.mul_(2)
+    with pytest.raises(UserError, match="workdir: another quantization stands in it"):
+        quantize_weight_only(other, bits=3, group_size=16, rounding="gptq+awq", batches=texts(), workdir=tmp_path)
+
+
 KILLED = """
 import os, signal, sys
 from tests.quantize.test_language_quantization import Blocks, quantized

@@ -146,7 +146,18 @@ def test_nothing_compared_is_not_equal(compared):
 
     comparison = compared(other_engine)
     assert not comparison.equal
-    assert verdict(comparison) == "not reproduced: no answers could be compared"
+    assert "not reproduced: these answers are missing: baseline on eager" in verdict(comparison)
+
+
+def test_answers_that_are_missing_in_one_place_are_named(compared):
+    def without_some(records):
+        own = records[1]
+        kept = [m for m in own.measurements if m.name != "accuracy" or m.conditions["engine"] == "eager"]
+        return [records[0], replace(own, measurements=kept), *records[2:]]
+
+    comparison = compared(without_some)
+    assert not comparison.equal
+    assert verdict(comparison).startswith("not reproduced: these answers are missing: ")
 
 
 def test_the_summary_names_changes_and_differences(compared, tmp_path):

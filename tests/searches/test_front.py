@@ -1,6 +1,7 @@
 """Fronts against brute force on small grids."""
 
 from itertools import product
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,15 @@ def test_one_of_three_goes_on_from_a_rung(point, others, answer):
 
 def test_of_a_large_front_those_stay_that_cover_the_most():
     points = [(0.0, 3.0), (1.0, 1.0), (3.0, 0.0), (2.9, 0.9)]
-    assert thinned(points, 1, (4.0, 4.0)) == [1]
-    assert thinned(points, 3, (4.0, 4.0)) == [0, 1, 2]
-    assert thinned(points, 9, (4.0, 4.0)) == [0, 1, 2, 3]
+    assert thinned(points, 1, (4.0, 4.0), 1) == [1]
+    assert thinned(points, 3, (4.0, 4.0), 1) == [0, 1, 2]
+    assert thinned(points, 2, (4.0, 4.0), 3) == [1, 3]
+    assert thinned(points, 9, (4.0, 4.0), 1) == [0, 1, 2, 3]
+
+
+def test_the_volume_of_hundreds_of_points_in_four_dimensions_takes_moments():
+    """Slices of all points took an hour and more; those of the front are few."""
+    random = Random(0)
+    points = [[random.random() for _ in range(4)] for _ in range(12)]
+    behind = [[x + 1e-3 * (1 + n) for x in points[n % 12]] for n in range(600)]
+    assert hypervolume(points + behind, [2.0] * 4) == hypervolume(points, [2.0] * 4)

@@ -118,6 +118,19 @@ def test_a_search_finds_a_front_and_says_what_its_choice_flattered(by_formula):
     assert "| trial | engine |" in repr(done)
 
 
+def test_a_search_begins_with_the_recipe_and_with_less_and_more_removed_and_random_search_does_not(by_formula):
+    result = by_formula(control="random").result
+    first = [trial["overrides"] for trial in result["trials"][:5]]
+    assert first[0] == ["stages.prune.amount=0.5", "stages.recover.alpha=0.9"]
+    assert {recover for _, recover in first} == {"stages.recover.alpha=0.9"}
+    amounts = [prune for prune, _ in first[1:]]
+    assert amounts == sorted(amounts)
+    assert len(set(amounts)) == 4
+    at_random = [trial["overrides"] for trial in result["control"]]
+    assert not [one for one in at_random if one in first]
+    assert by_formula(trials=14, control="random").result["trials"][12]["overrides"] not in first
+
+
 def test_bad_trials_stop_after_a_part_of_their_training(by_formula):
     result = by_formula(trials=20).result
     stopped = [t for t in result["trials"] if t["state"] == "pruned"]
@@ -126,6 +139,19 @@ def test_bad_trials_stop_after_a_part_of_their_training(by_formula):
         assert one["figures"] is None
         before = [t["looks"][len(one["looks"]) - 1] for t in result["trials"] if t["number"] < one["number"] and len(t["looks"]) >= len(one["looks"])]  # fmt: skip
         assert any(loss <= one["looks"][-1][0] and macs <= one["looks"][-1][1] for loss, macs, _ in before)
+
+
+@pytest.mark.parametrize("front", [1, 2])
+def test_the_winner_is_the_cheapest_within_the_limit_however_few_are_measured(by_formula, front):
+    result = by_formula(trials=20, front=front).result
+    inside = [trial["figures"]["costs"]["latency"] for trial in result["trials"] if trial["within"]]
+    assert result["front"][0]["number"] == result["winner"]
+    assert result["front"][0]["figures"]["costs"]["latency"] == min(inside)
+
+
+def test_the_control_of_a_search_by_hours_has_as_many_trials(by_formula):
+    result = by_formula(trials=None, hours=1e-3, control="random").result
+    assert len(result["control"]) == len(result["trials"]) > 0
 
 
 def test_the_same_search_goes_on(by_formula):

@@ -2,6 +2,7 @@
 
 import optuna
 import pytest
+import yaml
 
 from optkit.core.errors import UserError
 from optkit.launch import launch
@@ -33,6 +34,8 @@ def test_values_are_in_hydras_sweep_syntax(text, values):
         ("0.5", "key: '0.5' is one value"),
         ("interval(0.7, 0.1)", "is no interval"),
         ("tag(log, interval(0, 1))", "is no interval"),
+        ("tag(lgo, interval(1, 2))", "'lgo' is no tag of it"),
+        ("tag(log, range(1, 100))", "'log' is no tag of it"),
         ("range(5, 1)", "is no range of rising numbers"),
         ("choice(1", "is not in Hydra's sweep syntax"),
     ],
@@ -54,6 +57,34 @@ def compose(*more):
     return found[0]
 
 
+@pytest.mark.parametrize("file", bundled_spaces().values(), ids=lambda file: file.stem)
+def test_the_values_of_the_bundled_spaces_are_in_hydras_syntax(file):
+    """A mistake in one would only be said in the log, for a bundled space leaves out what a recipe does not take."""
+    for key, text in yaml.safe_load(file.read_text()).items():
+        assert (key, text) == ("chain", "subsets") or read_values("a", text).ends
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "found"),
+    [
+        ("l2, null", None, "null"),
+        ("l2, null", "l2", "l2"),
+        ("l2, null", 4, None),
+        ("choice([a, b], [a])", ["a"], "[a]"),
+        ("interval(0.1, 0.7)", 0.3, 0.3),
+        ("interval(0.1, 0.7)", 0.8, None),
+        ("interval(0.1, 0.7)", "l2", None),
+        ("interval(0.1, 0.7)", True, None),
+        ("int(interval(1, 8))", 3, 3.0),
+        ("int(interval(1, 8))", 3.5, None),
+        ("range(0.1, 0.5, 0.1)", 0.3, 0.3),
+        ("range(0.1, 0.5, 0.1)", 0.35, None),
+    ],
+)
+def test_a_value_is_looked_up_among_those_of_a_key(text, value, found):
+    assert read_values("a", text).like(value) == found
+
+
 @pytest.fixture
 def space(home):
     """Opens a space that is given as text."""
@@ -68,6 +99,29 @@ def space(home):
 def test_a_kind_of_stage_stands_for_the_stages_of_the_chain(space):
     found = space("prune/structured.amount: interval(0.2, 0.6)\nquantize/static.observer: choice(minmax, histogram)\n")
     assert found.values == {"stages.prune.amount": Span(0.2, 0.6)}
+
+
+def test_the_recipe_as_it_is_written_is_among_the_values_as_far_as_the_space_has_them(space):
+    recipe = compose("stages.prune.amount=0.4", "stages.prune.criterion=l2")
+    amount = "stages.prune.amount: interval(0.2, 0.6)\n"
+    both = space("chain: choice([train, prune], [train, prune, recover])\n" + amount)
+    chain = f"[{','.join(recipe.chain)}]"
+    assert both.written(recipe) == {"chain": chain, "stages.prune.amount": 0.4}
+    assert space(amount + "stages.prune.criterion: choice(taylor, fpgm)\n").written(recipe) == {
+        "stages.prune.amount": 0.4
+    }
+    assert space("chain: choice([train, prune])\n" + amount).written(recipe) == {}
+
+
+def test_a_search_begins_with_the_recipe_and_with_less_and_more_removed(space):
+    recipe = compose("stages.prune.amount=0.4", "stages.prune.criterion=l2")
+    amount = "stages.prune.amount: interval(0.2, 0.6)\n"
+    criterion = "stages.prune.criterion: choice(l2, fpgm)\n"
+    assert space(amount + criterion).guesses(recipe) == [
+        {"stages.prune.amount": pytest.approx(a), "stages.prune.criterion": "l2"} for a in (0.4, 0.25, 0.35, 0.45, 0.55)
+    ]
+    assert space(criterion).guesses(recipe) == [{"stages.prune.criterion": "l2"}]
+    assert space("chain: choice([train, prune])\n" + amount).guesses(recipe) == []
 
 
 def test_chains_that_traits_forbid_are_not_proposed(space, caplog):

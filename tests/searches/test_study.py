@@ -1,6 +1,7 @@
 """A study that several workers share: which trials count, and what becomes of those of a dead worker."""
 
 import errno
+import getpass
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -54,6 +56,14 @@ def test_a_study_has_as_many_trials_as_were_asked_for(url):
     assert len(found.trials) == len(set(values(found))) == 6
 
 
+def test_the_trials_that_were_asked_for_come_first_also_in_parts(url):
+    found, first = opened(url), [{"x": 0.25}, {"x": 0.5}, {"x": 0.75}]
+    for trials in (2, 4):
+        take_part(found, both, trials=trials, seconds=None, sampler=TPE, seed=3, first=first)
+        assert values(found)[:3] == [0.25, 0.5, 0.75][:trials]
+        assert len(values(found)) == trials
+
+
 @pytest.mark.parametrize("sampler", [TPE, RANDOM])
 def test_a_search_that_is_continued_proposes_what_it_would_have_proposed(url, tmp_path, sampler):
     at_once, in_parts = opened(url), opened(f"sqlite:///{tmp_path}/other.db")
@@ -61,6 +71,66 @@ def test_a_search_that_is_continued_proposes_what_it_would_have_proposed(url, tm
     for trials in (5, 12, 14):
         do(in_parts, trials=trials, sampler=sampler)
     assert values(at_once) == values(in_parts)
+
+
+def test_a_trial_whose_process_died_before_its_first_heartbeat_is_taken_up(url, monkeypatch):
+    """Optuna takes only trials for lost that had one, and the others would wait for it for ever."""
+    for name, seconds in (("HEARTBEAT_S", 1), ("GRACE_S", 1), ("POLL_S", 0.05)):
+        monkeypatch.setattr(study, name, seconds)
+    found = opened(url)
+    study._enqueue(found, {"x": 0.25}, study.FIRST)
+    found.ask()  # as a worker that is killed at once
+    asked = []
+
+    def evaluate(trial):
+        asked.append(trial.suggest_float("x", 0, 1))
+        return asked[-1], 1 - asked[-1]
+
+    do(found, evaluate, trials=3)
+    assert [trial.state.name for trial in found.trials] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert asked[-1] == 0.25
+
+
+def test_a_lost_trial_keeps_its_place_and_is_taken_up_once_however_many_see_it(url):
+    found = opened(url)
+    do(found, trials=3)
+    lost = found.ask()
+    lost.suggest_float("x", 0, 1)
+    found.tell(lost, state=optuna.trial.TrialState.FAIL)  # as of a process that died
+    assert len(values(found)) == 3
+    assert len(study._places(found)) == 4
+    for _ in range(2):  # as two workers that look at the same time
+        study._enqueue(found, lost.params, lost.number)
+    do(found, trials=4)
+    assert len(values(found)) == 4
+    assert values(found)[-1] == lost.params["x"]
+
+
+def test_the_last_place_goes_to_the_smaller_number_whichever_trial_begins_first(url):
+    """Both of two waiting trials had it, if the larger number began first."""
+    found = opened(url)
+    do(found, trials=2)
+    for x in (0.25, 0.75):
+        found.enqueue_trial({"x": x})
+    found.ask()  # by another worker, which is slow to begin
+    study._Worker(found, both, 3, TPE, 3).do_one()
+    assert [trial.number for trial in found.trials if "surplus" in trial.user_attrs] == [3]
+
+
+def test_a_trial_that_was_taken_for_dead_is_left_to_the_worker_that_took_it_up(url, caplog):
+    found, values_asked = opened(url), []
+
+    def evaluate(trial):
+        point = both(trial)
+        values_asked.append(point[0])
+        if trial.number == 1:  # another worker heard nothing for too long
+            opened(url).tell(1, state=optuna.trial.TrialState.FAIL)
+        return point
+
+    do(found, evaluate, trials=3)
+    assert "trial 1 is another worker's by now" in caplog.text
+    assert values_asked[2] == values_asked[1]
+    assert values(found) == [values_asked[0], *values_asked[2:]]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, lambda: Interruption(signal.SIGTERM)])
@@ -163,10 +233,16 @@ def test_a_database_that_cannot_be_reached_is_said_in_a_line_without_the_passwor
 
 @pytest.fixture
 def database(request, tmp_path):
-    """The URL of a database: a SQLite file, or an own PostgreSQL server of Debian's."""
+    """The URL of a database: a SQLite file, or an own server of PostgreSQL or of MariaDB, which speaks MySQL."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/study.db"
         return
+    with tempfile.TemporaryDirectory(prefix="optkit-") as data, SERVERS[request.param](data) as url:
+        yield url
+
+
+@contextmanager
+def postgresql(data):
     if not POSTGRESQL:
         pytest.skip("no PostgreSQL: apt-get install postgresql")
     is_root = os.geteuid() == 0  # which PostgreSQL does not run as
@@ -175,20 +251,40 @@ def database(request, tmp_path):
         as_user = ["runuser", "-u", "postgres", "--"] if is_root else []
         subprocess.run([*as_user, *command], check=True, capture_output=True, cwd="/")
 
-    with tempfile.TemporaryDirectory(prefix="optkit-") as data:
-        if is_root:
-            shutil.chown(data, "postgres")
-        run(POSTGRESQL[-1] / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
-        options = f"-k {data} -c listen_addresses= -c fsync=off"
-        run(POSTGRESQL[-1] / "pg_ctl", "-D", data, "-o", options, "-l", f"{data}/log", "-w", "start")
+    if is_root:
+        shutil.chown(data, "postgres")
+    run(POSTGRESQL[-1] / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
+    options = f"-k {data} -c listen_addresses= -c fsync=off"
+    run(POSTGRESQL[-1] / "pg_ctl", "-D", data, "-o", options, "-l", f"{data}/log", "-w", "start")
+    try:
+        yield f"postgresql+psycopg://postgres@/postgres?host={data}"
+    finally:
+        run(POSTGRESQL[-1] / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+@contextmanager
+def mysql(data):
+    pytest.importorskip("pymysql")
+    if not (shutil.which("mariadb-install-db") and shutil.which("mariadbd")):
+        pytest.skip("no MariaDB: apt-get install mariadb-server")
+    files, user, socket = f"{data}/files", getpass.getuser(), f"{data}/socket"
+    prepare = ["mariadb-install-db", "--no-defaults", f"--datadir={files}", f"--user={user}"]
+    subprocess.run([*prepare, "--auth-root-authentication-method=normal"], check=True, capture_output=True)
+    serve = ["mariadbd", "--no-defaults", f"--datadir={files}", f"--user={user}", f"--socket={socket}"]
+    with subprocess.Popen([*serve, "--skip-networking"], stderr=subprocess.PIPE, text=True) as server:
         try:
-            yield f"postgresql+psycopg://postgres@/postgres?host={data}"
+            assert any("ready for connections" in line for line in server.stderr)
+            yield f"mysql+pymysql://root@localhost/test?unix_socket={socket}"
         finally:
-            run(POSTGRESQL[-1] / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+            server.kill()
+
+
+SERVERS = {"postgresql": postgresql, "mysql": mysql}
+each_database = pytest.mark.parametrize("database", ["sqlite", *SERVERS], indirect=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+@each_database
 def test_of_workers_that_are_killed_no_trial_is_lost_and_none_is_counted_twice(database, tmp_path):
     kills, trials, file = (KILLS, 30, tmp_path / "begun") if "postgresql" in database else (2, 8, tmp_path / "begun")
 
@@ -212,3 +308,13 @@ def test_of_workers_that_are_killed_no_trial_is_lost_and_none_is_counted_twice(d
     assert len({trial.params["x"] for trial in complete}) == trials
     lost = [trial for trial in found.trials if trial.state.name == "FAIL" and "x" in trial.params]
     assert {trial.params["x"] for trial in lost} <= {trial.params["x"] for trial in complete}
+
+
+@pytest.mark.slow
+@each_database
+def test_workers_that_open_a_new_study_at_the_same_time_all_take_part(database, tmp_path):
+    """Of four that made the same tables, some failed with "UNIQUE constraint failed" or "already exists"."""
+    command = [sys.executable, "-m", "tests.searches.worker", database, "s", "8", str(tmp_path / "begun")]
+    workers = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(4)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * 4
+    assert len(counted(optuna.load_study(study_name="s", storage=database))) == 8

@@ -10,9 +10,11 @@ import optkit
 from optkit.core.artifact import save_artifact
 from optkit.core.errors import UserError
 from optkit.core.variant import Variant
+from optkit.costs.policies import Autoscaled
 from optkit.deploy.source import Source
 from optkit.serving.answers import Answers
 from optkit.serving.model_folder import save_model
+from optkit.serving.plan import Plan
 from optkit.serving.requests import RequestError, Requests
 from optkit.serving.serving import prepared
 
@@ -30,7 +32,7 @@ def source(digits, mlp):
 
 @pytest.fixture
 def saved(source, tmp_path):
-    return save_model(source, "eager", 4, tmp_path / "model")
+    return save_model(source, Plan("eager", 4), tmp_path / "model")
 
 
 def test_answers_are_those_of_the_module(saved, source, digits):
@@ -96,14 +98,25 @@ def test_a_saved_session_is_served_as_it_is(mlp, tmp_path):
         prepared(tmp_path / "session", None, {}, tmp_path / "unused", ["task.path=x"])
 
 
+def test_a_saved_folder_is_served_by_the_plan_it_was_saved_with(source, tmp_path):
+    scaling = Autoscaled(target=2.0, min_replicas=1, max_replicas=3)
+    asked = Plan("eager", 4, 7.0, 3, scaling, threads=2, memory_gb=0.5, variant=source.variant.id)
+    save_model(source, asked, tmp_path / "model")
+    assert prepared(tmp_path / "model", None, {}, tmp_path / "unused")[1] == asked
+    assert prepared(tmp_path / "model", None, {"max_wait_ms": 1.0}, tmp_path / "unused")[1].max_wait_ms == 1.0
+    (tmp_path / "model" / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="plan.json: not the plan that optkit serve --save writes"):
+        prepared(tmp_path / "model", None, {}, tmp_path / "unused")
+
+
 def test_a_variant_without_an_engine_or_with_one_that_cannot_is_one_line(source, tmp_path):
     with pytest.raises(UserError, match="engine: missing"):
         prepared(tmp_path / "none", None, {}, tmp_path / "to")
     with pytest.raises(UserError, match="engine: no engine 'opnvino'.*openvino"):
-        save_model(source, "opnvino", 4, tmp_path / "to")
+        save_model(source, Plan("opnvino", 4), tmp_path / "to")
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="save: .*there is there already"):
-        save_model(source, "eager", 4, tmp_path / "there")
+        save_model(source, Plan("eager", 4), tmp_path / "there")
     for folder in (tmp_path / "none", tmp_path / "there"):
         with pytest.raises(UserError):
             prepared(folder, "eager", {}, tmp_path / "to")

@@ -17,6 +17,7 @@ from optkit.deploy.source import Source
 from optkit.models import MLP
 from optkit.serving.answers import Answers
 from optkit.serving.model_folder import save_model
+from optkit.serving.plan import Plan
 
 pytestmark = pytest.mark.skipif(missing("serve") is not None, reason="needs the extra serve")
 NODE = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "widths": [32]}}
@@ -27,7 +28,7 @@ def model(digits, tmp_path_factory):
     torch.manual_seed(0)
     module = MLP(input_shape=[1, 8, 8], widths=[32]).eval()
     source = Source("tiny", module, Variant("v1", None, frozenset({"float"}), NODE), digits.example(2), digits)
-    return save_model(source, "eager", 4, tmp_path_factory.mktemp("served") / "model")
+    return save_model(source, Plan("eager", 4), tmp_path_factory.mktemp("served") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_ray_serve_gets_the_autoscaler(scaled):
     assert (auto["upscale_delay_s"], auto["downscale_delay_s"]) == (rule.up_window_s, rule.down_window_s)
     assert auto["look_back_period_s"] == rule.sync_s
     assert model["ray_actor_options"] == {"num_cpus": scaled.threads, "memory": math.ceil(1e9 * scaled.memory_gb)}
-    assert model["max_ongoing_requests"] == 2 * scaled.max_batch
+    assert model["max_ongoing_requests"] == plan.max_ongoing == 1024
     assert config["http_options"]["host"] == "127.0.0.1"
 
 

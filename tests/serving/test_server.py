@@ -21,6 +21,7 @@ from optkit.core.variant import Variant
 from optkit.deploy.source import Source
 from optkit.serving.answers import Answers
 from optkit.serving.model_folder import save_model
+from optkit.serving.plan import Plan
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +36,7 @@ def model(digits, tmp_path_factory):
     made = MLP(input_shape=[1, 8, 8], widths=[32]).eval()
     node = {"target": "optkit.models.MLP", "params": {"input_shape": [1, 8, 8], "widths": [32]}}
     source = Source("tiny", made, Variant("v1", None, frozenset({"float"}), node), digits.example(2), digits)
-    return save_model(source, "eager", 4, tmp_path_factory.mktemp("served") / "model")
+    return save_model(source, Plan("eager", 4), tmp_path_factory.mktemp("served") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,12 @@ def test_cancelling_ends_what_runs_here_and_marks_the_rest(folder, owner):
     assert [job.why for job in jobs] == [None, "told to", "told to"]
 
 
+def test_a_job_within_an_allocation_of_slurm_is_ended_as_any_process(folder, owner):
+    folder.update(replace(folder.read().jobs[1], slurm="41"))
+    assert cancel(folder, "told to") == []
+    assert owner.wait() == -signal.SIGTERM
+
+
 def test_a_process_that_is_not_the_jobs_gets_no_signal(folder, owner, monkeypatch):
     monkeypatch.setattr("optkit.sweep.cancel.PATIENCE_S", 0.1)
     job = folder.read().jobs[1]

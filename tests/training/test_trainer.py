@@ -119,6 +119,13 @@ class _Asks(Callback):
             signal.raise_signal(signal.SIGUSR1)
 
 
+@pytest.fixture
+def own_saving(monkeypatch):
+    """What signals change, for one test."""
+    monkeypatch.setattr(interruption, "_saving", interruption._Saving())
+
+
+@pytest.mark.usefixtures("own_saving")
 def test_a_signal_saves_the_state_after_the_step_and_ends_the_training(digits, mlp, tmp_path):
     before = signal.signal(signal.SIGUSR1, interruption._raise)
     try:
@@ -130,6 +137,10 @@ def test_a_signal_saves_the_state_after_the_step_and_ends_the_training(digits, m
             assert interruption.asked() == signal.SIGUSR1
             with interruption.ends_at_once():
                 pytest.fail("the signal came before")
+        with pytest.raises(interruption.Interruption), interruption.saves_when_asked():  # noqa: PT012
+            signal.raise_signal(signal.SIGUSR1)
+            raise StageError("the loss became nan")
+        signal.raise_signal(signal.SIGUSR1)  # it ends already: nothing more is raised
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert load_state(tmp_path)["counts"] == [1, 6]

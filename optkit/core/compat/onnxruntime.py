@@ -10,6 +10,7 @@ def onnxruntime_errors() -> tuple[type[Exception], ...]:
     return (
         private("onnxruntime.capi.onnxruntime_pybind11_state.Fail"),
         private("onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph"),
+        private("onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf"),
         private("onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented"),
         private("onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument"),
         private("onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException"),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from optkit.core.compat.versions import gone, private
+
+T = TypeVar("T")
+NO_FRAMES = "found no compiled frames"
 
 
 def inductor_options(options: Mapping[str, Any]) -> AbstractContextManager[Any]:
@@ -63,3 +67,17 @@ def int8_kernel(node: Node) -> str | None:
     if "prepack" in name:
         return None
     return "conv" if "conv" in name else "linear"
+
+
+def compiled_call(compiled: Callable[..., T], *inputs: Tensor) -> T:
+    """Calls what ``torch.compile(..., fullgraph=True)`` gave, again if a finalizer came between (torch 2.14).
+
+    Dynamo looks at every frame that runs within the call. Where Python frees an object meanwhile, whose ``__del__`` is
+    new to it, it may count no compiled frame, and raises though nothing is wrong with the graph.
+    """
+    try:
+        return compiled(*inputs)
+    except RuntimeError as error:
+        if NO_FRAMES not in str(error):
+            raise
+        return compiled(*inputs)

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -46,7 +47,7 @@ class Uses:
         used(self.root)  # what killed processes left goes
         while True:
             path = folder / f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex}"
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
             _try_lock(file)
             if os.fstat(file).st_nlink:
                 weakref.finalize(self, _close, file, path, os.getpid())
@@ -59,12 +60,13 @@ def used(root: Path) -> set[str]:
     found: set[str] = set()
     for path in (root / FOLDER).glob("*"):
         try:
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # it may be another user's
         except FileNotFoundError:
             continue
         try:
             if _is_free(file):
-                path.unlink(missing_ok=True)
+                with suppress(PermissionError):
+                    path.unlink(missing_ok=True)
             else:
                 found |= set(path.read_text().split())
         finally:

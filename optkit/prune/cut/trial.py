@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from optkit.core.calls import Inputs
+from optkit.core.calls import Inputs, few_tokens
 from optkit.core.errors import StageError, UserError
 from optkit.prune.cut.attributes import Guesses, Key, all_attributes, build_plan
 from optkit.prune.cut.plan import CutPlan
@@ -22,7 +22,6 @@ from optkit.prune.cut.verify import (
     check_gradient,
     deviation,
     diverging_module,
-    few_tokens,
     repeats,
     run,
 )

@@ -12,18 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from optkit.core.calls import Inputs, call
+from optkit.core.calls import ERRORS, Inputs, call, few_tokens, same_draws
 from optkit.core.compat import torch_trees as pytree
 from optkit.core.errors import StageError, UserError, first_line
 from optkit.core.model_copy import duplicate, sharing
 from optkit.core.nested import outputs_of
 from optkit.prune.cut.plan import CutPlan, like, norms, scaled
 from optkit.prune.cut.units import Units
-from optkit.prune.trace.randomness import same_draws
 from optkit.prune.trace.recorder import running
-from optkit.prune.trace.values import ERRORS, Trace
+from optkit.prune.trace.values import Trace
 
-TOKENS = 64  # a cut shows in few; with thousands, logits and activations of a language model take gigabytes
 TOLERANCE = 2e-5  # relative; rounding in single precision stays below, or it is checked again in double
 
 
@@ -94,25 +92,6 @@ class Run:
     outputs: list[torch.Tensor]
     where: str = ""
     problem: str = ""
-
-
-def few_tokens(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Inputs that are all token numbers ``(N, T)``, cut to 64 tokens if the model takes so few; others as they are."""
-    given = inputs.values() if isinstance(inputs, Mapping) else inputs
-    lengths = {x.shape[1] if _is_tokens(x) else 0 for x in given}
-    if len(lengths) != 1 or max(lengths) <= TOKENS:
-        return inputs
-    fewer = pytree.tree_map_only(torch.Tensor, lambda x: x[:, :TOKENS], inputs)
-    with torch.no_grad(), evaluating(model), same_draws(fewer):
-        try:
-            call(sharing(model), fewer)
-        except ERRORS:
-            return inputs
-    return fewer
-
-
-def _is_tokens(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.dim() == 2 and not _is_inexact(x)
 
 
 def run(model: nn.Module, inputs: Inputs) -> Run:

@@ -14,18 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.cache import cache_dir, read_json, write_json
+from optkit.core.calls import ERRORS
 from optkit.core.engine import Engine
 from optkit.core.errors import StageError, first_line
 from optkit.core.locks import exclusive
 from optkit.core.progress import track
 from optkit.core.source_digest import code_of_module
+from optkit.core.turns import timing_turn
 from optkit.core.variant import Variant
 from optkit.measure.alone import PASSES, Timed, machine_key, time_session
-from optkit.measure.turns import timing_turn
 from optkit.prune.cut.units import Units
 from optkit.prune.latency.blocks import Block, find_blocks
 from optkit.prune.trace.rules.dispatch import operator_name
-from optkit.prune.trace.values import ERRORS, Trace
+from optkit.prune.trace.values import Trace
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from optkit.core.attention import spelled_out
-from optkit.core.calls import Inputs, call
+from optkit.core.calls import ERRORS, Inputs, call
 from optkit.core.compat import torch_trees as pytree
 from optkit.core.compat.torch_operators import is_operator, schema
 from optkit.core.compat.torch_tracing import (
@@ -26,7 +26,7 @@ from optkit.core.compat.torch_tracing import (
 from optkit.core.errors import UserError, first_line
 from optkit.core.model_copy import sharing
 from optkit.core.nested import outputs_of, tensors_of
-from optkit.prune.trace.values import ERRORS, Shape
+from optkit.prune.trace.values import Shape
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,6 @@ import torch
 from optkit.prune.trace.labels import Axis, LabelSpace
 
 Debts = tuple[tuple[np.ndarray, float], ...]
-# what a model, or an operator of it, raises that cannot do with what it is given
-ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, ZeroDivisionError, AttributeError, KeyError)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn.functional import unfold
 
+from optkit.core.optimal_brain_surgeon import column_by_column, inverse_factor
 from optkit.core.sharding import pooled
 from optkit.quantize.graph.annotate import LINEAR, aten, behind_observer, operand, tensor_at
 from optkit.quantize.graph.layers import Call, Layer, each_call, int8_layers
 from optkit.quantize.graph.observers import EPS
 
 DAMPING = 0.01  # of the mean of the Hessian's diagonal, added to it
-BLOCK = 128  # columns whose errors are passed on to the columns behind them in one product
 
 
 def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> int:
@@ -50,7 +50,7 @@ def round_weights(graph: GraphModule, batches: Iterable[tuple[Tensor, ...]]) -> 
         for path, moment in moments.found.items():
             weight, observer = tensor_at(graph, path), graph.get_submodule(observers[path])
             shape = (len(moment), len(weight) // len(moment), -1)
-            scale = observer.calculate_qparams()[0].double().view(*shape[:2], 1)  # type: ignore[operator]
+            scale = observer.calculate_qparams()[0].double().view(*shape[:2])  # type: ignore[operator]
             limits = (int(observer.quant_min), int(observer.quant_max))  # type: ignore[arg-type]
             nearest = partial(_nearest, scale=scale, limits=limits)
             weight.copy_(gptq(weight.reshape(shape), moment, nearest).reshape(weight.shape))
@@ -69,7 +69,7 @@ def gptq(
     Args:
         weight: ``(groups, outputs, inputs)``.
         moment: second moments of the inputs ``(groups, inputs, inputs)``.
-        nearest: gives the points of the grid next to the values of a column ``(groups, outputs, 1)``, float64, and the
+        nearest: gives the points of the grid next to the values of a column ``(groups, outputs)``, float64, and the
             column's number.
         damping: share of the mean of the moments' diagonal that is added to it.
         activation_order: round the inputs with the largest second moments first; of one group only.
@@ -79,34 +79,13 @@ def gptq(
     if activation_order:
         order = moment[0].diagonal().argsort(descending=True, stable=True).tolist()
         weight, moment = weight[:, :, order], moment[:, order][:, :, order]
-    factor = _inverse_factor(moment, damping)
-    for start in range(0, weight.shape[2], BLOCK):
-        stop = min(start + BLOCK, weight.shape[2])
-        errors = torch.zeros_like(weight[:, :, start:stop])
-        for column in range(start, stop):
-            value = weight[:, :, column : column + 1]
-            rounded = nearest(value, order[column])
-            error = (value - rounded) / factor[:, column, column, None, None]
-            weight[:, :, column + 1 : stop] -= error * factor[:, column, None, column + 1 : stop]
-            weight[:, :, column : column + 1] = rounded
-            errors[:, :, column - start : column - start + 1] = error
-        weight[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    diagonal = moment.diagonal(dim1=1, dim2=2)
+    dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)
+    factor = inverse_factor(moment, damping, dead)
+    column_by_column(weight, factor, lambda columns, place, column: nearest(columns[:, place], order[column]))
     if activation_order:
         weight = weight[:, :, torch.tensor(order).argsort()]
     return weight.float()
-
-
-def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the inverse of damped moments ``(groups, inputs, inputs)``, float64."""
-    moment = moment.to(torch.float64, copy=True)
-    diagonal = moment.diagonal(dim1=1, dim2=2)
-    dead = diagonal <= EPS * diagonal.mean(1, keepdim=True)  # inputs that were never there
-    diagonal += damping * diagonal.mean(1, keepdim=True)
-    diagonal.masked_fill_(dead, 1.0)
-    # a layer's moments take much memory: no step keeps what the step before it made
-    moment = torch.linalg.cholesky(moment)
-    moment = torch.cholesky_inverse(moment)
-    return torch.linalg.cholesky(moment, upper=True)
 
 
 class Moments:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.cache import new_file
+from optkit.core.calls import few_tokens
+from optkit.models.block_by_block import Answer, Form, answer_forms, in_place_of
 from optkit.models.stacks import find_stacks, first_tensor
-
-EXAMPLE_TOKENS = 16  # of a text, enough to find the blocks by
 
 
 class _Hidden:
@@ -40,7 +40,7 @@ class Blocks:
         folder: for hidden states and inputs.
         batches: how many calibration batches there are.
         given: for each batch and block, its arguments but for the hidden state.
-        tuples: for each block, how many members it answers with besides the hidden state; None for a bare tensor.
+        forms: for each block, what makes an answer of its form of a hidden state.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class Blocks:
     folder: Path
     batches: int = 0
     given: list[list[tuple[tuple, dict[str, Any]]]] = field(default_factory=list)
-    tuples: list[int | None] = field(default_factory=list)
+    forms: list[Form] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module, batches: Iterable[tuple[Tensor, ...]], folder: Path, fresh: bool = True) -> Blocks:
@@ -64,7 +64,7 @@ class Blocks:
         first = next(found)
         blocks = cls(model, _paths(model, first), folder)
         if blocks.paths:
-            blocks.tuples = _answers(model, blocks.paths, _short(first))
+            blocks.forms = answer_forms(model, blocks.paths, few_tokens(model, first))
         for inputs in chain([first], found):
             write_tensors(blocks._file("inputs", blocks.batches), {str(n): x for n, x in enumerate(inputs)})
             if blocks.paths and not blocks._record(inputs, fresh):
@@ -113,7 +113,7 @@ class Blocks:
                 assert state is not None
                 return state if number < last - 1 else read_tensors(self._file(last, batch))["0"]
 
-            with self._in_place_of_blocks(answer):
+            with self._stubs(answer):
                 self.model(*inputs)
 
     def _record(self, inputs: tuple[Tensor, ...], fresh: bool) -> bool:
@@ -129,7 +129,7 @@ class Blocks:
             given.append(_known(_without(state, args, kwargs), before))
             return state
 
-        with self._in_place_of_blocks(answer):
+        with self._stubs(answer):
             self.model(*inputs)
         if len(given) != len(self.paths) or any(state is not states[0] for state in states):
             return False
@@ -138,55 +138,18 @@ class Blocks:
             write_tensors(self._file(0, self.batches), {"0": states[0]})
         return True
 
-    @contextmanager
-    def _in_place_of_blocks(self, answer: Callable[[int, tuple, dict[str, Any]], Tensor]) -> Iterator[None]:
+    def _stubs(self, answer: Answer) -> AbstractContextManager[None]:
         """Blocks answer with what a function of their number and arguments gives."""
-
-        def forward(number: int) -> Callable[..., Any]:
-            def stub(*args: Any, **kwargs: Any) -> Any:
-                state, more = answer(number, args, kwargs), self.tuples[number]
-                return state if more is None else (state, *[None] * more)
-
-            return stub
-
-        blocks = [self.block(number) for number in range(len(self.paths))]
-        for number, block in enumerate(blocks):
-            block.forward = forward(number)
-        try:
-            yield
-        finally:
-            for block in blocks:
-                del block.forward
+        return in_place_of([self.block(number) for number in range(len(self.paths))], self.forms, answer)
 
     def _file(self, of: int | str, batch: int) -> Path:
         return self.folder / f"{of}-{batch:05d}.safetensors"
 
 
 def _paths(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[str]:
-    stacks = find_stacks(model, _short(inputs))
+    stacks = find_stacks(model, inputs)
     whole = [stack for stack in stacks if len(stack.blocks) == len(stack.members)]
     return whole[0].block_paths() if len(stacks) == len(whole) == 1 else []
-
-
-def _short(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A piece of texts, which is enough of them; other inputs as they are."""
-    if all(x.dim() == 2 and not x.is_floating_point() for x in inputs):
-        return tuple(x[:1, :EXAMPLE_TOKENS] for x in inputs)
-    return inputs
-
-
-def _answers(model: nn.Module, paths: list[str], inputs: tuple[Tensor, ...]) -> list[int | None]:
-    """How blocks answer: how many members beside the first; None for a tensor."""
-    found: list[int | None] = []
-
-    def note(_: nn.Module, __: Any, answer: Any) -> None:
-        found.append(None if isinstance(answer, Tensor) else len(answer) - 1)
-
-    hooks = [model.get_submodule(path).register_forward_hook(note) for path in paths]
-    model(*inputs)
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 def _without(state: Tensor, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

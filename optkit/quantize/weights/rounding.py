@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from optkit.quantize.weights.scheme import Scheme
 from optkit.quantize.weights.selection import Selection, empty_linear, set_weight, weight_of
 
 PROGRESS = "weights.json"
+SAMPLE = 256  # numbers of a parameter
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def round_linears(
         UserError: AWQ of a model without blocks; a folder of another work.
         StageError: the model does not answer as before with its activations scaled.
     """
-    work = _Work(selection, rounding, folder)
+    work = _Work(selection, rounding, folder, _digest(model))
     work.resume()
     blocks = Blocks.of(model, batches, folder, fresh=not work.done)
     if work.scales and not blocks.paths:
@@ -109,6 +111,7 @@ class _Work:
     selection: Selection
     rounding: Rounding
     folder: Path
+    model: str
     report: Report = field(default_factory=Report)
     done: int = 0
     seconds: float = 0.0
@@ -233,7 +236,7 @@ class _Work:
 
         def nearest(value: Tensor, column: int) -> Tensor:
             group = column // size
-            step, zero = scale[:, group, None], zero_point[:, group, None]
+            step, zero = scale[:, group], zero_point[:, group]
             return ((value / step + zero).round().clamp(scheme.lowest, scheme.highest) - zero) * step
 
         damping, order = self.rounding.damping, self.rounding.activation_order
@@ -257,7 +260,17 @@ class _Work:
     def _of(self) -> dict[str, Any]:
         """What tells this work from another one in the same folder."""
         selection = {key: value for key, value in asdict(self.selection).items() if key != "left"}
-        return json.loads(json.dumps({"selection": selection, "rounding": asdict(self.rounding)}))
+        found = {"selection": selection, "rounding": asdict(self.rounding), "model": self.model}
+        return json.loads(json.dumps(found))
+
+
+def _digest(model: nn.Module) -> str:
+    """Tells models of equal shapes apart, by a part of each parameter: all of a large model would take a minute."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        found.update(f"{name} {tuple(parameter.shape)}".encode())
+        found.update(parameter.detach().flatten()[:SAMPLE].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _grid(weight: Tensor, moment: Tensor, scheme: Scheme) -> Grid:

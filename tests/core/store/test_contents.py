@@ -114,6 +114,20 @@ def test_gc_shows_first_and_then_removes_what_no_run_names(place):
     assert ids(place) == {A, B}
 
 
+@pytest.mark.parametrize("runs", ["quickstart-2", "sweeps/one/0", "searches/one/trials/quickstart-3"])
+def test_gc_of_a_folder_keeps_what_runs_sweeps_and_searches_beside_it_name(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    store = FolderStore(tmp_path / "runs/store", "r")
+    for name in (A, C):
+        store.put(variant(name, None), model(), EXAMPLE)
+    del store  # what a process uses stays
+    run = tmp_path / "runs" / runs
+    run.mkdir(parents=True)
+    (run / "ledger.jsonl").write_text(json.dumps({"variant": A}) + "\n")
+    call("gc", "runs/store")
+    assert ids("runs/store") == {A}
+
+
 def test_gc_of_a_store_whose_runs_are_not_known_wants_a_reason(place, tmp_path):
     (tmp_path / "runs/quickstart-1/ledger.jsonl").unlink()
     with pytest.raises(UserError, match="no run is known, so everything would be removed"):

@@ -195,7 +195,8 @@ def test_gptq_makes_the_output_better_than_rounding_each_weight(groups):
     weight = torch.randn(groups, 8, 24)
     scale = weight.abs().amax(2, keepdim=True) / 7
     nearest = (weight / scale).round().clamp(-7, 7) * scale
-    found = gptq(weight, x.transpose(1, 2) @ x / 500, lambda value, _: (value / scale).round().clamp(-7, 7) * scale)
+    step = scale[..., 0]
+    found = gptq(weight, x.transpose(1, 2) @ x / 500, lambda value, _: (value / step).round().clamp(-7, 7) * step)
     integers = found / scale
     assert torch.allclose(integers, integers.round(), atol=1e-4)
     assert integers.abs().max() <= 7 + 1e-4

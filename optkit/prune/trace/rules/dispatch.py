@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from optkit.core.calls import ERRORS
 from optkit.core.compat import torch_trees as pytree
 from optkit.core.compat.torch_operators import is_operator, schema
 from optkit.core.errors import first_line
 from optkit.prune.trace.rules import complex_numbers, compute, layout, recurrent, scale
 from optkit.prune.trace.rules import indexing as pick
 from optkit.prune.trace.rules.pointwise import broadcast, elementwise, is_pointwise
-from optkit.prune.trace.values import ERRORS, Shape, Trace, Value
+from optkit.prune.trace.values import Shape, Trace, Value
 
 Rule = Callable[..., Any]
 log = logging.getLogger(__name__)
