@@ -52,7 +52,7 @@ def test_a_run_ends_in_one_line_that_names_the_stage(tmp_path, number, code, wor
     while process.poll() is None and not list(tmp_path.glob("runs/store/*.partial/training.pt")):
         time.sleep(0.1)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == code
     assert (out, err) == ("", f"{word} in stage 'train'; the same command continues from here\n")
     (folder,) = tmp_path.glob("runs/long-*")
@@ -67,7 +67,7 @@ def test_child_processes_end_too_and_a_main_thread_that_does_not_is_ended(argume
     )
     child = int(process.stdout.readline())
     process.terminate()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert err == "terminated (SIGTERM); the same command continues from here\n"
     deadline = time.monotonic() + 30  # the kernel may still be ending it

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 BEST = "best"  # the engine on which a variant is fastest
 COST = "cost"
+SLACK = 1.1  # training after the first look changes a variant's speed by less than this factor
 # what may be made small, and the column of a report that says it; of latency it is the inverse of the speedup, and the
 # dollars of serving come from `optkit.costs`
 COSTS = {
@@ -48,6 +49,13 @@ class Goal:
         if self.min_speedup is not None:
             found["speedup"] = self.min_speedup - figures.speedup
         return found
+
+    def is_too_slow(self, figures: Figures) -> bool:
+        """Whether the rest of its training cannot bring a variant to the speed that is asked for."""
+        if self.min_speedup is None or figures.caveat is not None:
+            return False
+        highest = figures.speedup if figures.speedup_ci is None else figures.speedup_ci[1]
+        return highest * SLACK < self.min_speedup
 
     def is_met(self, figures: Figures) -> bool:
         """Whether all limits are kept."""

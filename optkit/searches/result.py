@@ -14,7 +14,7 @@ from optkit.core.statistics import CONFIDENCE
 from optkit.report.written import Written
 from optkit.searches.front import Point, dominates, hypervolume, ranks, thinned
 from optkit.searches.goal import Goal
-from optkit.searches.study import WHY, counted
+from optkit.searches.study import TOO_SLOW, WHY, counted
 from optkit.searches.trial import FRONT, Figures, Workshop
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def conclude(studies: Sequence[Study], goal: Goal, workshop: Workshop, written: 
         StageError: no trial succeeded.
     """
     own, *others = (_trials(study, goal) for study in studies)
-    finished = [trial for trial in own if trial["figures"]]
-    if not finished:
+    finished = _finished(own)
+    if not finished and not any(trial["too_slow"] for trial in own):
         why = next((trial["why"] for trial in own if trial["why"]), "all were stopped early")
         raise StageError(f"no trial of {len(own)} succeeded: {why}", fix="change the space")
     kept = _distinct([trial for trial in finished if trial["within"]])
@@ -66,7 +66,7 @@ def conclude(studies: Sequence[Study], goal: Goal, workshop: Workshop, written: 
         "hypervolume": volumes,
         "stages": _stages([*own, *(trial for trials in others for trial in trials)]),
     }
-    return result | {"verdict": _verdict(result, winner, finished, goal)}
+    return result | {"verdict": _verdict(result, winner, goal)}
 
 
 def _trials(study: Study, goal: Goal) -> list[Found]:
@@ -79,11 +79,16 @@ def _trials(study: Study, goal: Goal) -> list[Found]:
             "looks": [trial.user_attrs[key] for key in sorted(trial.user_attrs) if key.startswith("look ")],
             "stages": trial.user_attrs.get("stages"),
             "why": trial.user_attrs.get(WHY),
+            "too_slow": trial.user_attrs.get(TOO_SLOW),
             "seconds": None if trial.duration is None else trial.duration.total_seconds(),
         }
         for trial in counted(study)
     ]
     return [trial | {"within": trial["figures"] is not None and goal.is_met(_figures(trial))} for trial in found]
+
+
+def _finished(trials: Sequence[Found]) -> list[Found]:
+    return [trial for trial in trials if trial["figures"]]
 
 
 def _figures(trial: Found) -> Figures:
@@ -176,24 +181,34 @@ def _stages(trials: Sequence[Found]) -> dict[str, int]:
     return {"needed": len(needed), "distinct": distinct, "made": made, "made_again": max(made - distinct, 0)}
 
 
-def _verdict(result: dict[str, Any], winner: Found | None, finished: Sequence[Found], goal: Goal) -> str:
+def _verdict(result: dict[str, Any], winner: Found | None, goal: Goal) -> str:
     """Two sentences."""
     if winner is None:
-        return _nothing(finished, goal)
+        return _nothing(result["trials"], goal)
     return f"{_served(winner, result['tested'])} {_qualified(result, winner, goal)}"
 
 
-def _nothing(finished: Sequence[Found], goal: Goal) -> str:
-    """What there is to say where no trial keeps the limits."""
-    best = min(finished, key=lambda trial: goal.distance(_figures(trial)))
-    figures, values = _figures(best), " ".join(best["overrides"])
-    written = Written.of(figures.metric)
-    limits = [f"loses at most {_amount(goal.max_loss, written)}"] if goal.max_loss is not None else []
+def _nothing(trials: Sequence[Found], goal: Goal) -> str:
+    """What there is to say where no trial keeps the limits: the closest, and the fastest of those that are too slow."""
+    finished, slow = _finished(trials), [trial for trial in trials if trial["too_slow"]]
+    written = Written.of(_figures(finished[0]).metric) if finished else None
+    limits = [f"loses at most {_amount(goal.max_loss, written)}"] if written and goal.max_loss is not None else []
     limits += [f"is {goal.min_speedup:g} times as fast"] if goal.min_speedup is not None else []
-    return (
-        f"None of {len(finished)} finished trials {' and '.join(limits)}. The closest, trial {best['number']} "
-        f"({values}), is {figures.speedup:.2f} times as fast and loses {_amount(figures.loss, written)} on validation."
-    )
+    said = [f"None of {len(finished) + len(slow)} trials {' and '.join(limits)}."]
+    if finished and written:
+        best = min(finished, key=lambda trial: goal.distance(_figures(trial)))
+        figures = _figures(best)
+        said.append(
+            f"The closest, trial {best['number']} ({' '.join(best['overrides'])}), is {figures.speedup:.2f} times as "
+            f"fast and loses {_amount(figures.loss, written)} on validation."
+        )
+    if slow:
+        best = max(slow, key=lambda trial: float(trial["too_slow"]))
+        said.append(
+            f"{len(slow)} stopped after a part of their training, because they are too slow; the fastest of these, "
+            f"trial {best['number']} ({' '.join(best['overrides'])}), is {best['too_slow']:.2f} times as fast."
+        )
+    return " ".join(said)
 
 
 def _served(winner: Found, tested: int) -> str:

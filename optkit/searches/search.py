@@ -32,7 +32,7 @@ from optkit.measure.config import NOW
 from optkit.recipe.compose import check_name, to_cost, to_recipe
 from optkit.searches.front import goes_on
 from optkit.searches.goal import BEST, COST, COSTS, Goal
-from optkit.searches.study import RANDOM, SAMPLERS, TPE, counted, open_study, take_part
+from optkit.searches.study import RANDOM, SAMPLERS, TOO_SLOW, TPE, counted, open_study, take_part
 from optkit.sweep.state import APART
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def search(
 
     Raises:
         UserError: a mistake found before any work, or a study of something else.
-        StageError: no trial succeeded, or none keeps the limits; the message names the best there is.
+        StageError: no trial was finished, or none keeps the limits; the message names the best there is.
     """
     need("search", "search")
     one_process_only("a search")
@@ -224,9 +224,15 @@ class _Trials:
     def _stop_if_worse(self, trial: Trial, overrides: Sequence[str], rung: int, share: float) -> None:
         from optuna.exceptions import TrialPruned
 
-        look = self.workshop.after_part(overrides, share)
+        look = self.workshop.after_part(overrides, share, timed=rung == 0 and self.goal.min_speedup is not None)
         if look is None:
             return
+        if look.timed is not None and self.goal.is_too_slow(look.timed):
+            speedup = look.timed.speedup
+            trial.set_user_attr(TOO_SLOW, speedup)
+            trial.set_constraint("speedup", self.goal.misses(look.timed)["speedup"])
+            log.info("trial %d stops: it is %.2f times as fast, whatever its training", trial.number, speedup)
+            raise TrialPruned
         key = f"look {rung}"
         others = [one.user_attrs[key] for one in counted(self.study) if key in one.user_attrs]
         trial.set_user_attr(key, look.point)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S, GRACE_S = 10, 60  # a process that was not heard of for the second is dead
 POLL_S = 1.0
 WHY, REFUSED = "why", "refused"  # attributes of a trial that failed, and of one that cannot be made
+TOO_SLOW = "too slow"  # attribute of a trial that its speed ended: how many times as fast as the baseline it is
 BEGUN = "begun"  # attribute of a trial whose process sends heartbeats
 SURPLUS = "surplus"  # attribute of a trial that found no place left
 INSTEAD_OF, VALUES = "instead of", "values"  # attributes of an enqueued trial: the lost trial's number, and its values

@@ -22,7 +22,7 @@ from optkit.pipeline import run
 from optkit.recipe.keys import within
 from optkit.recipe.plan import Plan, PlannedStep, Shared, baseline_place, make_plan
 from optkit.recipe.recipe import MODEL, Recipe
-from optkit.remeasure import measure_again
+from optkit.remeasure import configured, measure_again
 from optkit.report.rows import Row, rows, with_confidence
 from optkit.report.written import Written
 from optkit.searches.goal import BEST, COST, COSTS
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from optkit.costs.planned import PlannedCost
 
 log = logging.getLogger(__name__)
+LOOK_S = 1.0  # of timing
 TRIALS, LOOKS, FRONT = "trials", "looks", "front"  # folders of runs, in that of a search
 
 
@@ -76,16 +77,18 @@ class Figures:
 
 @dataclass(frozen=True)
 class Look:
-    """A variant after a part of its training, without timing; all figures are to be small.
+    """A variant after a part of its training; its loss, MACs and size are to be small.
 
     Attributes:
         loss: of the first metric on validation, against the baseline, both run by PyTorch as they are.
         macs, size: as factors of the baseline's.
+        timed: its figures on the engines, timed for a second at most; None where it was not timed.
     """
 
     loss: float
     macs: float
     size: float
+    timed: Figures | None = None
 
     @property
     def point(self) -> tuple[float, float, float]:
@@ -167,8 +170,14 @@ class Workshop:
         write_report(done.folder)
         return recipe, judged(done.folder, self.engine, self.costs, confidence, self.serving)
 
-    def after_part(self, overrides: Sequence[str], share: float) -> Look | None:
-        """A variant after a share of the epochs of each training behind the baseline; None if that is all of them."""
+    def after_part(self, overrides: Sequence[str], share: float, timed: bool = False) -> Look | None:
+        """A variant after a share of the epochs of each training behind the baseline; None if that is all of them.
+
+        Args:
+            overrides: of its trial.
+            share: of the epochs.
+            timed: time it beside the baseline, too.
+        """
         shorter = _shorter(self._composed(overrides), share)
         if not shorter:
             return None
@@ -179,7 +188,15 @@ class Workshop:
         quality, macs, size = _measured(folder, plan, plan.last, recipe)
         base_quality, base_macs, base_size = self._baselines[plan.baseline.id]
         sign = 1 if recipe.task.metrics[0].higher_is_better else -1
-        return Look(sign * (base_quality - quality), macs / base_macs, size / base_size)
+        figures = self._timed(folder, recipe, plan.last) if timed else None
+        return Look(sign * (base_quality - quality), macs / base_macs, size / base_size, figures)
+
+    def _timed(self, folder: Path, recipe: Recipe, step: PlannedStep) -> Figures:
+        """A variant in the setting that counts, timed for a second at most."""
+        measure = replace(recipe.measure, seconds=min(recipe.measure.seconds, LOOK_S), memory=False)
+        short = replace(recipe, measure=measure)
+        measure_again(folder, short, {(step.number, step.id): [max(configured(short))]}, once=True)
+        return judged(folder, self.engine, ["latency"])
 
     def _composed(self, overrides: Sequence[str]) -> Recipe:
         try:

@@ -50,7 +50,7 @@ def test_another_process_waits_for_the_turn():
         waiting = subprocess.Popen([sys.executable, "-c", work, str(turns_file())], stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(timeout=0.5)
-    assert waiting.communicate(timeout=60)[0] == b"1\n"
+    assert waiting.communicate(timeout=300)[0] == b"1\n"
 
 
 HOLDS = """
@@ -75,7 +75,7 @@ def another_times():
 
     yield start
     for process in started:
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_timing_waits_for_heavy_work_and_heavy_work_for_timing():
     assert waits.stdout.readline() == "1\n"
     assert float(waits.stdout.read()) >= ended
     for process in (first, beside, waits):
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def test_within_a_turn_nothing_waits():

@@ -41,7 +41,7 @@ def start(launcher, seconds, count):
 
 def ended(home, process):
     """What a sweep said, once it has ended well."""
-    code, said = process.wait(timeout=180), (home / "said").read_text()
+    code, said = process.wait(timeout=300), (home / "said").read_text()
     assert code == 0, said
     return said
 

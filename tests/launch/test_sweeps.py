@@ -164,7 +164,7 @@ def start(seconds, *arguments):
 @pytest.mark.slow
 def test_the_same_sweep_twice_at_once_does_each_job_once(home):
     both = [start(0.5, "-m", "seed=1,2,3") for _ in range(2)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
     assert sorted((home / "begun").read_text().split()) == ["1", "2", "3"]
     assert only(home).read().count(State.FINISHED) == 3
 
@@ -176,9 +176,9 @@ def test_a_signal_leaves_what_is_left_to_the_same_command(home):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=300) == 143
     assert [job.state for job in only(home).read().jobs] == [State.INTERRUPTED, State.WAITING]
-    assert start(0, "-m", "seed=1,2").wait(timeout=60) == 0
+    assert start(0, "-m", "seed=1,2").wait(timeout=300) == 0
     assert (home / "begun").read_text().split() == ["1", "1", "2"]
 
 
@@ -196,7 +196,7 @@ def test_a_sweep_is_cancelled_resumed_measured_and_reported(home, monkeypatch, c
         assert process.poll() is None
         time.sleep(0.05)
     assert command("sweep", "cancel", folder.path) == f"2 of 2 jobs are cancelled: {folder.path}\n"
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=300) == 143
     # its entry is edited, as a resumed training of that length would take too long
     with folder.change() as sweep:
         sweep.command[-1] = "stages.train.trainer.epochs=1"

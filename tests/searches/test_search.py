@@ -16,6 +16,7 @@ from optkit.report import read_rows, render
 from optkit.report.rows import rows, with_confidence
 from optkit.searches import trial as trial_module
 from optkit.searches.goal import Goal
+from optkit.searches.search import _Composer
 from optkit.searches.trial import Figures, Look, Workshop, judged
 from tests.costs.runs import chain as priced_chain
 from tests.costs.runs import folder as priced_run
@@ -71,9 +72,9 @@ class ByFormula(Workshop):
         recipe = self.compose(*self.fixed, *overrides, f"name={self.name}-trial-{number}")
         return recipe, figures(**self._values(overrides), split="test")
 
-    def after_part(self, overrides, share):
+    def after_part(self, overrides, share, timed=False):
         found = figures(**self._values(overrides))
-        return Look(found.loss / share, found.costs["latency"], 1.0)
+        return Look(found.loss / share, found.costs["latency"], 1.0, found if timed else None)
 
     def _values(self, overrides):
         given = dict(override.split("=") for override in overrides)
@@ -173,10 +174,37 @@ def test_limits_that_no_trial_keeps_say_what_is_the_best_there_is(by_formula, ho
         by_formula(max_drop=0.0, min_speedup=50)
     message = str(caught.value)
     assert "None of" in message
-    assert "loses at most 0.0 points and is 50 times as fast. The closest, trial" in message
+    assert "is 50 times as fast. 12 stopped after a part of their training, because they are too slow" in message
+    assert "the fastest of these, trial" in message
     assert "\n" not in message
     (folder,) = (home / "runs/searches").iterdir()
-    assert "The closest, trial" in render([folder], "table")
+    assert "because they are too slow" in render([folder], "table")
+    with pytest.raises(StageError, match=r"None of \d+ trials loses at most 0\.0 points\. The closest, trial"):
+        by_formula(max_drop=0.0)
+
+
+def test_trials_that_are_too_slow_stop_before_their_training_is_done(by_formula):
+    found = by_formula(min_speedup=3, max_drop=5, trials=20).result["trials"]
+    slow = [trial for trial in found if trial["too_slow"]]
+    amounts = {trial["number"]: float(trial["overrides"][0].partition("=")[2]) for trial in found}
+    # the speedup's interval reaches 0.1 up, and 10% remain for what training may change
+    assert {t["number"] for t in slow} == {n for n, amount in amounts.items() if 1.1 * (1 / (1 - amount) + 0.1) < 3}
+    assert slow
+    for trial in slow:
+        assert trial["too_slow"] == pytest.approx(1 / (1 - amounts[trial["number"]]))
+        assert trial["figures"] is None
+        assert not trial["looks"]
+    assert any(trial["within"] for trial in found)
+
+
+@pytest.mark.slow
+def test_a_look_times_a_variant_in_the_setting_that_counts(home):
+    workshop = Workshop(_Composer("tiny.yaml", []), home / "search", "best", ("latency",))
+    look = workshop.after_part(["stages.prune.amount=0.6"], 1 / 9, timed=True)
+    assert look.timed.setting == "batch 16"
+    assert look.timed.costs == {"latency": pytest.approx(1 / look.timed.speedup)}
+    assert look.timed.split == "validation"
+    assert workshop.after_part(["stages.prune.amount=0.6"], 1 / 9).timed is None
 
 
 def test_a_limit_is_missed_by_a_share_of_itself():

@@ -301,7 +301,7 @@ def test_of_workers_that_are_killed_no_trial_is_lost_and_none_is_counted_twice(d
         workers[0].kill()
         workers[0].wait()
         workers = [workers[1], start()]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     found = optuna.load_study(study_name="s", storage=database)
     complete = [trial for trial in found.trials if trial.state.name == "COMPLETE"]
     assert len(complete) == len(counted(found)) == trials
@@ -316,5 +316,5 @@ def test_workers_that_open_a_new_study_at_the_same_time_all_take_part(database, 
     """Of four that made the same tables, some failed with "UNIQUE constraint failed" or "already exists"."""
     command = [sys.executable, "-m", "tests.searches.worker", database, "s", "8", str(tmp_path / "begun")]
     workers = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(4)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * 4
+    assert [worker.wait(timeout=300) for worker in workers] == [0] * 4
     assert len(counted(optuna.load_study(study_name="s", storage=database))) == 8

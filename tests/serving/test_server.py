@@ -49,7 +49,7 @@ def server(model):
     process = subprocess.Popen([*command, "--max-mb", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
-        assert line.startswith("serving "), process.communicate(timeout=60)
+        assert line.startswith("serving "), process.communicate(timeout=300)
         yield process, f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -106,7 +106,7 @@ def test_it_answers_as_the_model_counts_and_ends_with_nothing_left(server, model
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     os.kill(process.pid, signal.SIGTERM)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=300)
     assert (process.returncode, out) == (143, "")
     assert error.strip().endswith("terminated (SIGTERM) while serving")
     assert len(error.strip().splitlines()) == 1

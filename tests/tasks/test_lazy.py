@@ -198,7 +198,7 @@ def test_ctrl_c_ends_the_workers_in_one_line():
     assert started.stdout.readline() == "read\n"
     workers = psutil.Process(started.pid).children(recursive=True)
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does
-    _, said = started.communicate(timeout=60)
+    _, said = started.communicate(timeout=300)
     assert len(workers) == 2
     assert started.returncode == 130
     assert [line for line in said.splitlines() if "interrupted" not in line] == []

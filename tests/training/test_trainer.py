@@ -303,7 +303,7 @@ prepared.layers[1].register_forward_hook(lambda layer, inputs, output: out.appen
 prepared(torch.zeros(1, 1, 8, 8))
 print(out[0])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == ["fp32", "bf16", "bf16", "torch.bfloat16"], done.stderr
 
 
