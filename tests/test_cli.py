@@ -74,6 +74,16 @@ def test_every_command_has_help(command, asked, command_here):
     assert command in ("sweep", "store") or "--debug" in found.output
 
 
+def test_help_of_a_recipe_shows_its_values_and_what_may_take_their_place(optkit_command, tmp_path):
+    done = optkit_command("run", "quickstart", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stage/prune: depth, gradual, iterative, magnitude, pattern, structured" in done.stdout
+    assert "depth: 14" in done.stdout
+    assert "KEY=VALUE" in done.stdout
+    assert "Hydra" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_run_report_and_rerun_from_the_run_folder(optkit_command, command_here, recipe, tmp_path, monkeypatch):
     done = optkit_command("run", recipe, "~engines.inductor", cwd=tmp_path)
