@@ -108,7 +108,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{more.mean():.4g} | {change:+.2g} [{change - half:+.2g}, {change + half:+.2g}] | "
             f"{', '.join(map(str, examples))} |"
         )
-    return "\n".join([*lines, "", str(rows[0]["machine"])])
+    return "\n".join([*lines, "", *machines(rows)])
+
+
+def machines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The machine of the runs by one process; a line for each, with its recipes, where there are several."""
+    found: dict[str, list[str]] = {}
+    for row in (row for row in rows if row["processes"] == 1):
+        recipes = found.setdefault(row["machine"], [])
+        recipes += [] if row["recipe"] in recipes else [row["recipe"]]
+    if len(found) == 1:
+        return list(found)
+    return [f"- {', '.join(recipes)}: {machine}" for machine, recipes in found.items()]
 
 
 def main() -> None:
@@ -126,8 +137,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = args.results or Path(folder) / "rows.jsonl"
+        named = [given.removeprefix("name=") for given in args.overrides if given.startswith("name=")]
+        name = named[-1] if named else Path(args.recipe).stem
         for processes in (1, args.processes):
-            asked = (processes, Path(args.recipe).stem, said(args.overrides))
+            asked = (processes, name, said(args.overrides))
             done = {
                 row["seed"] for row in kept(rows).rows if (row["processes"], row["recipe"], row["overrides"]) == asked
             }
