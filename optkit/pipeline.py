@@ -26,7 +26,15 @@ from optkit.core.cache import new_file, write_text
 from optkit.core.checksums import ENTRY
 from optkit.core.engine import packages_of
 from optkit.core.environment import environment
-from optkit.core.errors import OptkitError, StageError, UserError, cannot_write, is_disk_full, raise_if_full
+from optkit.core.errors import (
+    DeadEndError,
+    OptkitError,
+    StageError,
+    UserError,
+    cannot_write,
+    is_disk_full,
+    raise_if_full,
+)
 from optkit.core.ledger import LEDGER_NAME, UNMEASURED_NAME, Ledger, forget_measured, unmeasured
 from optkit.core.locks import exclusive
 from optkit.core.logs import RUN_LOG, log_file
@@ -307,8 +315,8 @@ class _Fold:
             def say(text: str) -> None:
                 log.info("%s: %s", step.name, text)
 
-            measurements = bench.measure(artifact, baseline, is_baseline, say)
             where |= {"peaks": peaks(self.plan.threads)}
+            measurements = bench.measure(artifact, baseline, is_baseline, say)
         variant = artifact.variant
         skipped = not_run_on(self.recipe.engines, variant.traits)
         record = Record(
@@ -368,7 +376,7 @@ def _child(step: PlannedStep, parent: Variant, outcome: Outcome, cost: Cost) -> 
 
 def _check_differs(parent: Artifact, artifact: Artifact) -> None:
     if _same(parent, artifact):
-        raise StageError("changed nothing: the model is the same as before it")
+        raise DeadEndError("changed nothing: the model is the same as before it")
 
 
 def _same(a: Artifact, b: Artifact) -> bool:

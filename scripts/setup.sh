@@ -15,4 +15,11 @@ command -v g++ >/dev/null || command -v clang++ >/dev/null || {
   exit 2
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+
+# what is installed is kept, so that a second call needs no network
+wanted="$(cat pyproject.toml constraints.txt | sha256sum) ${1:-} $PWD"
+if [ -x .venv/bin/optkit ] && [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then
+  exit 0
+fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[report${1:+,$1}]"
+echo "$wanted" > .venv/installed

@@ -20,6 +20,7 @@ from optkit.pipeline import baseline, run
 from optkit.prune import MagnitudePruning
 from optkit.recipe.plan import make_plan
 from optkit.recipe.recipe import Recipe
+from optkit.tasks import Digits
 from optkit.training import Train, Trainer
 
 pytestmark = pytest.mark.slow
@@ -137,6 +138,13 @@ def test_a_finished_run_is_not_run_again(recipe, monkeypatch):
     again = run(make_plan(recipe))
     assert (again.folder, again.worked) == (first.folder, False)
     assert len(ledger.read(first.folder)) == 3
+
+
+def test_one_more_metric_is_another_run_of_the_same_variants(recipe):
+    task = Digits(image_size=8, crop=1, limit=256, metrics=["accuracy", "macro_f1"])
+    plan, more = make_plan(recipe), make_plan(replace(recipe, task=task))
+    assert more.run != plan.run
+    assert [step.id for step in more.steps] == [step.id for step in plan.steps]
 
 
 def test_the_same_recipe_gives_the_same_answers_to_the_last_example(recipe, tmp_path):

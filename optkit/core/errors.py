@@ -48,6 +48,10 @@ class StageError(OptkitError):
     """A stage failed while working; everything finished before it is kept."""
 
 
+class DeadEndError(StageError):
+    """A stage cannot work, and going on from what it saved would fail again."""
+
+
 class SealedSplitError(StageError):
     """A stage asked for the test split, which only the pipeline's measurement may see."""
 

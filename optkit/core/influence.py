@@ -30,7 +30,7 @@ def interval_of_share(value: float, pseudo: NDArray[np.float64]) -> Estimate:
     """
     n = len(pseudo)
     spread, variance = value * (1 - value), _variance_of_mean(pseudo)
-    size = spread / variance if spread > 0 and variance > 0 else float(n)
+    size = spread / variance if spread > 0 and 0 < variance < math.inf else float(n)
     z2 = _quantile(pseudo) ** 2
     center = (value + z2 / (2 * size)) / (1 + z2 / size)
     half = math.sqrt(z2 / size * (spread + z2 / (4 * size))) / (1 + z2 / size)

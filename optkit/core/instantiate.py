@@ -169,6 +169,8 @@ def build(node: Mapping[str, Any], key: str) -> Any:
     Raises:
         UserError: an unknown, missing or refused parameter, named by its full key; or own code that fails.
     """
+    if not isinstance(node, Mapping):
+        raise UserError(f"{node!r} is not a mapping", key=key, value=node, fix=f"~{key} leaves it out")
     if TARGET not in node:
         raise UserError("no _target_", key=key, fix="pick one from a config group, or give _target_: package.Class")
     target = locate(node[TARGET], f"{key}.{TARGET}")

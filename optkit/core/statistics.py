@@ -101,6 +101,8 @@ def weighted_metric(weights: Sequence[float], values: Sequence[Values]) -> Estim
         weights: one a variant.
         values: of the examples of each seed's variant, ``(seeds, N)`` for each weight.
     """
+    if not all(of.dtype == np.bool_ for of in values):  # numbers that happen to be 0 and 1 are kept as bits
+        values = [of.astype(np.float64) for of in values]
     if len(values[0]) == 1 and sorted(weights) == [-1.0, 1.0] and values[0].dtype == np.bool_:
         reference, candidate = (values[place][0] for place in np.argsort(weights))
         return paired_difference(candidate, reference).delta

@@ -11,7 +11,7 @@ import torch
 
 from optkit.core.cache import cache_dir, read_json, write_json
 from optkit.core.environment import cpu
-from optkit.core.errors import first_line
+from optkit.core.errors import UserError, first_line
 from optkit.core.locks import exclusive
 from optkit.core.threads import use_threads
 from optkit.core.turns import timing_turn
@@ -36,14 +36,22 @@ def peaks(threads: int, again: bool = False) -> dict[str, float]:
     path = peaks_file(threads)
     found = None if again else read_json(path)
     if found is None or READING not in found:
-        with exclusive(path.with_suffix(".lock"), "measuring this machine's peaks"):
-            found = None if again else read_json(path)
-            if found is None:
-                found = measure_peaks(threads)
-            elif READING not in found:  # written before reading was measured
-                found |= {READING: measure_reading(threads)}
-            write_json(path, found, key="OPTKIT_CACHE")
+        try:
+            with exclusive(path.with_suffix(".lock"), "measuring this machine's peaks"):
+                found = _completed(None if again else read_json(path), threads)
+                write_json(path, found, key="OPTKIT_CACHE")
+        except UserError as error:
+            log.warning("this machine's peaks are not kept: %s", error)
+            found = _completed(found, threads)
     return found
+
+
+def _completed(found: dict[str, float] | None, threads: int) -> dict[str, float]:
+    """The peaks, with what is missing measured."""
+    if found is None:
+        return measure_peaks(threads)
+    # peaks that were written before reading was measured
+    return found if READING in found else found | {READING: measure_reading(threads)}
 
 
 def peaks_file(threads: int) -> Path:

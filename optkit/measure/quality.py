@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optkit.core.engine import Session
+from optkit.core.errors import StageError
 from optkit.core.metric import Metric, observed, stacked
 from optkit.core.progress import track
 from optkit.core.records import ANSWERS, Measurement, Quality, pack_classes, pack_values
@@ -61,9 +62,18 @@ def of_metric(metric: Metric, table: NDArray[np.float64], conditions: dict[str, 
         table: what it keeps of the examples, ``(N, k)``.
         conditions: of the measurement.
         primary: whether verdicts use it.
+
+    Raises:
+        StageError: it has no value for these outputs, or would have none without one of the examples.
     """
-    pseudo = metric.pseudo_values(table)
-    interval = metric.interval(table, pseudo)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pseudo = metric.pseudo_values(table)
+        interval = metric.interval(table, pseudo)
+    if not (np.isfinite(interval.value) and np.isfinite(pseudo).all()):
+        without = "" if np.isnan(interval.value) else " without some of the examples"
+        message = f"the metric '{metric.name}' is not a number{without} on {conditions.get('split')}"
+        fix = "give it a value for all outputs, or measure on more examples"
+        raise StageError(message, key="task.metrics", fix=fix)
     about = Quality(metric.kind, metric.higher_is_better, primary)
     # without the jackknife's correction of bias, so that their mean is the metric
     raw = pack_values(pseudo - pseudo.mean() + interval.value)

@@ -246,7 +246,7 @@ def _check_top(node: Mapping[str, Any]) -> None:
     if node["seed"] < 0:
         raise UserError(f"{node['seed']} is below 0", key="seed", value=node["seed"])
     threads = node["threads"]
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise UserError(
             f"{threads!r} is not a number of threads", key="threads", value=threads, fix="1 or more, or null"
         )
@@ -261,7 +261,13 @@ def _check_top(node: Mapping[str, Any]) -> None:
     for name, stage in node["stages"].items():
         if not isinstance(stage, dict):
             raise UserError(f"{stage!r} is not a stage", key=f"stages.{name}")
+    for key in ("chain", "controls"):
+        for name in node[key]:
+            if not isinstance(name, str):
+                raise UserError(f"{name!r} is not a name", key=key, value=name, fix="such as [train, prune]")
     debug = node.get("debug") or {}
+    if not isinstance(debug, Mapping):
+        raise UserError(f"{debug!r} is not a mapping", key="debug", value=debug, fix="debug=smoke, or debug.limit=8")
     for key, value in debug.items():
         if key not in ("max_steps", "limit"):
             raise UserError("unknown key", key=f"debug.{key}", fix=did_you_mean(key, ("max_steps", "limit")))

@@ -25,7 +25,7 @@ from optkit.measure.config import check_prompts
 from optkit.models import ModelSpec
 from optkit.recipe.chain import check_names, traits_after
 from optkit.recipe.controls import SMALLER_DENSE, Numbered, control_chain
-from optkit.recipe.keys import dependencies, keyed_params_of, of_task, pool_of, sources, target_of, within
+from optkit.recipe.keys import dependencies, identity_of, keyed_params_of, of_task, pool_of, sources, target_of, within
 from optkit.recipe.recipe import AUTO, MODEL, Recipe
 
 if TYPE_CHECKING:
@@ -233,7 +233,10 @@ def _plan(recipe: Recipe, chains: Sequence[Sequence[str]], shared: Shared) -> Pl
     engines = recipe.engines.values()
     measured = [asdict(e) | {"is": target_of(e), **code_elsewhere([type(e)])} for e in engines]  # type: ignore[call-overload]
     what = {name: value for name, value in asdict(recipe.measure).items() if name != "when"}
-    run = variant_id(list(steps), first, recipe.chain, measured, what, recipe.threads)
+    # the first metric is part of what is trained; the others are only measured
+    tasks = tasks_to_measure(recipe.task, recipe.measure)
+    others = [identity_of(metric) for task in tasks for metric in task.metrics[1:]]
+    run = variant_id(list(steps), first, recipe.chain, measured, what, recipe.threads, *others)
     trusted = trusted_names(recipe, str(spec.skeleton(model)["target"]))
     return Plan(recipe, run[:8], spec, tuple(steps.values()), trusted, is_study=bool(chains))
 

@@ -52,10 +52,11 @@ def tolerance_unit(theirs: Measurement) -> float:
 def losses_within(ours: Measurement, theirs: Measurement) -> dict[str, float]:
     """p-values of "the loss is at least this large", against "it is smaller", by tolerance."""
     assert ours.quality is not None
-    if (found := counts(ours, theirs)) is not None:
-        gained, lost = found
+    better = ours.quality.higher_is_better
+    if ours.quality.kind == SHARE and (found := counts(ours, theirs)) is not None:
+        gained, lost = found if better else found[::-1]
         return {str(t): share_within_p(gained, lost, ours.n or 0, t) for t in TOLERANCES}
-    loss = (_value(theirs) - _value(ours)) * (1 if ours.quality.higher_is_better else -1)
+    loss = (_value(theirs) - _value(ours)) * (1 if better else -1)
     unit, pairs = tolerance_unit(theirs), _numbers(ours, theirs)
     return {str(t): loss_within_p(loss, *pairs, t * unit) for t in TOLERANCES}
 
@@ -66,7 +67,7 @@ def share_within_p(gained: int, lost: int, n: int, tolerance: float) -> float:
     Args:
         gained: examples that only the candidate got right.
         lost: examples that only the reference got right.
-        n: all examples.
+        n: of all examples.
         tolerance: the loss, a share between 0 and 1.
     """
     from scipy.stats import norm

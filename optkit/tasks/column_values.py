@@ -60,22 +60,34 @@ def label_lists(
                 message = f"{split}: row {place} of '{column}' is no list of labels: {row!r}"[:120]
                 fix = "name another column, or set task.target=class"
                 raise UserError(message, key="task.target_columns", value=column, fix=fix)
-    in_files = getattr(getattr(tables["train"].rows.features[column], "feature", None), "names", None)
+    in_files = {split: _names_in_files(table, column) for split, table in tables.items()}
     present = sorted({label for row in lists["train"] for label in row})
-    names = list(map(str, classes_from or in_files or _all_numbers(present)))
-    number = {name: n for n, name in enumerate(names)}
-    number |= {n: n for n in range(len(names))} if all(isinstance(x, int) for x in present) else {}  # type: ignore[misc]
+    names = list(map(str, classes_from or in_files["train"] or _all_numbers(present)))
+    number: dict[Any, int] = {name: n for n, name in enumerate(names)}
+    if not in_files["train"] and all(isinstance(x, int) for x in present):
+        number |= {n: n for n in range(len(names))}
     found = {}
     for split, rows in lists.items():
         table = np.zeros((len(rows), len(names)), dtype=np.float32)
         for place, row in enumerate(rows):
-            for label in row:
+            for given in row:
+                label = _named(given, in_files[split])
                 if label not in number:
                     message = f"{split}: row {place} has the label {label!r}, which is none of the {len(names)} labels"
                     raise UserError(message, key="task.target_columns", fix=did_you_mean(str(label), names))
                 table[place, number[label]] = 1
         found[split] = table
     return found, names
+
+
+def _names_in_files(table: Table, column: str) -> list[str] | None:
+    """The names that a split's files give the numbers in its lists; None where they give none."""
+    return getattr(getattr(table.rows.features[column], "feature", None), "names", None)
+
+
+def _named(label: Any, names: Sequence[str] | None) -> Any:
+    """The name of a number, where the files have one."""
+    return names[label] if names and isinstance(label, int) and 0 <= label < len(names) else label
 
 
 def _all_numbers(present: Sequence[Any]) -> Sequence[Any]:

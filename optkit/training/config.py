@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,11 @@ class Trainer:
             ("grad_clip", 0, math.inf),
         ):
             value = getattr(self, name)
-            if name == "grad_clip" and value is None:
-                continue
+            if name == "grad_clip":
+                if value is None:
+                    continue
+                if value == 0:
+                    raise UserError("0 would stop all training", key=name, value=value, fix="null clips nothing")
             if not is_number(value) or not math.isfinite(value) or not low <= value <= high:
                 fix = f"{low} to {high}" if high < math.inf else f"a number of at least {low}"
                 raise UserError(f"{value!r} is out of range", key=name, value=value, fix=fix)
@@ -121,6 +125,9 @@ class Trainer:
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"no {name} '{value}'", key=name, value=value, fix=did_you_mean(str(value), known))
+        if not isinstance(self.optimizer_options, Mapping):
+            message = f"{self.optimizer_options!r} is not a mapping"
+            raise UserError(message, key="optimizer_options", value=self.optimizer_options, fix="{} sets none")
         self.optimizer_options = {k: v for k, v in self.optimizer_options.items() if v is not None}
         check_optimizer(self.optimizer, self.optimizer_options)
         if self.lora is not None:
@@ -143,6 +150,7 @@ class Trainer:
         check_sharding(self)
         if self.lora is not None:
             read_lora(self.lora).check(module)
+        self._check_single_examples(module, task)
         if not self.label_smoothing:
             return
         import torch
@@ -153,6 +161,27 @@ class Trainer:
         batch = next(task.batches("train", 2))
         with torch.no_grad():
             task.loss(task.forward(module, batch), batch, self.label_smoothing)
+
+    def _check_single_examples(self, module: nn.Module, task: Task) -> None:
+        """Raises UserError where a step has one example, and normalization over the batch needs more than one value."""
+        import torch
+        from torch import nn
+
+        from optkit.training.shares import Shares
+
+        shares, size = Shares(self.batch_size, self.micro_batch_size, current()), task.size("train")
+        counts = {min(size, self.batch_size), size % self.batch_size} - {0}
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+        if min(map(shares.least, counts)) > 1 or not any(isinstance(one, norms) for one in module.modules()):
+            return
+        try:
+            with torch.no_grad():
+                task.forward(copy.deepcopy(module).train(), next(task.batches("train", 1)))
+        except ValueError as error:
+            key = "batch_size" if self.micro_batch_size is None else "micro_batch_size"
+            message = f"of {size} examples a step has a single one, and this model's batch normalization needs more"
+            value = getattr(self, key)
+            raise UserError(message, key=key, value=value, fix=f"such as {key}={value + 1}") from error
 
     def fit(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,7 +85,9 @@ def adapters(module: nn.Module, lora: LoRA | None, seed: int) -> Iterator[None]:
     paths = lora.check(module)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     alpha = 2 * lora.rank if lora.alpha is None else lora.alpha
-    config = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=paths)
+    # peft matches a text as a whole; of a list it takes also what ends with one of its names
+    exactly = "|".join(re.escape(path) for path in paths)
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=exactly)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, module)

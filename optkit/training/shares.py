@@ -54,6 +54,11 @@ class Shares:
         """Examples that all processes handle at once."""
         return min(self.at_once * self.processes.size, self.batch_size)
 
+    def least(self, count: int) -> int:
+        """The fewest examples of a batch of so many that this process handles at once."""
+        share = self.processes.share(count)
+        return max((share.stop - share.start) // self._passes(count), 1)
+
     def of(self, mine: Batch, count: int) -> Iterator[Part]:
         """The parts of a batch, as many in all processes.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.environment import cpu
-from optkit.core.errors import StageError
+from optkit.core.errors import DeadEndError
 from optkit.core.interruption import Interruption, asked, ends_at_once, heard, saves_when_asked
 from optkit.core.layout import channels_last_
 from optkit.core.processes import current
@@ -223,7 +223,7 @@ class Fit:
         mean = float(self.processes.sum(torch.stack(self.of_epoch)).mean())
         if not math.isfinite(mean):
             fix = "lower trainer.lr, or set trainer.precision=fp32 or trainer.grad_clip=1"
-            raise StageError(f"the loss became {mean} in epoch {self.epoch + 1}", fix=fix)
+            raise DeadEndError(f"the loss became {mean} in epoch {self.epoch + 1}", fix=fix)
         self.losses.append(round(mean, 6))
         self.epoch += 1
         self.of_epoch = []
@@ -256,8 +256,9 @@ class Fit:
 
     def _best_epoch(self) -> int:
         """The first of the best, counted from 0."""
-        best = np.argmax if self.metric.higher_is_better else np.argmin
-        return int(best(self.validation))
+        values = np.array(self.validation) * (1 if self.metric.higher_is_better else -1)
+        # what is not a number, as of a model that gives one answer to all, is the worst
+        return int(np.argmax(np.where(np.isnan(values), -np.inf, values)))
 
     def _out_of_patience(self) -> bool:
         if self.config.patience is None or not self.validation:
@@ -269,12 +270,16 @@ class Fit:
             self.ema = _copy_state(self.module)
         # a young average forgets fast, or it would remember the first weights for ever
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        learned = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         with torch.no_grad():
             for name, tensor in self.module.state_dict().items():
-                if tensor.is_floating_point():
-                    self.ema[name].lerp_(tensor, 1 - decay)
-                else:
-                    self.ema[name].copy_(tensor)
+                mean = self.ema[name]
+                if not tensor.is_floating_point():
+                    mean.copy_(tensor)
+                elif name in learned:
+                    mean.lerp_(tensor, 1 - decay)
+                else:  # a mask's infinities have no mean
+                    mean.copy_(torch.where(mean == tensor, tensor, mean.lerp(tensor, 1 - decay)))
 
     def _keep(self) -> str:
         chosen = {"last": None, "best": self.best, "ema": self.ema}[self.config.select]

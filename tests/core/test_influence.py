@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optkit.core.influence import loss_within_p
+from optkit.core.influence import interval_of_share, loss_within_p
 
 
 @pytest.mark.slow
@@ -23,3 +23,9 @@ def test_no_difference_is_within_any_loss_that_examples_can_tell():
     assert loss_within_p(0.0, values, values, 0.1) < 0.001
     assert loss_within_p(0.2, values + 0.2, values, 0.1) > 0.999
     assert loss_within_p(0.0, np.ones(5), np.ones(5), 0.1) == 0.0
+
+
+def test_a_share_of_one_example_has_the_interval_of_one_example():
+    found = interval_of_share(0.4, np.array([0.4]))
+    assert 0 <= found.low < 0.1
+    assert 0.8 < found.high <= 1

@@ -227,6 +227,14 @@ def test_few_disagreements_of_one_seed_have_the_interval_of_a_pair():
     assert found.low < -0.01 < found.value < 0 <= found.high
 
 
+def test_numbers_that_happen_to_be_0_and_1_are_numbers_beside_others():
+    whole, other = np.ones((1, 200), bool), np.linspace(0.5, 1.0, 200)[None]
+    for weights, values in (([1.0, -1.0], [whole, other]), ([-1.0, 1.0], [other, whole])):
+        found = statistics.weighted_metric(weights, values)
+        assert found == statistics.weighted_metric(weights, [value.astype(float) for value in values])
+        assert found.value == pytest.approx(0.25)
+
+
 def test_no_disagreement_in_a_sum_still_has_an_interval_of_some_width():
     same = np.tile(np.arange(200) < 150, (3, 1))
     for found in (

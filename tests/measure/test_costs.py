@@ -38,6 +38,14 @@ def test_peaks_that_were_kept_before_reading_was_measured_are_completed(monkeypa
     assert peaks(3) == {"fp32": 1.5, "read_gb_s": 7.0}
 
 
+def test_peaks_that_cannot_be_kept_are_measured_all_the_same(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("optkit.measure.peaks.cache_dir", lambda: tmp_path / "file" / "cache")
+    monkeypatch.setattr("optkit.measure.peaks.measure_peaks", lambda threads: {"fp32": 1.5, "read_gb_s": 7.0})
+    assert peaks(3) == {"fp32": 1.5, "read_gb_s": 7.0}
+    assert "this machine's peaks are not kept" in caplog.text
+
+
 def _stat(tmp_path, user, idle, steal=0):
     file = tmp_path / "stat"
     file.write_text(f"cpu {user} 0 0 {idle} 0 0 0 {steal} 0 0\ncpu0 1 2 3\n")

@@ -11,7 +11,7 @@ from optkit.report import render
 from optkit.report.page.runs import open_runs
 from optkit.report.page.step_figures import step_figures
 from optkit.report.page.verdict import keeps_quality, verdict
-from optkit.report.paired import TOLERANCES
+from optkit.report.paired import TOLERANCES, losses_within
 from optkit.report.plot import on_front
 from optkit.report.rows import rows
 from optkit.report.written import Written, common
@@ -83,6 +83,18 @@ def test_a_lower_error_keeps_and_losses_are_relative_to_the_baseline(records):
     better = replace(records[1], measurements=_of_errors(replace(chain()[1], step=0)).measurements)
     row = next(r for r in rows([records[0], better]) if r["step"] == 1)
     assert keeps_quality(row)
+
+
+@pytest.mark.parametrize("kind", ["share", "any"])
+def test_errors_that_are_0_or_1_are_losses_where_they_are_1(kind):
+    about = Quality(kind, higher_is_better=False, primary=True)
+
+    def measured(errors):
+        wrong = (np.arange(1000) < errors).astype(float)
+        return Measurement("wrong", float(wrong.mean()), "1", [0, 1], 1000, {}, pack_values(wrong), about)
+
+    assert losses_within(measured(300), measured(10))["0.05"] > 0.999
+    assert losses_within(measured(10), measured(300))["0.005"] < 1e-6
 
 
 def test_the_verdict_and_the_page_speak_its_unit(records, tmp_path):

@@ -72,6 +72,8 @@ def test_targets_are_those_of_the_rows(saved):
     assert targets(classes_from=["odd", "even"]) == [1, 0, 1, 0]
     assert targets(target="values", target_columns=["a", "b"]) == [pytest.approx([n, n / 7]) for n in range(4)]
     assert targets(target="labels", target_columns="tags") == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]]
+    reordered = targets(target="labels", target_columns="tags", classes_from=["r", "q", "p"])
+    assert reordered == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
     assert targets(target="labels", target_columns="words") == [[0, 1], [1, 1], [0, 1], [1, 1]]
     assert targets(target="labels", target_columns="words", classes_from=["y", "x"]) == [[1, 0], [1, 1], [1, 0], [1, 1]]
 

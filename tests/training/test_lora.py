@@ -46,6 +46,16 @@ def test_only_the_named_layers_are_adapted():
     assert LoRA(layers=["*q_proj"]).check(language_model(config=LLAMA)) == ["model.model.layers.0.self_attn.q_proj"]
 
 
+def test_a_layer_whose_path_ends_like_a_named_one_stays_as_it_is():
+    model = nn.ModuleDict({"fc": nn.Linear(4, 4), "block": nn.ModuleDict({"fc": nn.Linear(4, 4)})})
+    names = list(model.state_dict())
+    with adapters(model, LoRA(rank=2, layers=["fc"]), seed=1):
+        assert type(model["fc"]) is not nn.Linear
+        assert type(model["block"]["fc"]) is nn.Linear
+    assert [type(m) for m in (model["fc"], model["block"]["fc"])] == [nn.Linear] * 2
+    assert list(model.state_dict()) == names
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optkit.core import interruption
-from optkit.core.errors import StageError, UserError
+from optkit.core.errors import DeadEndError, StageError, UserError
 from optkit.core.processes import ALONE
 from optkit.core.seeds import derive_seed
 from optkit.measure.validation import Validation
@@ -224,7 +224,7 @@ def test_a_torn_training_state_is_started_over_and_the_log_says_why(tmp_path, ca
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_says_what_to_do(digits, mlp, tmp_path):
-    with pytest.raises(StageError, match=r"loss became nan.*trainer\.lr"):
+    with pytest.raises(DeadEndError, match=r"loss became nan.*trainer\.lr"):
         _fit(
             Trainer(**PLAIN),
             mlp,
@@ -246,6 +246,44 @@ def test_the_best_epoch_is_kept(digits, mlp, tmp_path):
     with torch.no_grad():
         correct = torch.cat([mlp(*b.inputs).argmax(-1) == b.targets for b in batches])
     assert correct.float().mean().item() == pytest.approx(max(report.validation))
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best(digits, mlp, tmp_path):
+    fit = Fit(Trainer(select="best"), mlp, digits, TaskLoss(digits), 3, tmp_path, CPU, [], None, "training")
+    for validation, best in (([0.5, math.nan, 0.9, 0.7], 2), ([math.nan, 0.1], 1), ([math.nan, math.nan], 0)):
+        fit.validation = validation
+        assert fit._best_epoch() == best
+    fit.metric = type("Error", (), {"higher_is_better": False})
+    fit.validation = [0.5, math.nan, 0.2, 0.7]
+    assert fit._best_epoch() == 2
+
+
+def test_the_average_of_a_mask_is_the_mask(digits, mlp, tmp_path):
+    mlp.register_buffer("mask", torch.tensor([0.0, -math.inf, math.inf]))
+    mlp.register_buffer("mean", torch.zeros(2))
+    report = _fit(Trainer(epochs=1, batch_size=64, select="ema"), mlp, digits, tmp_path)
+    assert report.kept == "ema"
+    assert mlp.mask.tolist() == [0.0, -math.inf, math.inf]
+    assert mlp.mean.tolist() == [0.0, 0.0]
+
+
+class _Normed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": -1}, {"batch_size": 64, "micro_batch_size": 1}])
+def test_a_step_of_one_example_through_batch_normalization_is_refused_first(digits, mlp, options):
+    if options["batch_size"] == -1:
+        options = {"batch_size": digits.size("train") - 1}
+    with pytest.raises(UserError, match="a step has a single one, and this model's batch normalization needs more"):
+        Trainer(**options).check(_Normed(), digits)
+    Trainer(**options).check(mlp, digits)
+    Trainer(batch_size=digits.size("train") - 2).check(_Normed(), digits)
 
 
 def test_gradients_are_clipped(digits, mlp, tmp_path):
@@ -369,6 +407,8 @@ def test_zeros_stay_zero(digits, mlp, tmp_path, select):
         ({"lr": None}, "lr: None is out of range"),
         ({"weight_decay": math.nan}, "weight_decay: nan is out of range"),
         ({"lr": "fast"}, "lr: 'fast' is out of range"),
+        ({"grad_clip": 0}, "grad_clip: 0 would stop all training .null clips nothing"),
+        ({"optimizer_options": None}, "optimizer_options: None is not a mapping"),
         ({"optimizer": "sdg"}, "optimizer: no optimizer 'sdg'.*did you mean 'sgd'"),
         ({"optimizer_options": {"momentun": 0.9}}, "momentun.*did you mean 'momentum'"),
         ({"optimizer_options": {"lr": 0.3}}, "optimizer_options.lr: is a field .*set lr beside"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from optkit.core.cache import clear_unfinished, new_folder
 from optkit.core.checksums import Entry, damage
-from optkit.core.errors import OptkitError, UserError, cannot_write, is_disk_full
+from optkit.core.errors import DeadEndError, UserError, cannot_write
 from optkit.core.locks import exclusive
 from optkit.core.store.uses import Uses
 
@@ -94,14 +94,13 @@ class FolderStore:
         """As `StageStore.making`.
 
         What a killed owner left half-written goes first; what its stage kept for resuming stays. It goes too when the
-        stage itself says that it cannot work, because going on from there would fail again.
+        stage says that going on from there would fail again.
         """
         with self.locked(variant_id, doing):
             try:
                 yield
-            except OptkitError as error:
-                if not (is_disk_full(error) or isinstance(error.__cause__, OSError)):
-                    shutil.rmtree(self._partial(variant_id), ignore_errors=True)
+            except DeadEndError:
+                shutil.rmtree(self._partial(variant_id), ignore_errors=True)
                 raise
             finally:
                 _remove_if_empty(self._partial(variant_id))

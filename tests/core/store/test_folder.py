@@ -15,7 +15,7 @@ import torch
 from optkit.core.artifact import open_artifact, save_artifact
 from optkit.core.cache import kept
 from optkit.core.checksums import _sha256
-from optkit.core.errors import StageError, UserError
+from optkit.core.errors import DeadEndError, StageError, UserError
 from optkit.core.store import FolderStore, open_store
 from optkit.core.store.contents import FolderContents
 from optkit.core.store.uses import used
@@ -63,7 +63,13 @@ def test_what_a_killed_writer_left_goes_and_what_a_stage_kept_stays(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "stays"),
-    [(StageError("the loss became nan"), False), (RuntimeError("out of memory"), True), (None, True)],
+    [
+        (DeadEndError("the loss became nan"), False),
+        (RuntimeError("out of memory"), True),
+        (StageError("a process that reads data ended"), True),
+        (UserError("examples 0 and following cannot be read", key="task"), True),
+        (None, True),
+    ],
 )
 def test_only_a_stage_that_cannot_work_loses_what_it_kept(tmp_path, error, stays):
     store = FolderStore(tmp_path)
