@@ -25,7 +25,7 @@ import torch
 from scipy.stats import t as student
 
 from optkit.core.processes import joined
-from scripts.results import Results, machine
+from scripts.results import Results, machine, machines
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -108,18 +108,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{more.mean():.4g} | {change:+.2g} [{change - half:+.2g}, {change + half:+.2g}] | "
             f"{', '.join(map(str, examples))} |"
         )
-    return "\n".join([*lines, "", *machines(rows)])
-
-
-def machines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The machine of the runs by one process; a line for each, with its recipes, where there are several."""
-    found: dict[str, list[str]] = {}
-    for row in (row for row in rows if row["processes"] == 1):
-        recipes = found.setdefault(row["machine"], [])
-        recipes += [] if row["recipe"] in recipes else [row["recipe"]]
-    if len(found) == 1:
-        return list(found)
-    return [f"- {', '.join(recipes)}: {machine}" for machine, recipes in found.items()]
+    # several processes have fewer threads each
+    return "\n".join([*lines, "", *machines([row for row in rows if row["processes"] == 1], "recipe")])
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,14 @@ def machine(environment: dict[str, Any]) -> str:
         f"{name} {packages[name]}" for name in ("torch", "torchao", "openvino", "onnxruntime") if name in packages
     )
     return f"{environment['threads']} threads on {cpu['name']} ({', '.join(isa)}); {named}."
+
+
+def machines(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """The machine of all rows; a line for each, with what the rows have at a key, where there are several."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        named = found.setdefault(row["machine"], [])
+        named += [] if row[key] in named else [row[key]]
+    if len(found) == 1:
+        return list(found)
+    return [f"- {', '.join(named)}: {machine}" for machine, named in found.items()]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scripts.results import Results, machine
+from scripts.results import Results, machine, machines
 
 JOBS = ("seed=0,1,2,3", "stages.prune.amount=0.3,0.5,0.7")
 LAUNCHERS = {
@@ -87,7 +87,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{np.median(ratios) if ratios else np.nan:.3f}, {apart:.3f}",
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", rows[0]["machine"] if rows else ""])
+    return "\n".join([*lines, "", *machines(rows, "launcher")])
 
 
 def main() -> None:

@@ -42,6 +42,18 @@ def not_made_for(target: str | None, traits: frozenset[str]) -> str | None:
     return f"this engine has no kernels for a variant that is {', '.join(sorted(traits)) or 'not float'}"
 
 
+def check_eval(module: nn.Module, key: str = "model") -> None:
+    """Raises UserError where a layer is in train mode that answers otherwise there than in eval mode."""
+    from torch import nn
+
+    by_mode = (
+        nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+        nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU,
+    )  # fmt: skip
+    if any(inner.training and isinstance(inner, by_mode) for inner in module.modules()):
+        raise UserError("the model is in train mode", key=key, fix="model.eval()")
+
+
 class Session(Protocol):
     """A variant compiled for one engine and the shapes of its example inputs, which are its fast path."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.engine import Served
+from optkit.core.errors import UserError
 
 Choose = Callable[[Tensor], Tensor]
 
@@ -127,6 +128,8 @@ class CachedSession(Served):
 
     def _begin(self, tokens: Tensor, mask: Tensor | None = None) -> None:
         rows = len(tokens)
+        if mask is not None:
+            _check_mask(mask, tokens)
         self._forget(rows)
         self.length = 0
         self.padding = torch.zeros(rows, dtype=torch.long) if mask is None else (mask == 0).sum(1)
@@ -145,6 +148,16 @@ class CachedSession(Served):
         """Logits ``(N, T, V)`` of tokens ``(N, T)`` with nothing before them."""
         self._begin(tokens)
         return self._read(tokens, everything=True)
+
+
+def _check_mask(mask: Tensor, tokens: Tensor) -> None:
+    """Raises UserError for a mask of another shape, or of prompts that are not padded on their left."""
+    if mask.shape != tokens.shape:
+        message = f"a mask of {list(mask.shape)} for tokens of {list(tokens.shape)}"
+        raise UserError(message, key="mask", fix="1 for each token of a prompt, 0 for padding")
+    if bool(((mask != 0).diff(dim=1) & (mask[:, 1:] == 0)).any()):
+        message = "prompts are padded on their left, and this mask has zeros behind a token"
+        raise UserError(message, key="mask", fix='tokenizer(..., padding_side="left")')
 
 
 def greedy(logits: Tensor) -> Tensor:

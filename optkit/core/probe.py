@@ -19,9 +19,9 @@ def keep_probe(graph: GraphModule, inputs: tuple[Tensor, ...]) -> None:
         graph: in whose ``meta`` they are kept.
         inputs: of the graph, batch first.
     """
-    size = sum(x[:1].numel() * x.element_size() for x in inputs)
+    size = sum(x[:1].numel() * x.element_size() for x in inputs if x.dim())
     count = max(1, min(EXAMPLES, MAX_BYTES // max(size, 1)))
-    graph.meta[PROBE] = tuple(x[:count].detach().cpu().clone() for x in inputs)
+    graph.meta[PROBE] = tuple((x[:count] if x.dim() else x).detach().cpu().clone() for x in inputs)
 
 
 def probe_of(module: nn.Module) -> tuple[Tensor, ...] | None:

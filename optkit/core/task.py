@@ -105,7 +105,7 @@ def free_dims(example: tuple[Tensor, ...], module: nn.Module) -> tuple[Any, ...]
 
     free = torch.export.Dim.AUTO
     tokens = all(x.dim() == 2 and not x.is_floating_point() for x in example)
-    dims = tuple({0: free, 1: free} if tokens else {0: free} for _ in example)
+    dims = tuple({0: free, 1: free} if tokens else {0: free} if x.dim() else {} for x in example)
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return dims

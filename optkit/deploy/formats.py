@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError, did_you_mean
+from optkit.core.generation import Generative
 
 if TYPE_CHECKING:
     from optkit.core.engine import Engine
@@ -94,6 +95,8 @@ class ONNX(Format):
     triton_threads = "intra_op_thread_count"
 
     def refused(self, source: Source) -> str | None:
+        if isinstance(source.module, Generative):
+            return "a model that generates is exported for openvino, huggingface, compressed-tensors or gguf"
         return self.engine.unavailable() or super().refused(source)
 
     def write(self, source: Source, folder: Path, names: Sequence[str], metadata: Mapping[str, str]) -> Puts:

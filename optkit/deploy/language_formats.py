@@ -307,6 +307,15 @@ def _turned(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> np.nd
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
+def _kind_of(added: Mapping[str, Any] | None) -> int:
+    """The type in GGUF of a token: llama.cpp shows what is user-defined, and hides what is control."""
+    import gguf
+
+    if added is None:
+        return gguf.TokenType.NORMAL
+    return gguf.TokenType.CONTROL if added.get("special") else gguf.TokenType.USER_DEFINED
+
+
 def _write_vocabulary(writer: Any, source: Source) -> None:
     """The tokens and merges of a byte-level tokenizer; without a task's tokenizer there are none in the file.
 
@@ -336,7 +345,7 @@ def _write_vocabulary(writer: Any, source: Source) -> None:
     for text, number in numbers.items():
         if number < size:
             texts[number] = text
-            kinds[number] = gguf.TokenType.CONTROL if number in special else gguf.TokenType.NORMAL
+            kinds[number] = _kind_of(special.get(number))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in said["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre_tokenizer(said["pre_tokenizer"]))

@@ -49,13 +49,15 @@ def of_model(model: Any, example_inputs: tuple[Tensor, ...] | None, task: Any) -
     """Of a module, or of what `quantize_static`, `prune_structured` and the like return.
 
     Raises:
-        UserError: it is no model, or there are no example inputs.
+        UserError: it is no model, or one in train mode, or there are no example inputs.
     """
-    from optkit.core.engine import MADE_FOR, made_for
+    from optkit.core.engine import MADE_FOR, check_eval, made_for
+    from optkit.core.loaders import as_example
     from optkit.engines.program import module_of
     from optkit.models.spec import weights_digest
 
     module = module_of(model)
+    check_eval(module)
     if example_inputs is None and task is not None:
         example_inputs = task.example(EXAMPLES)
     if example_inputs is None:
@@ -65,7 +67,7 @@ def of_model(model: Any, example_inputs: tuple[Tensor, ...] | None, task: Any) -
     traits = made_for(target) if target else frozenset({"float"})
     name = type(getattr(model, "module", model)).__name__.lower()
     variant = Variant(weights_digest(module)[:16], None, traits, {})
-    return Source("model" if name == "graphmodule" else name, module, variant, tuple(example_inputs), task)
+    return Source("model" if name == "graphmodule" else name, module, variant, as_example(example_inputs), task)
 
 
 def of_folder(path: Path, overrides: Sequence[str], trust: Iterable[str], task: Any) -> Source:

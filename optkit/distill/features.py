@@ -78,7 +78,8 @@ def _distances(x: Tensor) -> Tensor:
     square = (x[:, None] - x[None]).square().sum(-1)
     # the root of a zero has no gradient
     apart = (square + (square == 0)).sqrt() * (square > 0)
-    return apart / (apart.sum() / (apart > 0).sum().clamp_min(1))
+    mean = apart.sum() / (apart > 0).sum().clamp_min(1)
+    return apart / (mean + (mean == 0))  # a single example, or equal ones, have no distances
 
 
 def _angles(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from optkit.core.checks import check_choice, is_number
 from optkit.core.errors import UserError, own_code
 from optkit.core.loaders import Pick, model_inputs
 from optkit.core.metric import Metric
+from optkit.core.model_copy import duplicate
 from optkit.core.task import CLASSES, OTHER, OUTPUT_KINDS, Batch, Task
 from optkit.distill.objective import DistillationObjective
 from optkit.distill.terms import read_terms
@@ -101,7 +101,7 @@ def distill_from(
     own_loss = None if loss is None else resolve_loss(loss)
     task = cast("Task", _BatchesOfLoader(loader, own_loss, inputs, targets, output_kind))
     weight = _weight_of_teacher(alpha, loss)
-    trained = copy.deepcopy(student).eval()
+    trained = duplicate(student, {}).eval()
     if not any(parameter.requires_grad for parameter in trained.parameters()):
         fix = "parameters with requires_grad learn"
         raise UserError("the student has nothing to train", key="student", fix=fix)

@@ -213,6 +213,10 @@ def _check_outputs(term: Term, kind: str, ours: Any, theirs: Any) -> None:
         if not isinstance(output, Tensor):
             message = f"{term.name} compares outputs of one tensor, and the {key} gives a {type(output).__name__}"
             raise UserError(message, key=f"losses.{term.name}", fix="losses of features compare such models")
+    if term.kind.of != FEATURES and kind in (CLASSES, LABELS) and ours.dim() != 2:
+        message = f"the model gives {list(ours.shape[1:])} for an example, which are no {WORDS[kind]}"
+        fix = "say what the outputs are: output_kind='class_maps', 'tokens', or another kind"
+        raise UserError(message, key="output_kind", value=kind, fix=fix)
     if term.kind.of == FEATURES or ours.shape == theirs.shape:  # bridges say what they cannot bridge
         return
     if kind in (CLASSES, LABELS) and ours.dim() == theirs.dim():

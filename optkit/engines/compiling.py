@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.checks import check_count
-from optkit.core.engine import MADE_FOR, Engine, Session, made_for
+from optkit.core.engine import MADE_FOR, Engine, Session, check_eval, made_for
 from optkit.core.errors import UserError
 from optkit.core.loaders import as_example
 from optkit.core.variant import Variant
@@ -47,6 +47,7 @@ def compile(  # noqa: A001
         engine = ENGINES.find(engine, "engine")()
     example_inputs = as_example(example_inputs)
     module, variant = as_variant(model)
+    check_eval(module)
     if reason := engine.unavailable() or engine.unsupported(variant.traits):
         raise UserError(reason, key="engine", value=engine.name)
     left_with = torch.get_num_threads()

@@ -27,6 +27,9 @@ def other_shapes(inputs: Sequence[Tensor], example: Sequence[Tensor], reason: st
 
 def arrays(inputs: Sequence[Tensor]) -> list[NDArray[Any]]:
     """The tensors' own memory as arrays; only what is not contiguous is copied."""
+    if strange := [place for place, x in enumerate(inputs) if x.dtype == torch.bfloat16]:
+        message = f"input {strange[0]} is bfloat16, which this engine does not take"
+        raise StageError(message, fix="give float32; OpenVINO(precision='bf16') computes in bfloat16")
     return [np.ascontiguousarray(x.detach().numpy()) for x in inputs]
 
 

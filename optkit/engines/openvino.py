@@ -141,6 +141,9 @@ class OpenVINO(Engine):
             "ENABLE_CPU_PINNING": False,
             **(further or {}),
         }
+        if example is not None and len(chosen.inputs) != len(example):
+            message = f"the model reads {len(chosen.inputs)} of its {len(example)} inputs, the others are dropped"
+            raise StageError(message, fix="leave out of the model's arguments what it does not read")
         try:
             if example is not None:
                 chosen.reshape(dict(zip(chosen.inputs, [list(x.shape) for x in example], strict=True)))
@@ -212,11 +215,14 @@ def _keep_zero_biases(model: Any) -> None:
     OpenVINO 2026.4 drops a bias of zeros, and where it fuses int8 linears into one kernel, it then reads their int32
     sums as floats, in silence. 1e-30 changes no sum.
     """
+    from openvino import Type
     from openvino import opset13 as ops
 
     for node in model.get_ordered_ops():
         shape = node.get_output_partial_shape(0) if node.get_type_name() == "Add" else None
         if shape is None or shape.rank.is_dynamic or len(shape) != 2 or shape[1].is_dynamic:
+            continue
+        if node.get_output_element_type(0) != Type.f32:
             continue
         for term in node.inputs():
             if _is_zero(term.get_source_output().get_node()):

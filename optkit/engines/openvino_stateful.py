@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from optkit.core.compat.openvino import conversion_errors
 from optkit.core.errors import StageError, last_line
 from optkit.core.generation import CachedModel
 from optkit.engines.cached_program import INPUTS, export_cached
@@ -36,7 +37,7 @@ def stateful_model(cached: CachedModel, longest: int | None = None) -> Any:
     exported = export_cached(cached)
     try:
         model = ov.convert_model(exported.program)
-    except RuntimeError as error:
+    except conversion_errors() as error:
         raise StageError(f"OpenVINO cannot read this model: {last_line(error)}") from error
     _fold_scalars(model)
     puts = list(model.inputs)

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from optkit.core.calls import ERRORS
 from optkit.core.compat.torch_compiler import compiler_errors
 from optkit.core.compat.torch_graphs import Made, graph_returning, graph_structure
+from optkit.core.engine import check_eval
 from optkit.core.errors import StageError, UserError, first_line
+from optkit.core.loaders import as_example
 from optkit.core.structure import Structure, Value, build, constants, flatten, plain
 from optkit.core.task import free_dims
 
@@ -44,15 +47,16 @@ def save_program(
         texts: to be kept in the file, by name; ``torch.export.load(path, extra_files={name: ""})`` reads them.
 
     Raises:
-        UserError: another ending.
+        UserError: another ending, a model in train mode, or inputs that are no tensors.
         StageError: torch cannot export the model, or it returns texts.
     """
     path = Path(path)
     if path.suffix != ".pt2":
         raise UserError(f"'{path.name}' does not end in .pt2", key="path", value=str(path), fix=f"{path.stem}.pt2")
+    check_eval(whole := module_of(model))
     try:
-        with torch.no_grad(), _returning(module_of(model), _plain) as module:
-            program = _export_free(module, example_inputs)
+        with torch.no_grad(), _returning(whole, _plain) as module:
+            program = _export_free(module, as_example(example_inputs))
     except export_failures() as error:
         raise StageError(f"torch cannot export this model: {innermost_reason(error)}") from error
     _drop_origin(program)
@@ -142,13 +146,13 @@ def _flat(module: nn.Module, example: tuple[Tensor, ...], export: Export) -> tup
 
 def _export_free(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProgram:
     # an export with one example would fix the batch size at one
-    alone = all(x.dim() > 0 and len(x) == 1 for x in example)
-    rows = tuple(torch.cat([x, x]) for x in example) if alone else example
+    alone = all(len(x) == 1 for x in example if x.dim())
+    rows = tuple(torch.cat([x, x]) if x.dim() else x for x in example) if alone else example
     try:
         program = torch.export.export(module, rows, dynamic_shapes=free_dims(rows, module), strict=False)
         if _batch_is_free(program):
             return program
-    except export_failures() as error:
+    except (*export_failures(), *ERRORS) as error:
         if not alone:
             raise
         log.info("the batch size stays 1: this model does not take 2 examples (%s)", first_line(error))
@@ -189,7 +193,7 @@ def innermost_reason(error: BaseException) -> str:
 def _batch_is_free(program: ExportedProgram) -> bool:
     inputs = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
-    return all(is_free(value.shape[0]) for value in values)
+    return all(is_free(value.shape[0]) for value in values if value.dim())
 
 
 def is_free(size: int | torch.SymInt) -> bool:

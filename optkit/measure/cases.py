@@ -105,6 +105,7 @@ def _of_prompts(task: Any, config: Measure) -> Case:
         for kind, length, size in product(workloads, prompt_lengths(config), config.batch_sizes)
         for workload in [kind(length)]
     ]
-    longest = next(iter(task.batches(config.split, 1))).inputs[0].shape[1]
+    tokens = next(iter(task.batches(config.split, 1))).inputs[0]  # (1, T), or (1, C, T) of choices
+    longest = tokens[0].numel()
     judged_by = max(1, JUDGED_TOKENS // longest)
     return Case(task, (2, ForwardPass(COMPILED_TOKENS)), judged_by, {}, tuple(timings))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from optkit.core.errors import StageError
 from optkit.core.generation import CachedModel
 from optkit.models.growing_cache import cache_of, empty_cache, held
 from optkit.models.hf_config import whole_config
@@ -71,11 +72,21 @@ class CachedCausalLM(CachedModel):
     def nothing_read(self, rows: int) -> tuple[Tensor, ...]:
         cache = empty_cache()
         device = next(self.model.parameters()).device
-        with torch.no_grad():
-            self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), past_key_values=cache)
-        return tuple(x.new_zeros(rows, x.shape[1], 0, x.shape[3]) for x in held(cache))
+        try:
+            with torch.no_grad():
+                self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), past_key_values=cache)
+            layers = held(cache)
+            if not layers or any(x.dim() != 4 or x.shape[2] != 1 for x in layers):
+                raise IndexError("no keys and values of the token")
+            return tuple(x.new_zeros(rows, x.shape[1], 0, x.shape[3]) for x in layers)
+        except (AttributeError, IndexError, TypeError) as error:
+            message = f"{type(self.model).__name__} keeps a state between tokens that is no keys and values"
+            raise StageError(message, fix="optkit generates with attention in all layers") from error
 
     def in_place(self) -> nn.Module:
+        if "local" in (getattr(self.model.config, "attention_layers", None) or ()):  # GPT-Neo
+            message = f"the local attention of {type(self.model).__name__} lies at the end of the cache, filled or not"
+            raise StageError(message, fix="another engine: eager or openvino")
         return InPlaceCausalLM(self)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -16,7 +15,7 @@ from torch import nn
 from optkit.core.calls import Inputs
 from optkit.core.errors import StageError, UserError
 from optkit.core.loaders import Pick, model_inputs
-from optkit.core.model_copy import sharing
+from optkit.core.model_copy import duplicate, sharing
 from optkit.core.progress import track
 from optkit.models.hf_config import depth_entries, set_entries
 from optkit.models.stacks import Stack, find_stacks
@@ -45,7 +44,7 @@ class DepthPlan:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A shorter copy of a model."""
-        return _shorten_(copy.deepcopy(model), self.kept, self.config)
+        return _shorten_(duplicate(model, {}), self.kept, self.config)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, the inverse of `from_dict`."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from optkit.core.checks import is_number
 from optkit.core.errors import UserError
 from optkit.prune.cut.analysis import protected_tensors
 from optkit.prune.pattern import Pattern, keep_largest
@@ -115,6 +116,8 @@ def _share(amount: float | None, pattern: Pattern | None) -> float:
     if pattern is None:
         if amount is None:
             raise UserError("no amount, and no pattern that says one", key="amount", fix="0.5 is half")
+        if not (is_number(amount) and 0 <= amount <= 1):
+            raise UserError(f"{amount!r} is no share of the weights", key="amount", value=amount, fix="0.5 is half")
         return amount
     if amount is not None and amount > pattern.removed:
         message = f"{amount} is more than the {pattern.removed:.3g} that {pattern.kept}:{pattern.group} removes"

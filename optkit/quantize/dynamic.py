@@ -17,15 +17,17 @@ from optkit.core.compat.torch_tracing import recurrence_by_shape
 from optkit.core.compat.torchao import annotation
 from optkit.core.errors import StageError, UserError
 from optkit.core.loaders import as_example
+from optkit.core.model_copy import duplicate
 from optkit.core.probe import keep_probe
-from optkit.engines.program import export_program
+from optkit.engines.program import export_program, module_of
 from optkit.quantize.graph.annotate import LINEAR, Scheme, weighted
 from optkit.quantize.graph.conversion import convert, prepare, quiet
 from optkit.quantize.graph.observers import SMALLEST
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
+from optkit.quantize.graph.writes import functional
 from optkit.quantize.options import REVISION, definite_range
-from optkit.quantize.static import copy_of
+from optkit.quantize.static import check_exportable, named_failures
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def quantize_dynamic(
     """
     find_target(target, dynamic=True)
     example_inputs = as_example(example_inputs)
-    check_linears(model)
+    check_linears(module_of(model))
     reduce_range = definite_range(reduce_range)
     graph = replay_dynamic(model, example_inputs, reduce_range, target)
     if not describe_dynamic(graph)["quantized_weights"]:
@@ -88,8 +90,9 @@ def replay_dynamic(
     from optkit.quantize.graph.targets.inductor import name_calls_apart
 
     with quiet(), recurrence_by_shape():
-        program, structure = export_program(copy_of(model).eval(), example_inputs)
-        graph = program.module()
+        with named_failures():
+            program, structure = export_program(duplicate(check_exportable(model), {}).eval(), example_inputs)
+        graph = (functional(program) if revision > 2 else program).module()
         return_structure(graph, structure)
         name_calls_apart(graph)
         if revision > 1:
@@ -121,8 +124,8 @@ class _Annotator(x86.X86InductorQuantizer):
 
 
 def check_linears(model: nn.Module) -> None:
-    """Raises UserError for a model that has no linear layer."""
-    if not any(isinstance(module, nn.Linear) for module in model.modules()):
+    """Raises UserError for a model that has no linear layer, and no matrix that a linear could be called with."""
+    if not any(parameter.dim() == 2 for parameter in model.parameters()):
         fix = "convolutions need quantize/static"
         raise UserError(f"this {type(model).__name__} has no linear layer to quantize dynamically", fix=fix)
 

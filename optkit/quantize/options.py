@@ -13,7 +13,8 @@ from optkit.quantize.graph.targets.registry import check_target
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "entropy")
 ROUNDINGS = ("nearest", "gptq")
 # 2: computed weights are folded, padding has numbers, and one-dimensional convolutions are int8 on inductor
-REVISION = 2
+# 3: what is written through a view is read as it was written
+REVISION = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +20,10 @@ from optkit.core.compat.versions import version_of
 from optkit.core.engine import MADE_FOR
 from optkit.core.errors import StageError, UserError
 from optkit.core.loaders import Pick, as_example
+from optkit.core.model_copy import duplicate
 from optkit.core.probe import keep_probe
 from optkit.core.processes import current
-from optkit.engines.program import export_program
+from optkit.engines.program import export_failures, export_program, innermost_reason, module_of
 from optkit.quantize.accuracy.bias_correction import correct_biases
 from optkit.quantize.accuracy.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.accuracy.gptq import round_weights
@@ -32,6 +34,7 @@ from optkit.quantize.graph.float_layers import left_in_float, name_some
 from optkit.quantize.graph.layers import LayerError, layer_errors
 from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
+from optkit.quantize.graph.writes import functional
 from optkit.quantize.options import OBSERVERS, REVISION, Int8Options, StaticOptions, definite_range
 
 log = logging.getLogger(__name__)
@@ -248,21 +251,33 @@ def export_graph(
 ) -> GraphModule:
     """A model's float graph as a target wants it: no norm folded, nothing observed; the model is not touched."""
     target = find_target(target)
+    model = check_exportable(model)
     if made := getattr(model, "meta", {}).get(MADE_FOR):
         raise UserError(f"the model is int8 already, for {made}", key="model", fix="quantize the float model")
-    with quiet(), recurrence_by_shape():
-        program, structure = export_program(copy_of(model).eval(), example_inputs)
-        graph = target.rewrite(program)
+    with quiet(), recurrence_by_shape(), named_failures():
+        program, structure = export_program(duplicate(model, {}).eval(), example_inputs)
+        graph = target.rewrite(functional(program) if revision > 2 else program)
         return_structure(graph, structure)
     if revision > 1:
         simplify(graph)
     return graph
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a model that keeps computed tensors as attributes (``torch.nn.utils.weight_norm``)."""
-    kept = (x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf)
-    return copy.deepcopy(model, {id(x): x.detach().clone() for x in kept})
+def check_exportable(model: Any) -> nn.Module:
+    """The module of what is to be quantized; raises UserError for none, and for one that computes in float64."""
+    module = module_of(model)
+    if any(x.dtype == torch.float64 for x in module.parameters()):
+        raise UserError("the model computes in float64", key="model", fix="model.float()")
+    return module
+
+
+@contextmanager
+def named_failures() -> Iterator[None]:
+    """What torch raises where it cannot export a model becomes a StageError of one line."""
+    try:
+        yield
+    except export_failures() as error:
+        raise StageError(f"torch cannot export this model: {innermost_reason(error)}") from error
 
 
 def calibrate_graph(

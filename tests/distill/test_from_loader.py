@@ -103,6 +103,7 @@ def test_several_inputs_are_all_but_the_last():
     assert trained(X, X).shape == (256, 4)
 
 
+MAPS = nn.Conv2d(3, 2, 3).eval()
 WRONG = {
     "a loss misspelt": ({"losses": "kdd"}, "losses.kdd: no loss 'kdd' .*did you mean 'kd'"),
     "no loader": ({"loader": X}, "loader: a Tensor is no iterable of batches"),
@@ -123,6 +124,7 @@ WRONG = {
     "an optimizer": ({"optimizer": "adamm"}, "did you mean 'adam"),
     "a kind of output": ({"output_kind": "clases"}, "output_kind: no output_kind 'clases' .*did you mean 'classes'"),
     "a teacher in train mode": ({"teacher": net(8, 0).train()}, "teacher: the teacher is in train mode"),
+    "maps": ({"teacher": MAPS, "student": MAPS, "loader": [torch.randn(4, 3, 8, 8)]}, r"output_kind: the model gives \[2, 6, 6\] for an example"),
     "no teacher": ({"teacher": "resnet"}, "teacher: a str is no module"),
     "other classes": ({"teacher": nn.Linear(12, 5).eval()}, "teacher"),
 }  # fmt: skip

@@ -174,3 +174,12 @@ def test_kd_of_tokens_is_kd_of_each_token():
     student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     each = [kd_loss(student[n, t : t + 1], teacher[n, t : t + 1], 2.0) for n in range(2) for t in range(3)]
     assert token_kd_loss(student, teacher, 2.0) == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("features", [torch.ones(1, 4), torch.ones(3, 4)])
+def test_rkd_of_one_example_or_equal_ones_is_no_nan(features):
+    student = features.clone().requires_grad_()
+    loss = rkd_loss(student, features)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.isfinite(student.grad).all()

@@ -252,3 +252,42 @@ def test_one_module_makes_the_core_of_openvino():
     package = Path(optkit.__file__).parent
     made = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if ".Core()" in path.read_text()}
     assert made == {"core/compat/openvino.py", "deploy/script.py"}  # the script is a process of its own
+
+
+class Unread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x, mask):
+        return self.layer(x)
+
+
+def test_an_input_that_the_model_does_not_read_is_named():
+    model, inputs = Unread().eval(), (torch.randn(3, 4), torch.ones(3, 4))
+    with pytest.raises(StageError, match="the model reads 1 of its 2 inputs"):
+        engines.compile(model, inputs, engine="openvino")
+    torch.testing.assert_close(engines.compile(model, inputs, engine="onnxruntime")(*inputs), model(*inputs))
+
+
+def test_bf16_inputs_are_named():
+    model, x = nn.Linear(4, 2).eval().bfloat16(), torch.randn(3, 4).bfloat16()
+    with pytest.raises(StageError, match="input 0 is bfloat16"):
+        engines.compile(model, (x,), engine="openvino")(x)
+
+
+def test_an_offset_of_zeros_added_to_numbers_of_tokens_stays_whole():
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.layer = nn.Embedding(20, 16), nn.Linear(16, 4)
+            self.register_buffer("offset", torch.zeros(5, dtype=torch.int64))
+
+        def forward(self, tokens):
+            return self.layer(self.words(tokens + self.offset).relu())
+
+    model, tokens = Offset().eval(), torch.randint(0, 20, (8, 5))
+    int8 = quantize_static(model, tokens, [tokens], target="openvino")
+    with torch.no_grad():
+        found, wanted = engines.compile(int8, tokens, engine="openvino")(tokens), model(tokens)
+    assert (found - wanted).norm() < 0.05 * wanted.norm()

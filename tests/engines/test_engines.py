@@ -8,6 +8,7 @@ import optkit
 from optkit.core.errors import StageError, UserError
 from optkit.core.variant import Variant
 from optkit.engines import ENGINES, Eager, Inductor
+from optkit.engines.batches import OtherBatches
 from optkit.models import SmallCNN
 
 SPEC = {"target": "optkit.models.SmallCNN", "params": {"num_classes": 4, "in_channels": 1, "widths": [4, 8]}}
@@ -191,3 +192,16 @@ def test_a_damaged_session_is_a_clear_error(model, tmp_path, damage, message):
     path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(UserError, match=message):
         optkit.load(tmp_path)
+
+
+def test_masked_logits_are_answered_at_other_batch_sizes():
+    class Masked(torch.nn.Module):
+        def forward(self, x):
+            return x.masked_fill(x < 0, -torch.inf)
+
+    sizes = OtherBatches(Masked(), (torch.ones(4, 3),), int8=False)
+    x = torch.tensor([[1.0, -1.0, 2.0]]).repeat(6, 1)
+    found = torch.tensor([[1.0, -torch.inf, 2.0]]).repeat(6, 1)
+    assert sizes._same(found, Masked()(x))
+    assert not sizes._same(found.abs(), Masked()(x))
+    assert not sizes._same(found + torch.tensor([0.0, 0.0, 1.0]), Masked()(x))

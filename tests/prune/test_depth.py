@@ -188,6 +188,7 @@ def test_no_stack_is_emptied():
         ({"amount": 0.01, "by": "position"}, "amount: removes none of 5 blocks"),
         ({"keep": 5}, "keep: removes none of 5 blocks"),
         ({"keep": -1}, "keep: -1 is no number of blocks"),
+        ({"keep": 0, "by": "deepest"}, "keep: 0 is no number of blocks"),
         ({"keep": [7]}, "keep: 7 is none of the blocks"),
         ({"keep": ["layer.*"]}, "'layer.\\*' is none of the blocks .the 5 blocks are blocks.0 to blocks.4"),
         ({"keep": [0, 1, 2, 3, 4]}, "removes none"),
@@ -285,3 +286,11 @@ def test_every_choice_of_two_blocks_is_what_skipping_gives(net):
     for stay in itertools.combinations(range(5), 2):
         made = prune_depth(net, (X,), keep=list(stay))
         assert torch.equal(made.module(X), _without(net, set(range(5)) - set(stay)))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_model_with_weight_norm_is_copied(net):
+    net.head = nn.utils.weight_norm(net.head)
+    net(X)
+    made = prune_depth(net, (X,), keep=3, by="position").module
+    assert made(X).shape == net(X).shape

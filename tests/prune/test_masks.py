@@ -140,3 +140,9 @@ def test_the_stage_says_what_it_masked_and_that_nothing_runs_faster(context):
     assert facts["left_whole"] == ["features.0.weight", "features.4.weight"]
     assert facts["weights_removed"] == facts["weights"] / 2 == (model.classifier.weight == 0).sum()
     assert "no latency" in facts["kernels"]
+
+
+@pytest.mark.parametrize("amount", [-0.1, 1.5, "half"])
+def test_what_is_no_share_of_the_weights_is_refused(amount):
+    with pytest.raises(UserError, match="amount: .* is no share of the weights"):
+        magnitude_masks(SmallCNN(4, 1, [6, 8]), amount=amount)

@@ -6,12 +6,13 @@ from torch import nn
 
 from optkit import engines
 from optkit.core.engine import made_for
-from optkit.core.errors import UserError
+from optkit.core.errors import StageError, UserError
 from optkit.core.variant import Variant
 from optkit.engines import Eager, Inductor, ONNXRuntime
 from optkit.measure.static import measure_macs, measure_static
 from optkit.models import huggingface
-from optkit.quantize import quantize_dynamic, replay_dynamic
+from optkit.quantize import quantize_dynamic, quantize_static, replay_dynamic
+from optkit.quantize.dynamic import describe_dynamic
 from tests.quantize.test_static import PreActivation
 
 VARIANT = Variant("v", None, frozenset({"int8"}), {})
@@ -154,3 +155,35 @@ def test_linears_with_a_bias_run_in_int8_on_onnx_runtime(shape):
     assert session.facts()["int8_share"] == 1.0
     with torch.no_grad():
         torch.testing.assert_close(session(x), found(x), atol=1e-5, rtol=1e-4)
+
+
+def test_matrices_that_functions_use_are_quantized_and_other_models_are_named():
+    class OfMatrices(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList([nn.Parameter(torch.randn(8, 8)) for _ in range(2)])
+
+        def forward(self, x):
+            for weight in self.weights:
+                x = nn.functional.linear(x, weight).relu()
+            return x
+
+    found = quantize_dynamic(OfMatrices().eval(), torch.randn(4, 8))
+    assert describe_dynamic(found.module)["quantized_weights"] == 2
+    with pytest.raises(UserError, match="computes in float64"):
+        quantize_dynamic(nn.Linear(4, 4).double(), torch.randn(2, 4).double())
+
+
+def test_control_flow_by_data_is_one_line():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum() > 0 else x
+
+    for quantize in (quantize_dynamic, lambda model, x: quantize_static(model, x, [x])):
+        with pytest.raises(StageError, match="torch cannot export this model: ") as found:
+            quantize(Branches().eval(), torch.randn(2, 4))
+        assert "\n" not in str(found.value)

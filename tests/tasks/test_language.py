@@ -74,6 +74,9 @@ def test_lines_are_documents_as_in_wikitext_or_a_file_is_one(tmp_path, folder):
     options = {"path": str(tmp_path), "tokenizer": str(folder), "protocol": "blocks-8"}
     task = Language(**options, lines=True)
     assert list(task._documents["test"].texts[:3]) == ["one\n", "", "two\n"]
+    (tmp_path / "test.txt").write_text("one\x0cand\u2028a half\x85\ntwo")
+    assert list(Language(**options, lines=True)._documents["test"].texts) == ["one\x0cand\u2028a half\x85\n", "two"]
+    (tmp_path / "test.txt").write_text("one\n \ntwo\n" * 20)
     assert Language(**options)._documents["test"].texts == ["one\n \ntwo\n" * 20]
     train, validation = (Language(**options)._documents[name].texts[0] for name in ("train", "validation"))
     assert train + validation == "one\n \ntwo\n" * 20

@@ -21,6 +21,21 @@ def core() -> Any:
     return openvino.Core()
 
 
+@cache
+def conversion_errors() -> tuple[type[Exception], ...]:
+    """What converting a model of another framework raises; some of it is no RuntimeError (openvino 2026.4)."""
+    from openvino import frontend
+
+    names = (
+        "OpConversionFailure",
+        "OpValidationFailure",
+        "NotImplementedFailure",
+        "InitializationFailure",
+        "GeneralFailure",
+    )
+    return (RuntimeError, *(getattr(frontend, name) for name in names if hasattr(frontend, name)))
+
+
 def to_paged_attention(model: Any) -> None:
     """Makes a stateful model, in place, one of paged attention, keys and values as inputs (openvino 2026.4).
 

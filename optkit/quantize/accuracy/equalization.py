@@ -111,10 +111,11 @@ def multiply(graph: GraphModule, sources: Sequence[str]) -> list[str]:
     Returns:
         The buffers' names.
     """
-    nodes = {node.name: node for node in graph.graph.nodes}
+    nodes, scaled = {node.name: node for node in graph.graph.nodes}, set(weighted(graph))
     names = []
     for place, source in enumerate(nodes[name] for name in sources):
-        readers = [user for user in source.users if user.target in LINEAR and user.args[0] is source]
+        # layers that stay in float keep their weights, and read what they read before
+        readers = [user for user in source.users if user in scaled and user.args[0] is source]
         names.append(f"smoothing_{place}")
         graph.register_buffer(names[-1], torch.ones(source.meta["val"].shape[-1]))
         with graph.graph.inserting_after(source):
@@ -149,14 +150,13 @@ def _sites(graph: GraphModule) -> list[Site]:
 
 
 def _shared_attributes(graph: GraphModule) -> set[str]:
-    """Parameters that more than one node reads, under whatever name."""
+    """Parameters, buffers and constants that more than one node reads, under whatever name."""
     read: dict[int, int] = {}
     names: dict[str, int] = {}
-    tensors = dict(graph.named_parameters(remove_duplicate=False))
     for node in graph.graph.nodes:
-        if node.op == "get_attr" and node.target in tensors:
+        if node.op == "get_attr":
             name = str(node.target)
-            names[name] = id(tensors[name])
+            names[name] = id(tensor_at(graph, name))
             read[names[name]] = read.get(names[name], 0) + len(node.users)
     return {name for name, tensor in names.items() if read[tensor] > 1}
 

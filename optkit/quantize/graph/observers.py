@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.observer import ObserverBase
 
+from optkit.core.errors import UserError
 from optkit.core.processes import current
 
 BINS = 2048
@@ -43,6 +45,9 @@ class Statistics:
     def add(self, x: Tensor, histogram: bool) -> None:
         """Takes in the values of one call."""
         low, high = (float(v) for v in torch.aminmax(x))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            message = f"an activation of batch {self.batch + 1} is not finite"
+            raise UserError(message, key="batches", fix="look for NaN and infinities in this batch")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.ranges.append((self.batch, low, high))
         if histogram:

@@ -182,7 +182,12 @@ def _norms(graph: GraphModule) -> tuple[dict[str, Norm], dict[str, LiveNorm]]:
         bias = source.args[2] if len(source.args) > 2 else None
         norms[node.name] = Norm(source.name, str(bias.target) if isinstance(bias, Node) else None, name, paths)
         if name not in modules:
-            modules[name] = LiveNorm(len(tensor_at(graph, mean)), eps, momentum, affine=paths[0] is not None)
+            modules[name] = LiveNorm(
+                len(tensor_at(graph, mean)),
+                eps,
+                momentum or None,  # an export writes 0 for None, the mean over all batches
+                affine=paths[0] is not None,
+            )
             for mine, path in zip(_state(modules[name]), paths, strict=True):
                 if path is not None:
                     mine.data.copy_(tensor_at(graph, path))

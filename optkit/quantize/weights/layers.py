@@ -108,31 +108,33 @@ class PackedLinear(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.kernel is None:
-            return F.linear(x, self.float_weight().to(x.dtype), self.bias)
+            return F.linear(x, self.float_weight().to(x.dtype), bias)
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
         if self.kernel == "int8":
             out = INT8_PRODUCT(rows, self.weight, self.scale[:, 0])
         else:
             out = INT4_PRODUCT(rows, self.packed, self.group_size, self.scale_and_offset)
         out = out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias
+        return out if bias is None else out + bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.scheme}"
 
 
 class PackedEmbedding(Packed):
-    """An embedding with rows of few bits; the rows that are looked up become float32."""
+    """An embedding with rows of few bits; the rows that are looked up become floats of ``dtype``."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, scheme: Scheme):
+    def __init__(self, num_embeddings: int, embedding_dim: int, scheme: Scheme, dtype: torch.dtype = torch.float32):
         super().__init__(num_embeddings, embedding_dim, scheme)
+        self.dtype = dtype
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
     def forward(self, ids: Tensor) -> Tensor:
         """``(...)`` to ``(..., embedding_dim)``."""
         zero_point = None if self.zero_point is None else self.zero_point[ids]
-        return self._values(self.weight[ids], self.scale[ids], zero_point)
+        return self._values(self.weight[ids], self.scale[ids], zero_point).to(self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.scheme}"

@@ -152,7 +152,7 @@ def empty_linear(linear: nn.Module, scheme: Scheme) -> PackedLinear:
 def empty_embedding(embedding: nn.Module, scheme: Scheme) -> PackedEmbedding:
     """An embedding of the same shape, its weights still to come."""
     assert isinstance(embedding, nn.Embedding)
-    return PackedEmbedding(embedding.num_embeddings, embedding.embedding_dim, scheme)
+    return PackedEmbedding(embedding.num_embeddings, embedding.embedding_dim, scheme, embedding.weight.dtype)
 
 
 def is_linear(module: nn.Module) -> bool:

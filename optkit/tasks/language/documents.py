@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, overload
 
@@ -73,7 +74,7 @@ def read_documents(files: Sequence[Path], column: str, lines: bool, split: str) 
         return of_table(table, column, split)
     texts = [_read(file) for file in files]
     if lines:
-        texts = [line if line.strip() else "" for text in texts for line in text.splitlines(keepends=True)]
+        texts = [line if line.strip() else "" for text in texts for line in StringIO(text, newline="\n")]
     return Documents(texts, files_key(files, "lines" if lines else "files"))
 
 

@@ -13,6 +13,7 @@ from optkit.models import MLP, huggingface
 from optkit.quantize import StaticQuantization, calibrate, quantize_static, quantize_within, replay_static
 from optkit.quantize.accuracy.equalization import equalize_layers, smooth_inputs
 from optkit.quantize.accuracy.gptq import gptq
+from optkit.quantize.graph.annotate import keep_in_float
 from optkit.quantize.graph.float_layers import float_layers
 from optkit.quantize.graph.layers import each_call, int8_layers, simulated
 from optkit.quantize.static import export_graph
@@ -460,3 +461,47 @@ def test_an_activation_function_between_linear_layers_is_smoothed(between, targe
     smoothed = quantize_static(model, batches[0], batches, target=target, smooth=0.5)
     assert smoothed.smoothed
     assert noise(smoothed.module, model, batches[0]) < 1e-2
+
+
+class Branching(nn.Module):
+    """Two linears read one activation; a fixed blur, a buffer, is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.q, self.k = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.norm(x).relu()
+        return self.q(y) * self.k(y)
+
+
+def test_a_protected_reader_of_a_smoothed_activation_reads_what_it_read():
+    model, x = Branching().eval(), torch.randn(64, 8) * torch.logspace(-2, 1, 8)
+    graph = export_graph(model, (x,), "onnxruntime")
+    keep_in_float(graph, ["q"])
+    smooth_inputs(graph, [(x,)], 0.5)
+    assert noise(graph, model, (x,)) < 1e-9
+
+
+class Blurred(nn.Module):
+    """A fixed blur in a buffer, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3)
+        self.register_buffer("blur", torch.ones(6, 1, 3, 3) / 9)
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(2):
+            x = F.conv2d(x, self.blur, padding=1, groups=6).relu()
+        return self.last(x)
+
+
+def test_a_buffer_that_is_read_twice_is_not_equalized_twice():
+    model, x = Blurred().eval(), torch.randn(8, 3, 8, 8)
+    graph = export_graph(model, (x,), "onnxruntime")
+    equalize_layers(graph, [(x,)])
+    assert noise(graph, model, (x,)) < 1e-9

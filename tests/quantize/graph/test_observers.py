@@ -184,3 +184,12 @@ def test_an_unknown_observer_or_target_is_refused():
         quantize_static(MLP([1, 8, 8], 10, [8]), (x,), [(x,)], observer="minmx")
     with pytest.raises(UserError, match="did you mean 'openvino'"):
         quantize_static(MLP([1, 8, 8], 10, [8]), (x,), [(x,)], target="openvin")
+
+
+@pytest.mark.parametrize("observer", ["minmax", "histogram"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_is_named(observer, value):
+    model, batches = nn.Linear(4, 2).eval(), [torch.randn(3, 4) for _ in range(3)]
+    batches[1][0, 0] = value
+    with pytest.raises(UserError, match="batches: an activation of batch 2 is not finite"):
+        quantize_static(model, batches[0], batches, observer=observer)

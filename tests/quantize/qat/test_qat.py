@@ -439,3 +439,12 @@ def test_losses_that_look_at_layers_are_refused_before_any_work(mlp, digits, tra
 def test_mistakes_are_named(options, message):
     with pytest.raises(UserError, match=message):
         QuantizationAwareTraining(**options)
+
+
+def test_a_norm_without_momentum_takes_the_mean_of_what_it_sees():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)).eval(), images(16)
+    module = prepare_qat(model, images(2), [x]).module.train()
+    (norm,) = (m for m in module.modules() if isinstance(m, LiveNorm))
+    before = norm.running_mean.clone()
+    module(*(part + 3 for part in x))
+    assert not torch.allclose(norm.running_mean, before)
