@@ -307,7 +307,7 @@ def _turned(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> np.nd
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 
-def _kind_of(added: Mapping[str, Any] | None) -> int:
+def _kind_of(added: Mapping[str, Any] | None) -> Any:
     """The type in GGUF of a token: llama.cpp shows what is user-defined, and hides what is control."""
     import gguf
 

@@ -152,7 +152,7 @@ def _export_free(module: nn.Module, example: tuple[Tensor, ...]) -> ExportedProg
         program = torch.export.export(module, rows, dynamic_shapes=free_dims(rows, module), strict=False)
         if _batch_is_free(program):
             return program
-    except (*export_failures(), *ERRORS) as error:
+    except export_failures() + ERRORS as error:
         if not alone:
             raise
         log.info("the batch size stays 1: this model does not take 2 examples (%s)", first_line(error))

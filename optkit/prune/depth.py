@@ -131,6 +131,9 @@ def prune_depth(
         raise UserError("missing; blocks are chosen by their loss", key="evaluate", fix="or set by=position")
     else:
         gone, facts = _by_loss(model, stacks, len(names) - left, evaluate, greedy)
+    if chosen is None and len(gone) < len(names) - left:
+        message = f"{len(names) - left} blocks cannot go, {len(gone)} at most by {by}"
+        raise UserError(message, key="keep", value=keep, fix=f"keep {len(names) - len(gone)} or more")
     plan = _plan(model, stacks, gone)
     shorter = plan.apply(model)
     try:

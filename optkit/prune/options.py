@@ -127,5 +127,5 @@ def check_depth(amount: float | None, keep: Keep | None, by: str) -> None:
     if isinstance(keep, (list, tuple)):
         if not (keep and all(type(k) in (int, str) for k in keep)):
             raise UserError(f"{keep!r} lists no blocks", key="keep", value=keep, fix="places or names: [0, 2, 4]")
-    elif keep is not None and (type(keep) is not int or keep < 1):
+    elif keep is not None and (type(keep) is not int or keep < 0):
         raise UserError(f"{keep!r} is no number of blocks", key="keep", value=keep, fix="3, or a list: [0, 2, 4]")

@@ -31,12 +31,11 @@ class Cleared(nn.Module):
 
 
 class Scaled(Cleared):
-    """A chunk is multiplied in place, and the whole is read."""
+    """A half is multiplied in place, and the whole is read."""
 
     def forward(self, x):
         y = self.first(x).relu()
-        left, _ = y.chunk(2, 1)
-        left.mul_(4.0)
+        y[:, :8].mul_(4.0)
         return self.last(y)
 
 

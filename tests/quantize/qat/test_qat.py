@@ -442,7 +442,7 @@ def test_mistakes_are_named(options, message):
 
 
 def test_a_norm_without_momentum_takes_the_mean_of_what_it_sees():
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None)).eval(), images(16)
+    model, x = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=None)).eval(), images(16)
     module = prepare_qat(model, images(2), [x]).module.train()
     (norm,) = (m for m in module.modules() if isinstance(m, LiveNorm))
     before = norm.running_mean.clone()
