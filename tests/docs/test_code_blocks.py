@@ -177,7 +177,7 @@ def test_commands_compose(page, workspace):
                 folder.mkdir(parents=True, exist_ok=True)
             command = cli.commands[name]
             context = command.make_context(name, list(rest))
-            if name in COMPOSED:
+            if name in COMPOSED and "--help" not in rest:  # tests/test_cli.py asks a recipe for it
                 recipe, arguments = context.params.get("recipe"), list(context.params["arguments"])
                 of_files = any(argument.startswith("task.path") for argument in arguments)
                 if recipe in (None, "RECIPE"):  # `optkit measure` reads the recipe of a run
