@@ -54,11 +54,8 @@ def save_program(
     if path.suffix != ".pt2":
         raise UserError(f"'{path.name}' does not end in .pt2", key="path", value=str(path), fix=f"{path.stem}.pt2")
     check_eval(whole := module_of(model))
-    try:
-        with torch.no_grad(), _returning(whole, _plain) as module:
-            program = _export_free(module, as_example(example_inputs))
-    except export_failures() as error:
-        raise StageError(f"torch cannot export this model: {innermost_reason(error)}") from error
+    with named_failures(), torch.no_grad(), _returning(whole, _plain) as module:
+        program = _export_free(module, as_example(example_inputs))
     _drop_origin(program)
     part = path.with_name(f".{path.stem}-{os.getpid()}.pt2")
     try:
@@ -181,6 +178,15 @@ def _returning(module: nn.Module, made: Made) -> Iterator[nn.Module]:
 def export_failures() -> tuple[type[Exception], ...]:
     """What exporting and compiling raise; looked up late, for dynamo takes seconds to import."""
     return (*compiler_errors(), RuntimeError)
+
+
+@contextmanager
+def named_failures() -> Iterator[None]:
+    """What torch raises where it cannot export a model becomes a StageError of one line."""
+    try:
+        yield
+    except export_failures() as error:
+        raise StageError(f"torch cannot export this model: {innermost_reason(error)}") from error
 
 
 def innermost_reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from optkit.core.errors import StageError, UserError
 from optkit.core.loaders import as_example
 from optkit.core.model_copy import duplicate
 from optkit.core.probe import keep_probe
-from optkit.engines.program import export_program, module_of
+from optkit.engines.program import export_program, module_of, named_failures
 from optkit.quantize.graph.annotate import LINEAR, Scheme, weighted
 from optkit.quantize.graph.conversion import convert, prepare, quiet
 from optkit.quantize.graph.observers import SMALLEST
@@ -27,7 +27,7 @@ from optkit.quantize.graph.simplify import simplify
 from optkit.quantize.graph.targets import Int8Target, find_target
 from optkit.quantize.graph.writes import functional
 from optkit.quantize.options import REVISION, definite_range
-from optkit.quantize.static import check_exportable, named_failures
+from optkit.quantize.static import check_exportable
 
 
 @dataclass(frozen=True)

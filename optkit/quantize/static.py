@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from optkit.core.loaders import Pick, as_example
 from optkit.core.model_copy import duplicate
 from optkit.core.probe import keep_probe
 from optkit.core.processes import current
-from optkit.engines.program import export_failures, export_program, innermost_reason, module_of
+from optkit.engines.program import export_program, module_of, named_failures
 from optkit.quantize.accuracy.bias_correction import correct_biases
 from optkit.quantize.accuracy.equalization import equalize_layers, multiply, smooth_inputs
 from optkit.quantize.accuracy.gptq import round_weights
@@ -269,15 +268,6 @@ def check_exportable(model: Any) -> nn.Module:
     if any(x.dtype == torch.float64 for x in module.parameters()):
         raise UserError("the model computes in float64", key="model", fix="model.float()")
     return module
-
-
-@contextmanager
-def named_failures() -> Iterator[None]:
-    """What torch raises where it cannot export a model becomes a StageError of one line."""
-    try:
-        yield
-    except export_failures() as error:
-        raise StageError(f"torch cannot export this model: {innermost_reason(error)}") from error
 
 
 def calibrate_graph(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -167,6 +166,7 @@ class Trainer:
         import torch
         from torch import nn
 
+        from optkit.core.model_copy import duplicate
         from optkit.training.shares import Shares
 
         shares, size = Shares(self.batch_size, self.micro_batch_size, current()), task.size("train")
@@ -176,7 +176,7 @@ class Trainer:
             return
         try:
             with torch.no_grad():
-                task.forward(copy.deepcopy(module).train(), next(task.batches("train", 1)))
+                task.forward(duplicate(module, {}).train(), next(task.batches("train", 1)))
         except ValueError as error:
             key = "batch_size" if self.micro_batch_size is None else "micro_batch_size"
             message = f"of {size} examples a step has a single one, and this model's batch normalization needs more"

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -270,16 +271,20 @@ class Fit:
             self.ema = _copy_state(self.module)
         # a young average forgets fast, or it would remember the first weights for ever
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        learned = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         with torch.no_grad():
             for name, tensor in self.module.state_dict().items():
                 mean = self.ema[name]
                 if not tensor.is_floating_point():
                     mean.copy_(tensor)
-                elif name in learned:
+                elif name in self._learned:
                     mean.lerp_(tensor, 1 - decay)
                 else:  # a mask's infinities have no mean
                     mean.copy_(torch.where(mean == tensor, tensor, mean.lerp(tensor, 1 - decay)))
+
+    @cached_property
+    def _learned(self) -> set[str]:
+        """The names of the parameters."""
+        return {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
 
     def _keep(self) -> str:
         chosen = {"last": None, "best": self.best, "ema": self.ema}[self.config.select]
