@@ -75,4 +75,4 @@ def machines(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
         named += [] if row[key] in named else [row[key]]
     if len(found) == 1:
         return list(found)
-    return [f"- {', '.join(named)}: {machine}" for machine, named in found.items()]
+    return [f"- {', '.join(map(str, named))}: {machine}" for machine, named in found.items()]

@@ -1,11 +1,11 @@
 """A sweep of 12 jobs, several at a time, and the same runs alone: are the latencies the same, and is nothing missing?
 
-    python -m scripts.sweep_timings RECIPE [OVERRIDE ...] [--launcher parallel|ray] [--results FILE.jsonl]
+    python -m scripts.sweep_timings RECIPE [OVERRIDE ...] [--launcher parallel|ray|basic] [--results FILE]
 
 The jobs train beside each other, and time their variants in turn, under the host's lock. Then the same jobs run one
 after the other in other run folders of the same store, which makes nothing and times everything anew. A row is one
 variant on one engine at one batch size: both medians with their intervals. The table says how many intervals overlap,
-and how far the medians are apart; two runs alone would not agree in all of them either.
+and how far the medians are apart. Two runs alone do not agree in all of them either: ``basic`` is that control.
 """
 
 from __future__ import annotations
