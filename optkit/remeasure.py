@@ -38,6 +38,8 @@ def measure_again(
     wanted: Mapping[Key, Collection[Setting] | None] | None = None,
     *,
     once: bool = False,
+    known: Sequence[Record] = (),
+    same_engine: bool = True,
 ) -> None:
     """Measures variants of a run again, each beside the baseline, and appends the records to the run's ledger.
 
@@ -50,6 +52,9 @@ def measure_again(
         wanted: which variants to measure again, and in which settings; None for a variant takes the recipe's settings,
             and None for all of them every variant in these.
         once: leave out variants that have a record by the time that no other process measures this run.
+        known: records of another run. What they say of a variant that is not measured yet is taken over, if it was
+            measured in the same way on this machine.
+        same_engine: of `Bench`.
 
     Raises:
         UserError: a variant that is not there, other data than the run's, an engine that does not work here, or a part
@@ -70,7 +75,7 @@ def measure_again(
             there = {record.variant for record in Ledger(folder / LEDGER_NAME).records()}
             wanted = {key: settings for key, settings in wanted.items() if key[1] not in there}
         if wanted is None or wanted:
-            _measure_again(folder, recipe, threads, wanted)
+            _measure_again(folder, recipe, threads, wanted, known, same_engine)
         forget_measured(folder)
 
 
@@ -80,15 +85,21 @@ def configured(recipe: Recipe) -> set[Setting]:
 
 
 def _measure_again(
-    folder: Path, recipe: Recipe, threads: int, wanted: Mapping[Key, Collection[Setting] | None] | None
+    folder: Path,
+    recipe: Recipe,
+    threads: int,
+    wanted: Mapping[Key, Collection[Setting] | None] | None,
+    known: Sequence[Record],
+    same_engine: bool,
 ) -> None:
+    here = environment(threads, packages_of([recipe.reference, *recipe.engines.values()]))
+    _take_over(folder, recipe, here, known)
     waiting = unmeasured(folder)
     records = variants_of(folder)
     records.sort(key=lambda record: record.variant != record.baseline)  # what others are measured beside comes first
     baseline = next((r for r in records if r.variant == r.baseline), None)
     if baseline is None:
         raise UserError(f"the ledger at {folder} has no baseline", fix="continue the run first")
-    here = environment(threads, packages_of([recipe.reference, *recipe.engines.values()]))
     _check(baseline, recipe, here, partly=wanted is not None and baseline not in waiting)
     chosen = dict(wanted) if wanted is not None else dict.fromkeys((r.step, r.variant) for r in records)
     todo = _settings(baseline, recipe, chosen)
@@ -97,7 +108,7 @@ def _measure_again(
     here |= {"peaks": peaks(threads)}
     trusted = trusted_names(recipe)
     config = _covering(recipe, [setting for settings in todo.values() for setting in settings])
-    bench = Bench(recipe.task, recipe.engines, config, recipe.reference, threads, trusted, recipe.seed)
+    bench = Bench(recipe.task, recipe.engines, config, recipe.reference, threads, trusted, recipe.seed, same_engine)
     book = Ledger(folder / LEDGER_NAME)
     base = artifacts[baseline.step, baseline.variant]
     for record in needed:
@@ -121,6 +132,23 @@ def _measure_again(
             measured_again=record.measured_again + (record not in waiting),
         )
         book.append(again)
+
+
+def _take_over(folder: Path, recipe: Recipe, here: Mapping[str, Any], known: Sequence[Record]) -> None:
+    """Appends to a ledger what other runs have measured of variants that wait for it."""
+    for record in unmeasured(folder):
+        same = (
+            other
+            for other in known
+            if other.variant == record.variant
+            and other.data == recipe.task.facts()
+            and {m.conditions["split"] for m in other.primary} == {recipe.measure.split}
+            and other.reference == reference_name(recipe.engines, recipe.reference)
+            and same_timing(here, other.environment)
+        )
+        if (other := next(same, None)) is not None:
+            taken = {name: getattr(other, name) for name in ("measurements", "environment", "data", "time")}
+            Ledger(folder / LEDGER_NAME).append(replace(record, **taken))
 
 
 def _measured(

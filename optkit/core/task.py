@@ -204,13 +204,27 @@ class Task(Protocol):
 
 
 def rows_at_once(task: Task, most: int) -> int:
-    """How many examples a batch has outside of training: fewer where an example's output is large.
+    """How many examples a batch has outside of training: fewer where what a model returns for one is large.
 
     Logits of 2,048 tokens over a vocabulary of 50,000 take 400 MB.
     """
-    if task.output_kind != TOKENS:
+    if task.output_kind != TOKENS and not isinstance(task, HasModelInputs):
         return most
     return max(1, min(most, TOKENS_AT_ONCE // task.example(1)[0].shape[1]))
+
+
+@runtime_checkable
+class HasModelInputs(Protocol):
+    """A task whose batches are not what a model takes at once."""
+
+    def model_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What a model gets of a batch, by position: one row of inputs for each example."""
+        ...
+
+
+def model_inputs(task: Task, batch: Batch) -> tuple[Tensor, ...]:
+    """What a model gets of a batch, for stages that run it without the task's targets."""
+    return task.model_inputs(batch) if isinstance(task, HasModelInputs) else batch.inputs
 
 
 @runtime_checkable
@@ -319,6 +333,8 @@ class SealedTask:
             self.batch_parts = lambda split, batch_size, part, *, training=False, seed=None: task.batch_parts(
                 checked(split), batch_size, part, training=training, seed=seed
             )
+        if isinstance(task, HasModelInputs):
+            self.model_inputs = lambda batch: task.model_inputs(batch)
         if hasattr(task, "depends_on"):
             self.depends_on = lambda: task.depends_on()
         self.metrics = task.metrics

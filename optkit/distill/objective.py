@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from optkit.core.errors import UserError, first_line
 from optkit.core.seeds import derive_seed
 from optkit.core.structure import as_float
-from optkit.core.task import CLASSES, LABELS, POOL, Batch, Task
+from optkit.core.task import CLASSES, LABELS, POOL, Batch, HasModelInputs, Task
 from optkit.distill.bridges import bridges_for
 from optkit.distill.pairs import OUTPUT, Pairs, layer_pairs
 from optkit.distill.recorded import RecordedOutputs, run_teacher
@@ -73,6 +73,9 @@ class DistillationObjective:
         for term in terms:
             term.check(task.output_kind)
             if not term.compares_outputs:
+                if isinstance(task, HasModelInputs):
+                    message = "layers cannot be compared where a model runs several times for a batch"
+                    raise UserError(message, key="losses", value=term.name, fix="compare outputs only")
                 self.pairs[term.name] = layer_pairs(student, teacher, batch.inputs, term.pairs)
         attention = any(term.kind.of in (ATTENTION, RELATIONS) for term in terms)
         ours, theirs = ([pair[side] for pairs in self.pairs.values() for pair in pairs] for side in (0, 1))

@@ -47,6 +47,8 @@ class Bench:
         threads: torch threads, already set.
         trusted: names of what may be called to rebuild a variant.
         seed: of the order in which sessions take their turns.
+        same_engine: whether a variant is timed beside the baseline on its own engines, too, and not on the reference
+            alone. The baseline is then compiled for each of them.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Bench:
         threads: int,
         trusted: tuple[str, ...],
         seed: int,
+        same_engine: bool = True,
     ):
+        self.same_engine = same_engine
         self.cases = cases_of(task, config)
         self.engines, self.config, self.reference = engines, config, reference
         self.reference_name = reference_name(engines, reference)
@@ -207,7 +211,8 @@ class Bench:
         if not sessions:
             return []
         timed: dict[tuple[str, str], Session] = {("variant", name): s for name, s in sessions.items()}
-        compared = [self.reference_name] if is_baseline else [self.reference_name, *sessions]
+        own = sessions if self.same_engine and not is_baseline else {}
+        compared = [self.reference_name, *own]
         for name in compared:
             if not (is_baseline and name in sessions):
                 timed[("baseline", name)] = self._baseline_session(baseline, name, case)
@@ -217,7 +222,7 @@ class Bench:
         pairs = [
             (f"variant/{name}", f"{beside}/{base}")
             for name in sessions
-            for base in dict.fromkeys((self.reference_name, name))
+            for base in dict.fromkeys((self.reference_name, *([name] if self.same_engine else [])))
         ]
         conditions = {
             label: self._conditions(name, timing.setting.conditions) | {"of": of} for label, (of, name) in keys.items()

@@ -27,6 +27,7 @@ from optkit.core.logs import log_file
 from optkit.core.metric import SHARE
 from optkit.core.processes import one_process_only
 from optkit.core.secrets import without_secrets
+from optkit.core.source_digest import unchanging_code
 from optkit.launch import launch
 from optkit.measure.config import NOW
 from optkit.recipe.compose import check_name, to_cost, to_recipe
@@ -172,7 +173,7 @@ def search(
     if trials is None and hours is None:
         trials = TRIALS
     seconds = None if hours is None else 3600 * hours
-    with log_file(folder / "search.log"):
+    with log_file(folder / "search.log"), unchanging_code():
         as_written = workshop.on_validation([])
         for kind, one in zip((sampler, RANDOM), studies, strict=False):
             log.info("%s proposes the trials of study %s", kind, one.study_name)

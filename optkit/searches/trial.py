@@ -13,6 +13,7 @@ from optkit.core import ledger
 from optkit.core.artifact import Artifact, open_artifact
 from optkit.core.errors import StageError, UserError
 from optkit.core.ledger import LEDGER_NAME, Ledger
+from optkit.core.records import Record
 from optkit.core.setting import Setting
 from optkit.core.statistics import CONFIDENCE
 from optkit.measure.config import LATER
@@ -22,7 +23,7 @@ from optkit.pipeline import run
 from optkit.recipe.keys import within
 from optkit.recipe.plan import Plan, PlannedStep, Shared, baseline_place, make_plan
 from optkit.recipe.recipe import MODEL, Recipe
-from optkit.remeasure import configured, measure_again
+from optkit.remeasure import Key, configured, measure_again
 from optkit.report.rows import Row, rows, with_confidence
 from optkit.report.written import Written
 from optkit.searches.goal import BEST, COST, COSTS
@@ -138,6 +139,7 @@ class Workshop:
         self.stages = Stages()  # of the trial that is on
         self.shared = Shared()
         self._baselines: dict[str, tuple[float, float, float]] = {}
+        self._known: list[Record] = []  # of baselines
 
     def on_validation(self, overrides: Sequence[str]) -> Figures:
         """A variant in full: made, and judged and timed beside its baseline. What is there already is not done again.
@@ -150,7 +152,7 @@ class Workshop:
         folder = self._made(plan)
         last = plan.last
         if last.id not in {record.variant for record in Ledger(folder / LEDGER_NAME).records()}:
-            measure_again(folder, recipe, {(last.number, last.id): None}, once=True)
+            self._measure(folder, recipe, {(last.number, last.id): None})
         return judged(folder, self.engine, self.costs, serving=self.serving)
 
     def on_test(self, overrides: Sequence[str], number: int, confidence: float) -> tuple[Recipe, Figures]:
@@ -195,8 +197,17 @@ class Workshop:
         """A variant in the setting that counts, timed for a second at most."""
         measure = replace(recipe.measure, seconds=min(recipe.measure.seconds, LOOK_S), memory=False)
         short = replace(recipe, measure=measure)
-        measure_again(folder, short, {(step.number, step.id): [max(configured(short))]}, once=True)
+        self._measure(folder, short, {(step.number, step.id): [max(configured(short))]})
         return judged(folder, self.engine, ["latency"])
+
+    def _measure(self, folder: Path, recipe: Recipe, wanted: dict[Key, list[Setting] | None]) -> None:
+        """Measures a variant beside the baseline on the reference engine; the baseline itself in the first run only."""
+        measure_again(folder, recipe, wanted, once=True, known=self._known, same_engine=False)
+        self._known += [
+            record
+            for record in Ledger(folder / LEDGER_NAME).records()
+            if record.variant == record.baseline not in {other.variant for other in self._known}
+        ]
 
     def _composed(self, overrides: Sequence[str]) -> Recipe:
         try:

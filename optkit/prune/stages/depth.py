@@ -10,7 +10,7 @@ from optkit.core.checks import check_count
 from optkit.core.errors import UserError
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
-from optkit.core.task import Task
+from optkit.core.task import Task, model_inputs
 from optkit.prune.options import check_depth
 from optkit.prune.stages.steps import Facts, SteppedPruning, size_of
 
@@ -98,7 +98,7 @@ class DepthPruning(SteppedPruning):
             by=self.by,
             evaluate=data,
             greedy=self.greedy,
-            batches=None if data is None else [batch.to(ctx.device).inputs for batch in data.batches],
+            batches=None if data is None else [model_inputs(ctx.task, batch.to(ctx.device)) for batch in data.batches],
             seed=derive_seed(ctx.seed, "random"),
         )
         shorter = shortened.module.cpu()

@@ -11,6 +11,7 @@ from optkit.core.errors import UserError
 from optkit.core.seeds import derive_seed
 from optkit.core.sharding import sharded
 from optkit.core.stage import Context, KeyContext, Outcome
+from optkit.core.task import model_inputs
 from optkit.prune.options import MAGNITUDE, MASK_CRITERIA, MASKED_BY_DATA, RANDOM, SCOPES
 from optkit.prune.pattern import Pattern
 from optkit.prune.stages.steps import Facts, SteppedPruning, examples_of
@@ -136,7 +137,7 @@ class MagnitudePruning(SteppedPruning, Masking):
             read = sharded(examples_of(ctx.task, self.examples, ctx.seed))
             masks = sequential_masks_(
                 module.eval(),
-                [batch.to(ctx.device).inputs for batch in read],
+                [model_inputs(ctx.task, batch.to(ctx.device)) for batch in read],
                 criterion=self.criterion,
                 amount=amount if self.pattern is None else None,
                 pattern=self.parsed,

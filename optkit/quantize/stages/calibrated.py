@@ -14,7 +14,7 @@ from optkit.core.errors import UserError
 from optkit.core.processes import current
 from optkit.core.seeds import derive_seed
 from optkit.core.stage import Context, KeyContext, Outcome
-from optkit.core.task import Task
+from optkit.core.task import Task, model_inputs
 from optkit.engines.registry import ENGINES
 from optkit.quantize.graph.targets.registry import TARGET_KEYS, code_of_target, find_target, made_by, saved_target
 from optkit.quantize.options import REVISION, Int8Options, definite_range
@@ -49,7 +49,7 @@ class Calibration:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         found = self.task.batches("train", self.batch_size, seed=derive_seed(self.seed, "calibration"))
-        return (batch.inputs for batch in islice(found, self.batches))
+        return (model_inputs(self.task, batch) for batch in islice(found, self.batches))
 
     @property
     def examples(self) -> int:

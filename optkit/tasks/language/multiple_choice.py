@@ -105,6 +105,13 @@ class MultipleChoice(TokenTask):
     def forward(self, module: nn.Module, batch: Batch) -> Tensor:
         return choice_scores(module, batch)
 
+    def model_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The contexts with their right choices ``(N, T)``."""
+        import torch
+
+        (tokens,) = batch.inputs
+        return (tokens[torch.arange(len(tokens), device=tokens.device), batch.targets["answer"]],)
+
     def loss(self, output: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         import torch
 
