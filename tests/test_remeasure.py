@@ -17,6 +17,7 @@ from optkit.recipe.plan import make_plan
 from optkit.recipe.recipe import Recipe
 from optkit.remeasure import measure_again
 from optkit.report import read_rows, summarize, write_report
+from optkit.report.rows import rows
 from optkit.report.selection import changed_keys, select
 from optkit.training import Train, Trainer
 from tests.report.runs import busy, chain, sweep, write_run
@@ -111,6 +112,46 @@ def test_the_rows_that_are_measured_are_shown_and_the_others_named(waiting, unme
     assert f"Not measured yet: 1-mask. Measure them: optkit measure {unmeasured}" in caplog.text
     measure_again(unmeasured, waiting, select(unmeasured, None))
     assert {row["stage"] for row in read_rows([unmeasured])} == {"train", "mask"}
+
+
+def test_what_another_run_measured_of_a_variant_is_taken_over(waiting, unmeasured, finished):
+    baseline, other = ledger.read(finished)
+    measure_again(unmeasured, waiting, {(1, other.variant): None}, once=True, known=[baseline])
+    ours, last = ledger.read(unmeasured)
+    assert (ours.variant, ours.time, ours.measurements) == (baseline.variant, baseline.time, baseline.measurements)
+    assert last.variant == other.variant
+    assert last.time >= baseline.time
+    assert rows([ours, last])[-1]["speedup"] is not None
+
+
+@pytest.mark.parametrize("difference", ["threads", "split", "data"])
+def test_what_was_measured_otherwise_is_not_taken_over(waiting, unmeasured, finished, difference):
+    baseline, other = ledger.read(finished)
+    elsewhere = {
+        "threads": replace(baseline, environment=baseline.environment | {"threads": 3}),
+        "data": replace(baseline, data=baseline.data | {"fingerprint": "another"}),
+        "split": replace(
+            baseline,
+            measurements=[
+                replace(m, conditions=m.conditions | {"split": "validation"}) if m.quality else m
+                for m in baseline.measurements
+            ],
+        ),
+    }[difference]
+    measure_again(unmeasured, waiting, {(1, other.variant): None}, once=True, known=[replace(elsewhere, time="before")])
+    assert ledger.read(unmeasured)[0].time != "before"
+
+
+def test_a_variant_may_be_timed_beside_the_baseline_on_the_reference_alone(waiting, unmeasured):
+    two = replace(waiting, engines={"eager": Eager(), "other": Eager()})
+    measure_again(unmeasured, two, same_engine=False)
+    latencies = [m.conditions for m in ledger.read(unmeasured)[1].measurements if m.name == "latency"]
+    assert {place["engine"] for place in latencies if place["of"] == "variant"} == {"eager", "other"}
+    assert {place["engine"] for place in latencies if place["of"] == "baseline"} == {"eager"}
+    found = [row for row in read_rows([unmeasured]) if row["step"] == 1]
+    assert {row["engine"] for row in found} == {"eager", "other"}
+    assert all(row["speedup"] is not None for row in found)
+    assert [row["speedup_same_engine"] is None for row in found] == [row["engine"] == "other" for row in found]
 
 
 def test_the_same_recipe_measures_in_its_own_folder(waiting, made):

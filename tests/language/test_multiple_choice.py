@@ -1,15 +1,20 @@
 """Scores of choices are those of a plain loop over the model, alone and beside perplexity."""
 
+import copy
 import json
 
 import pytest
 import torch
 
 from optkit.core.errors import UserError
+from optkit.core.stage import Context
+from optkit.core.task import TOKENS_AT_ONCE, SealedTask, model_inputs, rows_at_once
 from optkit.core.variant import Variant
 from optkit.engines.eager import Eager
 from optkit.measure.quality import measure_quality
 from optkit.models import language_model
+from optkit.prune import DepthPruning, MagnitudePruning
+from optkit.quantize import WeightOnlyQuantization
 from optkit.tasks import Language, MultipleChoice
 from optkit.tasks.tokens import trained_on_documents
 
@@ -97,6 +102,37 @@ def test_the_loss_is_of_the_right_choice_and_can_be_trained_on(made, model):
     assert loss.item() == pytest.approx(-sum(expected) / tokens, rel=1e-4)
     loss.backward()
     assert (task.size("train"), task.size("validation")) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        WeightOnlyQuantization(bits=4, group_size=16, rounding="gptq", batches=2),
+        MagnitudePruning(0.5, criterion="wanda"),
+        DepthPruning(keep=1, amount=None, by="influence"),
+    ],
+    ids=["gptq", "wanda", "influence"],
+)
+def test_stages_that_read_inputs_get_the_contexts_with_their_right_choices(made, model, tmp_path, stage):
+    task = MultipleChoice(path=str(made), tokenizer=str(made / "tokenizer"), max_length=32)
+    batch = next(task.batches("test", 5))
+    (read,) = model_inputs(SealedTask(task), batch)
+    right = [batch.inputs[0][n, q["answer"]] for n, q in enumerate(QUESTIONS)]
+    assert read.tolist() == [row[: read.shape[1]].tolist() for row in right]
+    (first,) = model_inputs(SealedTask(task), batch.subset(slice(0, 1)))
+    assert task._tokenizer.hf.decode(first[0]).split() == ["the", "heron", "stood", "in", "the"]  # "water" is scored
+    context = Context(
+        task=SealedTask(task), variant=Variant("id", None, frozenset({"float"}), {}), baseline=lambda: model,
+        build_model=lambda node: model, seed=0, device=torch.device("cpu"), workdir=tmp_path,
+    )  # fmt: skip
+    outcome = stage.apply(copy.deepcopy(model), context)
+    batch = next(task.batches("test", 2))
+    assert not torch.equal(task.forward(outcome.module, batch), task.forward(model, batch))
+
+
+def test_few_questions_are_judged_at_a_time_where_their_logits_are_large(made):
+    task = MultipleChoice(path=str(made), tokenizer=str(made / "tokenizer"), max_length=32)
+    assert rows_at_once(SealedTask(task), 10**6) == TOKENS_AT_ONCE // task.length
 
 
 def test_choices_are_measured_beside_perplexity_by_the_same_session(made, model):

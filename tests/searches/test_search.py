@@ -317,6 +317,13 @@ def test_no_stage_is_made_twice(real):
 
 
 @pytest.mark.slow
+def test_the_baseline_is_measured_once_for_all_trials(real):
+    baselines = [record for record in ledger.read(real[1].folder / "trials") if record.variant == record.baseline]
+    assert len(baselines) > 1
+    assert all(one.measurements == baselines[0].measurements for one in baselines)
+
+
+@pytest.mark.slow
 def test_a_recipe_of_the_front_runs_as_it_is_with_what_is_made_already(real):
     home, done = real
     run = optkit.run(done.recipes[0], f"out={home}/runs")

@@ -106,11 +106,13 @@ class MultipleChoice(TokenTask):
         return choice_scores(module, batch)
 
     def model_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The contexts with their right choices ``(N, T)``."""
+        """The contexts with their right choices, filled up to the longest of them ``(N, T)``."""
         import torch
 
-        (tokens,) = batch.inputs
-        return (tokens[torch.arange(len(tokens), device=tokens.device), batch.targets["answer"]],)
+        (tokens,), answers = batch.inputs, batch.targets["answer"]
+        rows = torch.arange(len(tokens), device=tokens.device)
+        scored = batch.targets["next"][rows, answers] != NO_LABEL  # an example ends with its choice
+        return (tokens[rows, answers][:, : 1 + int(scored.any(0).nonzero().max())],)
 
     def loss(self, output: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         import torch
