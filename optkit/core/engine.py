@@ -25,6 +25,14 @@ def made_for(target: str) -> frozenset[str]:
     return frozenset({"int8", f"{MADE_FOR}{target}"})
 
 
+def traits_of(module: nn.Module) -> frozenset[str]:
+    """The traits of a model that comes without a variant."""
+    from optkit.core.packed_weights import packed_traits
+
+    target = getattr(module, "meta", {}).get(MADE_FOR)
+    return made_for(target) if target else packed_traits(module) or frozenset({"float"})
+
+
 def not_made_for(target: str | None, traits: frozenset[str]) -> str | None:
     """Why an engine has no int8 kernels for a variant; None when it runs as what it claims to be.
 
@@ -52,6 +60,15 @@ def check_eval(module: nn.Module, key: str = "model") -> None:
     )  # fmt: skip
     if any(inner.training and isinstance(inner, by_mode) for inner in module.modules()):
         raise UserError("the model is in train mode", key=key, fix="model.eval()")
+
+
+def own_precision(module: nn.Module) -> str:
+    """What a module computes in by itself: ``fp32``, ``bf16``, ``fp16`` or ``fp64``, by its first float parameter."""
+    import torch
+
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+    floats = (x.dtype for x in module.parameters() if x.is_floating_point())
+    return names.get(next(floats, torch.float32), "fp32")
 
 
 class Session(Protocol):

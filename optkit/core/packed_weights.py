@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+WEIGHT_ONLY = "weight_only"  # a trait of variants with such layers
 # a trait of variants whose weights torch has no kernel for: there a layer multiplies by dequantized weights
 SIMULATED_IN_TORCH = "weight_only:simulated_in_torch"
 
@@ -17,10 +18,12 @@ class PackedWeights(Protocol):
     Attributes:
         bits: of an integer; it is between ``-2 ** (bits - 1)`` and ``2 ** (bits - 1) - 1``.
         group_size: how many inputs share a scale; None where all inputs of an output do.
+        is_simulated: whether torch has no kernel for it: the layer multiplies by what the integers stand for.
     """
 
     bits: int
     group_size: int | None
+    is_simulated: bool
 
     def integers(self) -> Tensor:
         """``(out, in)`` int8."""
@@ -37,3 +40,10 @@ class PackedWeights(Protocol):
     def float_weight(self) -> Tensor:
         """What the integers stand for, ``(out, in)`` float32."""
         ...
+
+
+def packed_traits(module: nn.Module) -> frozenset[str]:
+    """The traits of a model with such layers; none where it has no such layer."""
+    layers = [layer for layer in module.modules() if isinstance(layer, PackedWeights)]
+    simulated = any(layer.is_simulated for layer in layers)
+    return frozenset(([WEIGHT_ONLY] if layers else []) + ([SIMULATED_IN_TORCH] if simulated else []))

@@ -51,7 +51,7 @@ def of_model(model: Any, example_inputs: tuple[Tensor, ...] | None, task: Any) -
     Raises:
         UserError: it is no model, or one in train mode, or there are no example inputs.
     """
-    from optkit.core.engine import MADE_FOR, check_eval, made_for
+    from optkit.core.engine import check_eval, traits_of
     from optkit.core.loaders import as_example
     from optkit.engines.program import module_of
     from optkit.models.spec import weights_digest
@@ -63,10 +63,8 @@ def of_model(model: Any, example_inputs: tuple[Tensor, ...] | None, task: Any) -
     if example_inputs is None:
         fix = "give inputs as the model is called with, such as (images,)"
         raise UserError("a model is exported by example inputs", key="example_inputs", fix=fix)
-    target = getattr(module, "meta", {}).get(MADE_FOR)
-    traits = made_for(target) if target else frozenset({"float"})
     name = type(getattr(model, "module", model)).__name__.lower()
-    variant = Variant(weights_digest(module)[:16], None, traits, {})
+    variant = Variant(weights_digest(module)[:16], None, traits_of(module), {})
     return Source("model" if name == "graphmodule" else name, module, variant, as_example(example_inputs), task)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from optkit.core.checks import check_count
-from optkit.core.engine import MADE_FOR, Engine, Session, check_eval, made_for
+from optkit.core.engine import Engine, Session, check_eval, traits_of
 from optkit.core.errors import UserError
 from optkit.core.loaders import as_example
 from optkit.core.variant import Variant
@@ -30,8 +30,8 @@ def compile(  # noqa: A001
     ``cuda`` fill a batch up or compute it in parts, once they have seen that the model's answers stay the same.
 
     Args:
-        model: a float model in eval mode, or what `quantize_static`, `prune_structured` and the like return; a
-            `Quantized` must be annotated for this engine.
+        model: a model in eval mode, or what `quantize_static`, `quantize_weight_only`, `prune_structured` and the like
+            return; a `Quantized` must be annotated for this engine, which must have kernels for weights of few bits.
         example_inputs: inputs as it will be called with, a tensor or a tuple of tensors.
         engine: a name of ``optkit.engines.ENGINES``, such as ``openvino``, or an engine with its options, such as
             ``OpenVINO(precision="bf16")``.
@@ -70,6 +70,4 @@ def as_variant(model: Any) -> tuple[nn.Module, Variant]:
         UserError: it holds no module.
     """
     module = module_of(model)
-    target = getattr(module, "meta", {}).get(MADE_FOR)
-    traits = made_for(target) if target else frozenset({"float"})
-    return module, Variant("model", None, traits, {})
+    return module, Variant("model", None, traits_of(module), {})

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from optkit.core.engine import Engine, Served
+from optkit.core.engine import Engine, Served, own_precision
 from optkit.core.generation import CachedSession, Generative
 from optkit.core.packed_weights import SIMULATED_IN_TORCH
 from optkit.core.records import REFERENCE
@@ -19,7 +19,7 @@ from optkit.engines.saved import Saved, save_session
 
 @dataclass
 class Eager(Engine):
-    """PyTorch eager mode in fp32."""
+    """PyTorch eager mode, in the precision of the model: fp32 in recipes."""
 
     name: ClassVar[str] = REFERENCE
     packages: ClassVar[tuple[str, ...]] = ("torch",)
@@ -52,7 +52,7 @@ class EagerSession(Served):
             return self.module(*inputs)
 
     def facts(self) -> dict[str, Any]:
-        return {"int8_share": 0.0, "precision": "fp32", "compile_s": 0.0}
+        return {"int8_share": 0.0, "precision": own_precision(self.module), "compile_s": 0.0}
 
     def save(self, directory: str | Path) -> None:
         saved = Saved.of(self.engine, self.example, self.facts())

@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 from optkit.core.checks import check_choice
 from optkit.core.compat.torch_compiler import compiled_call, inductor_options
 from optkit.core.compat.torch_graphs import graph_structure, is_exported, return_tensors
-from optkit.core.engine import MADE_FOR, Engine, Served, Session, not_made_for
+from optkit.core.engine import MADE_FOR, Engine, Served, Session, not_made_for, own_precision
 from optkit.core.errors import StageError, first_line
 from optkit.core.generation import Generative
 from optkit.core.macs import count_macs
@@ -80,6 +80,10 @@ class Inductor(Engine):
         annotated = any(trait.startswith(MADE_FOR) for trait in traits)
         return not_made_for(self.int8_target, traits) if annotated else None
 
+    def precision_of(self, module: nn.Module) -> str:
+        """What the products of a module are computed in."""
+        return own_precision(module) if self.precision == "fp32" else self.precision
+
     def for_trials(self) -> Inductor:
         """The same kernels, called from Python: a small model compiles in a fifth of the time."""
         return replace(self, cpp_wrapper=False)
@@ -100,7 +104,7 @@ class Inductor(Engine):
         compiled, structure = self.compiled(module, example, int8_macs)
         seconds = time.perf_counter() - started
         share = int8_share(self.name, variant, sum(int8_macs), count_macs(module, example), LOOKED_AT)
-        facts = {"int8_share": share, "precision": self.precision, "compile_s": round(seconds, 3)}
+        facts = {"int8_share": share, "precision": self.precision_of(module), "compile_s": round(seconds, 3)}
         session = InductorSession(module, variant, self, compiled, example, Outputs(structure), facts)
         facts |= check_agreement(self.name, session, module, example)
         return session

@@ -44,6 +44,7 @@ class InductorGenerator(CachedSession):
         assert isinstance(self.module, Generative)
         self.model = self.module.cached()
         self.step_model = self.model.in_place()
+        self.precision = self.engine.precision_of(self.module)
         self.nothing: tuple[Tensor, ...] = ()
         self.cache: tuple[Tensor, ...] = ()
         self.filled = 0  # padding in front of a prompt, so that fewer lengths are compiled
@@ -79,8 +80,9 @@ class InductorGenerator(CachedSession):
         slot = self.filled + self.length
         held = self.cache[0].shape[2]
         length = power_of_two(max(slot + 1, held))
-        if length > held or self.cache[0].dtype is not torch.float32:
-            self.cache = tuple(_longer(x, length) for x in self.cache)
+        kind = self.nothing[0].dtype  # under autocast a prompt's are of less precision
+        if length > held or self.cache[0].dtype is not kind:
+            self.cache = tuple(_longer(x, length, kind) for x in self.cache)
         seen = F.pad(mask, (self.filled, length - slot - 1))
         arguments = (tokens, seen, positions, places, torch.tensor([slot]), *self.cache)
         return self._call(f"a step in a cache of {length} tokens", len(tokens), self.step_model, arguments)
@@ -103,7 +105,7 @@ class InductorGenerator(CachedSession):
         return sum(x.numel() * x.element_size() for x in self.cache)
 
     def facts(self) -> dict[str, Any]:
-        return {"int8_share": 0.0, "precision": self.engine.precision, "compile_s": round(self.compile_s, 3)}
+        return {"int8_share": 0.0, "precision": self.precision, "compile_s": round(self.compile_s, 3)}
 
     def save(self, directory: str | Path) -> None:
         saved = Saved.of(self.engine, self.example, self.facts())
@@ -115,8 +117,8 @@ def power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def _longer(x: Tensor, length: int) -> Tensor:
-    """Keys or values ``(N, heads, tokens, width)`` in a float32 tensor of another length, zeros behind them."""
-    found = torch.zeros(*x.shape[:2], length, x.shape[3])
+def _longer(x: Tensor, length: int, kind: torch.dtype) -> Tensor:
+    """Keys or values ``(N, heads, tokens, width)`` in a tensor of another length and kind, zeros behind them."""
+    found = torch.zeros(*x.shape[:2], length, x.shape[3], dtype=kind)
     found[:, :, : x.shape[2]] = x
     return found

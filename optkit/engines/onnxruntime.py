@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_choice
 from optkit.core.compat.onnxruntime import onnxruntime_errors
-from optkit.core.engine import Engine, Served, Session
+from optkit.core.engine import Engine, Served, Session, own_precision
 from optkit.core.errors import StageError, first_line
 from optkit.core.extras import missing
 from optkit.core.generation import Generative
 from optkit.core.macs import count_macs
+from optkit.core.packed_weights import WEIGHT_ONLY
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import Outputs, arrays, other_shapes
@@ -60,7 +61,7 @@ class ONNXRuntime(Engine):
         return missing(self.name, self.packages)
 
     def unsupported(self, traits: frozenset[str]) -> str | None:
-        return None if "weight_only" in traits else super().unsupported(traits)
+        return None if WEIGHT_ONLY in traits else super().unsupported(traits)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> Session:
         """Compiles for any batch size that the model leaves free, on torch's number of threads.
@@ -70,9 +71,11 @@ class ONNXRuntime(Engine):
                 compute what an int8 graph does, see `check_agreement`.
         """
         started = time.perf_counter()
+        if own_precision(module) == "bf16":
+            raise StageError("ONNX Runtime has no kernels for bfloat16 on a processor", fix="model.float()")
         if isinstance(module, Generative):
             return self._generator(module, variant, example, started)
-        if "weight_only" in variant.traits:
+        if WEIGHT_ONLY in variant.traits:
             message = "ONNX Runtime runs integer weights of language models only"
             raise StageError(message, fix="engine inductor or eager, or int8 by quantize/static")
         file, structure = to_onnx(module, example, turn_weights=True)
@@ -81,7 +84,7 @@ class ONNXRuntime(Engine):
         in_int8, executed = _int8_macs(file, example)
         looked_at = f"kernels in the profile of a call ({executed})"
         share = int8_share(self.name, variant, in_int8, count_macs(module, example), looked_at)
-        facts = {"int8_share": share, "precision": "fp32", "compile_s": round(seconds, 3)}
+        facts = {"int8_share": share, "precision": own_precision(module), "compile_s": round(seconds, 3)}
         session = ONNXRuntimeSession(module, variant, self, file, runtime, example, Outputs(structure), facts)
         facts |= check_agreement(self.name, session, module, example)
         return session
@@ -96,7 +99,7 @@ class ONNXRuntime(Engine):
         runtime = _runtime(path)
         facts = {
             "int8_share": 0.0,
-            "precision": "fp32",
+            "precision": own_precision(module),
             "compile_s": round(time.perf_counter() - started, 3),
             **({"packed_layers": written.packed, "activations": self.activations} if written.packed else {}),
         }

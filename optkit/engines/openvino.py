@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from optkit.core.checks import check_choice, check_count
 from optkit.core.compat.openvino import core
-from optkit.core.engine import Engine, Served
+from optkit.core.engine import Engine, Served, own_precision
 from optkit.core.errors import StageError, last_line
 from optkit.core.extras import missing
 from optkit.core.generation import Generative
 from optkit.core.macs import count_macs
+from optkit.core.packed_weights import WEIGHT_ONLY
 from optkit.core.variant import Variant
 from optkit.engines.agreement import check_agreement
 from optkit.engines.deployed import Outputs, arrays, other_shapes, same_shapes
@@ -74,7 +75,7 @@ class OpenVINO(Engine):
         return None
 
     def unsupported(self, traits: frozenset[str]) -> str | None:
-        return None if "weight_only" in traits else super().unsupported(traits)
+        return None if WEIGHT_ONLY in traits else super().unsupported(traits)
 
     def compile(self, module: nn.Module, variant: Variant, example: tuple[Tensor, ...]) -> OpenVINOSession:
         """Compiles for the example's shapes, or a language model for all, on torch's number of threads.
@@ -83,11 +84,14 @@ class OpenVINO(Engine):
             StageError: OpenVINO or ONNX lacks an operator of this module; the message names it. Or it does not compute
                 what an int8 graph does, see `check_agreement`.
         """
+        if own_precision(module) == "bf16":
+            fix = "model.float(), and OpenVINO(precision='bf16'), which computes in bfloat16"
+            raise StageError("OpenVINO takes no models in bfloat16", fix=fix)
         if isinstance(module, Generative):
             from optkit.engines.openvino_generation import compile_generator
 
             return compile_generator(self, module, variant, example)
-        if "weight_only" in variant.traits:
+        if WEIGHT_ONLY in variant.traits:
             message = "OpenVINO runs integer weights of language models only"
             raise StageError(message, fix="engine inductor or eager, or int8 by quantize/static")
         started = time.perf_counter()

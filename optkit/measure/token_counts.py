@@ -15,7 +15,7 @@ from optkit.core.records import Measurement
 from optkit.measure.traffic import count_traffic
 
 FEW = 16
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 PER_TOKEN = {"per": "token"}
 
 

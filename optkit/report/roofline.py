@@ -8,7 +8,7 @@ from optkit.core.records import Measurement, Record
 from optkit.core.setting import Setting
 
 Row = dict[str, Any]
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 DECODE = "decode"
 NEAR, CLEARLY = 0.5, 1.25  # a share of the bandwidth that bounds; a ratio of two that is no chance
 NAMES = (

@@ -9,7 +9,9 @@ from torch import nn
 
 import optkit
 import optkit.models
+from optkit.core.engine import traits_of
 from optkit.core.errors import StageError, UserError
+from optkit.core.packed_weights import SIMULATED_IN_TORCH
 from optkit.core.statistics import paired_difference, proportion
 from optkit.engines import Eager
 from optkit.measure import latency
@@ -340,3 +342,21 @@ def test_html_and_picture(timed):
     drawn = optkit.compare({"a": net(), "b": net()}, X).plot().to_dict()
     assert "cannot be trusted" in str(drawn["title"])
     assert len(drawn["vconcat"][0]["hconcat"]) == 1
+
+
+@pytest.mark.parametrize("engine", ["eager", "inductor"])
+def test_weights_that_torch_has_no_kernel_for_are_not_run_in_torch_and_the_reason_is_said(language, engine):
+    grouped = optkit.quantize_weight_only(language, bits=8, group_size=16)
+    with pytest.raises(UserError, match="torch has no kernel for its weights"):
+        optkit.compile(grouped, (TOKENS,), engine=engine)
+    found = optkit.compare({"fp32": language, "int8": grouped}, TOKENS, engines=["eager"], prompt_lengths=[4], **QUICK)
+    reasons = {row["not_run"] for row in found.rows if row["model"] == "int8"}
+    assert reasons == {"torch has no kernel for its weights: eager would multiply by dequantized ones"}
+
+
+def test_a_model_says_what_its_layers_are(language):
+    assert traits_of(language) == {"float"}
+    assert traits_of(optkit.quantize_weight_only(language, bits=8).module) == {"weight_only"}
+    assert traits_of(optkit.quantize_weight_only(language, bits=4, group_size=16).module) == {
+        "weight_only", SIMULATED_IN_TORCH
+    }  # fmt: skip

@@ -205,3 +205,20 @@ def test_masked_logits_are_answered_at_other_batch_sizes():
     assert sizes._same(found, Masked()(x))
     assert not sizes._same(found.abs(), Masked()(x))
     assert not sizes._same(found + torch.tensor([0.0, 0.0, 1.0]), Masked()(x))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"), [(torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")]
+)
+def test_a_session_says_the_precision_that_its_model_computes_in(model, dtype, said):
+    x = torch.randn(3, 1, 8, 8, dtype=dtype)
+    session = optkit.compile(model.to(dtype), x, engine="eager")
+    assert (session(x).dtype, session.facts()["precision"]) == (dtype, said)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_engines_without_kernels_for_bfloat16_say_what_to_do(model, name):
+    if ENGINES[name]().unavailable():
+        pytest.skip("not installed")
+    with pytest.raises(StageError, match=r"bfloat16.*model\.float\(\)"):
+        optkit.compile(model.to(torch.bfloat16), torch.randn(3, 1, 8, 8, dtype=torch.bfloat16), engine=name)

@@ -6,6 +6,7 @@ import torch
 from optkit.core.errors import StageError, UserError
 from optkit.core.generation import generate, greedy, sampled
 from optkit.core.variant import Variant
+from optkit.engines import Inductor
 from optkit.engines.eager import Eager
 from optkit.models import language_model
 from optkit.quantize import quantize_weight_only
@@ -114,3 +115,18 @@ def test_a_quantized_model_in_bf16_runs(options):
                 parameter.normal_()
         found = quantize_weight_only(module, **options).module(tokens)
         assert (found.float() - module(tokens).float()).norm() < 0.25 * module(tokens).float().norm()
+
+
+@pytest.mark.slow
+def test_a_model_in_bfloat16_generates_on_inductor_with_a_cache_of_its_own_kind():
+    torch.manual_seed(0)
+    module = language_model(config=LLAMA).to(torch.bfloat16)
+    tokens = torch.randint(0, 50, (2, 9))
+    session = Inductor().compile(module, Variant("v", None, frozenset({"float"}), {}), (tokens[:, :5],))
+    whole = module(tokens)
+    found = [session.start(tokens[:, :5])] + [session.step(tokens[:, n]) for n in range(5, 9)]
+    torch.testing.assert_close(torch.stack(found, 1), whole[:, 4:], atol=2e-2, rtol=2e-2)
+    assert session.facts()["precision"] == "bf16"
+    assert (
+        session.cache_bytes == 2 * 2 * 2 * 2 * 16 * 8 * 2
+    )  # layers, keys and values, rows, heads, places, width, bytes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from optkit.core.checks import check_choice, check_count, check_positive
 from optkit.core.errors import UserError
-from optkit.core.packed_weights import SIMULATED_IN_TORCH
+from optkit.core.packed_weights import SIMULATED_IN_TORCH, WEIGHT_ONLY
 from optkit.core.stage import Context, KeyContext, Outcome
 from optkit.core.task import TOKENS, Task
 from optkit.quantize.stages.calibrated import Calibration
@@ -72,7 +72,7 @@ class WeightOnlyQuantization:
     @property
     def adds(self) -> frozenset[str]:
         runs_in_torch = all(scheme.has_kernel for scheme in self._schemes())
-        return frozenset({"weight_only"} if runs_in_torch else {"weight_only", SIMULATED_IN_TORCH})
+        return frozenset({WEIGHT_ONLY} if runs_in_torch else {WEIGHT_ONLY, SIMULATED_IN_TORCH})
 
     def __post_init__(self) -> None:
         self._schemes()

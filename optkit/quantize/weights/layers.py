@@ -23,6 +23,7 @@ PACK_INT4 = private_aten("_convert_weight_to_int4pack_for_cpu.default")
 class Packed(nn.Module):
     """Weights ``(out, in)`` as integers: a byte each, or half a byte for 4 and fewer bits."""
 
+    is_simulated = False
     weight: Tensor
     scale: Tensor
     zero_point: Tensor | None
@@ -89,6 +90,7 @@ class PackedLinear(Packed):
         super().__init__(out_features, in_features, scheme)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         self.kernel = None if misfit(in_features, out_features, scheme) else "int8" if scheme.bits == 8 else "int4"
+        self.is_simulated = self.kernel is None
         # what the kernel reads depends on the processor: made when weights are taken over or loaded, and not saved
         self.register_buffer("packed", None, persistent=False)
         self.register_buffer("scale_and_offset", None, persistent=False)
