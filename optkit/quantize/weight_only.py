@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from optkit.quantize.weights.selection import (
     tie_all,
     weight_of,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,8 @@ def quantize_weight_only(
     selection = chosen(model, bits, group_size, symmetric, embeddings, head, vocabulary_bits, bits_of, protect)
     if not selection:
         raise StageError(_nothing(model, selection))
+    if stacked := [path for path in selection.left if not hasattr(model.get_submodule(path), "weight")]:
+        log.warning("experts stay in float: %s", ", ".join(stacked))
     module = (model if in_place else sharing(model)).eval()
     _embed(module, selection)
     report = None

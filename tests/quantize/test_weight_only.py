@@ -12,7 +12,7 @@ from optkit.core.macs import count_macs, macs_by_operator
 from optkit.core.variant import Variant
 from optkit.engines import Eager, Inductor
 from optkit.measure.static import measure_static
-from optkit.models import MLP
+from optkit.models import MLP, language_model
 from optkit.quantize import WeightOnlyQuantization, quantize_weight_only, replay_weight_only
 
 VARIANT = Variant("v", None, frozenset({"weight_only"}), {})
@@ -230,3 +230,17 @@ def test_bits_of_a_vocabulary_that_stays_in_float(model):
         quantize_weight_only(model, bits=4, vocabulary_bits=8)
     with pytest.raises(UserError, match="vocabulary_bits"):
         WeightOnlyQuantization(bits=4, head=True, vocabulary_bits=5)
+
+
+def test_experts_whose_weights_are_stacked_stay_in_float_and_are_named(caplog):
+    mixtral = {
+        "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 50, "max_position_embeddings": 64,
+        "num_local_experts": 4,
+    }  # fmt: skip
+    found = quantize_weight_only(language_model(config=mixtral))
+    (path,) = found.left
+    assert path.endswith("layers.0.mlp.experts")
+    assert found.left[path] == "its weights are stacked matrices, [4, 192, 64] and [4, 64, 96]"
+    assert f"experts stay in float: {path}" in caplog.text
+    assert all(p.dtype == torch.float32 for p in found.module.get_submodule(path).parameters())

@@ -112,7 +112,7 @@ def select(
         scheme,
         tuple(path for path in fit if path in tables),
         {one: other for one, other in tied.items() if one in fit},
-        {path: reason for path, reason in reasons.items() if reason},
+        {path: reason for path, reason in reasons.items() if reason} | _stacked(model),
         {path: own for path, own in others.items() if path in fit and own != scheme},
     )
 
@@ -216,6 +216,19 @@ def _misfit(module: nn.Module, scheme: Scheme) -> str | None:
     if isinstance(module, nn.Embedding) or not scheme.has_kernel:
         return None
     return misfit(inputs, outputs, scheme)
+
+
+def _stacked(model: nn.Module) -> dict[str, str]:
+    """Parts of a model that keep the matrices of several linear layers in one tensor, as experts do, and why not these.
+
+    Their weights stay in float.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        shapes = [list(p.shape) for p in module.parameters(recurse=False) if p.dim() == 3]
+        if shapes and type(module).__module__.partition(".")[0] != "torch":
+            found[path] = f"its weights are stacked matrices, {' and '.join(map(str, shapes))}"
+    return found
 
 
 def _heads(model: nn.Module, linears: dict[str, nn.Module]) -> set[str]:
