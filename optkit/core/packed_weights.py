@@ -18,12 +18,10 @@ class PackedWeights(Protocol):
     Attributes:
         bits: of an integer; it is between ``-2 ** (bits - 1)`` and ``2 ** (bits - 1) - 1``.
         group_size: how many inputs share a scale; None where all inputs of an output do.
-        is_simulated: whether torch has no kernel for it: the layer multiplies by what the integers stand for.
     """
 
     bits: int
     group_size: int | None
-    is_simulated: bool
 
     def integers(self) -> Tensor:
         """``(out, in)`` int8."""
@@ -43,7 +41,10 @@ class PackedWeights(Protocol):
 
 
 def packed_traits(module: nn.Module) -> frozenset[str]:
-    """The traits of a model with such layers; none where it has no such layer."""
+    """The traits of a model with such layers; none where it has no such layer.
+
+    A layer says by ``is_simulated = True`` that it multiplies by what its integers stand for.
+    """
     layers = [layer for layer in module.modules() if isinstance(layer, PackedWeights)]
-    simulated = any(layer.is_simulated for layer in layers)
+    simulated = any(getattr(layer, "is_simulated", False) for layer in layers)
     return frozenset(([WEIGHT_ONLY] if layers else []) + ([SIMULATED_IN_TORCH] if simulated else []))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.generation import Generative
+from optkit.deploy.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from optkit.core.engine import Engine
@@ -236,8 +237,7 @@ class Pretrained(Format):
         for path in made.iterdir():
             path.rename(folder / path.name)
         made.rmdir()
-        if hasattr(source.task, "save_tokenizer"):
-            source.task.save_tokenizer(folder)
+        write_tokenizer(source, folder)
         classes = json.loads(metadata.get("classes", "null"))
         if classes:
             path = folder / "config.json"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.core.errors import StageError, UserError
 from optkit.core.extras import missing
 from optkit.deploy.formats import Format, Puts, traced_puts
+from optkit.deploy.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ class CompressedTensors(Format):
         config["quantization_config"] = _quantization_config(source.module, layers)
         save_file(tensors, folder / self.file, metadata={"format": "pt", **metadata})
         _write_json(folder / "config.json", config)
-        _write_tokenizer(source, folder)
+        write_tokenizer(source, folder)
         _check_answers(plain, source.example, lambda: _reloaded(folder))
         return traced_puts(source, names)
 
@@ -259,11 +260,6 @@ def _check_answers(ours: nn.Module, example: Sequence[torch.Tensor], reload: Cal
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(source: Source, folder: Path) -> None:
-    if hasattr(source.task, "save_tokenizer"):
-        source.task.save_tokenizer(folder)
 
 
 def _architecture(config: Mapping[str, Any]) -> Any:

@@ -49,7 +49,7 @@ class FirstLinear(nn.Module):
 class Int8Linear(FirstLinear):
     """int8 weights with a scale for each output."""
 
-    bits, group_size, is_simulated = 8, None, False
+    bits, group_size = 8, None
     weight: Tensor
     scale: Tensor
 
