@@ -111,8 +111,10 @@ def trial_cells(result: Result) -> tuple[list[str], list[list[str]]]:
             ended = "stopped early" if trial["state"] == "pruned" else trial["why"] or trial["state"]
             slow = trial.get("too_slow")  # not in results of before
             speed = DASH if slow is None else f"{slow:.2f}"
-            ended = ended if slow is None else "too slow"
-            body.append([str(trial["number"]), ended, DASH, speed, *[DASH] * (len(headers) - 5), values])
+            ended, lossy = ended if slow is None else "too slow", trial.get("too_lossy")
+            change = DASH if lossy is None else written.signed(-written.gain(lossy))
+            ended = ended if lossy is None else "loses too much"
+            body.append([str(trial["number"]), ended, change, speed, *[DASH] * (len(headers) - 5), values])
             continue
         costs = [f"{figures['costs'][cost]:.3f}" for cost in result["goal.minimize"]]
         speed = f"{figures['speedup']:.2f}{' †' if figures['caveat'] else ''}"

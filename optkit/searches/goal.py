@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 BEST = "best"  # the engine on which a variant is fastest
 COST = "cost"
+UNSURE = 0.01  # share of the baseline's quality by which engines may differ from PyTorch
 SLACK = 1.1  # training after the first look changes a variant's speed by less than this factor
 # what may be made small, and the column of a report that says it; of latency it is the inverse of the speedup, and the
 # dollars of serving come from `optkit.costs`
@@ -56,6 +57,15 @@ class Goal:
             return False
         highest = figures.speedup if figures.speedup_ci is None else figures.speedup_ci[1]
         return highest * SLACK < self.min_speedup
+
+    def loses_too_much(self, loss: float, quality: float) -> bool:
+        """Whether a variant is so far beyond the limit that timing it is of no use.
+
+        Args:
+            loss: of PyTorch's answers; those of an engine differ a little.
+            quality: of the baseline.
+        """
+        return self.max_loss is not None and loss - self.max_loss > max(self.max_loss, UNSURE * abs(quality))
 
     def is_met(self, figures: Figures) -> bool:
         """Whether all limits are kept."""

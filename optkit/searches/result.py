@@ -14,7 +14,7 @@ from optkit.core.statistics import CONFIDENCE
 from optkit.report.written import Written
 from optkit.searches.front import Point, dominates, hypervolume, ranks, thinned
 from optkit.searches.goal import Goal
-from optkit.searches.study import TOO_SLOW, WHY, counted
+from optkit.searches.study import TOO_LOSSY, TOO_SLOW, WHY, counted
 from optkit.searches.trial import FRONT, Figures, Workshop
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ def conclude(studies: Sequence[Study], goal: Goal, workshop: Workshop, written: 
     """
     own, *others = (_trials(study, goal) for study in studies)
     finished = _finished(own)
-    if not finished and not any(trial["too_slow"] for trial in own):
+    if not finished and not _ended_by_limit(own):
         why = next((trial["why"] for trial in own if trial["why"]), "all were stopped early")
         raise StageError(f"no trial of {len(own)} succeeded: {why}", fix="change the space")
-    kept = _distinct([trial for trial in finished if trial["within"]])
-    whole = _front(kept, goal)
+    for trials in (own, *others):
+        _time_again(trials, goal, workshop)
+    whole = _kept_front(own, goal)
     best = _winner(whole, goal)
     chosen = _covering(whole, goal, most, best)
     tested = _tested(workshop, chosen)
@@ -80,11 +81,35 @@ def _trials(study: Study, goal: Goal) -> list[Found]:
             "stages": trial.user_attrs.get("stages"),
             "why": trial.user_attrs.get(WHY),
             "too_slow": trial.user_attrs.get(TOO_SLOW),
+            "too_lossy": trial.user_attrs.get(TOO_LOSSY),
             "seconds": None if trial.duration is None else trial.duration.total_seconds(),
         }
         for trial in counted(study)
     ]
     return [trial | {"within": trial["figures"] is not None and goal.is_met(_figures(trial))} for trial in found]
+
+
+def _ended_by_limit(trials: Sequence[Found]) -> list[Found]:
+    """Trials that ended early because they cannot keep a limit."""
+    return [trial for trial in trials if trial["too_slow"] is not None or trial["too_lossy"] is not None]
+
+
+def _time_again(trials: Sequence[Found], goal: Goal, workshop: Workshop) -> None:
+    """Times those of the front that other work disturbed once more, and those that take their place."""
+    timed = set[str]()
+    while disturbed := [
+        trial
+        for trial in _kept_front(trials, goal)
+        if trial["figures"]["caveat"] and trial["figures"]["run"] not in timed
+    ]:
+        for trial in disturbed:
+            log.info("trial %d was disturbed: %s", trial["number"], trial["figures"]["caveat"])
+            run = trial["figures"]["run"]
+            figures = workshop.on_validation(trial["overrides"], again=True)
+            timed.add(run)
+            for same in _finished(trials):
+                if same["figures"]["run"] == run:
+                    same |= {"figures": asdict(figures), "within": goal.is_met(figures)}
 
 
 def _finished(trials: Sequence[Found]) -> list[Found]:
@@ -98,6 +123,11 @@ def _figures(trial: Found) -> Figures:
 def _distinct(trials: Sequence[Found]) -> list[Found]:
     """The trials without those that propose a run again."""
     return list({trial["figures"]["run"]: trial for trial in reversed(trials)}.values())[::-1]
+
+
+def _kept_front(trials: Sequence[Found], goal: Goal) -> list[Found]:
+    """The front of the trials within the limits."""
+    return _front(_distinct([trial for trial in _finished(trials) if trial["within"]]), goal)
 
 
 def _front(trials: Sequence[Found], goal: Goal) -> list[Found]:
@@ -148,10 +178,13 @@ def _reference(points: Sequence[Point]) -> list[float]:
 
 
 def _volumes(studies: Sequence[Sequence[Found]], written: Figures, goal: Goal) -> dict[str, float]:
-    """What the trials that keep the limits dominate, on validation: of the search, its control, and the recipe."""
+    """What the trials that keep the limits dominate, on validation: of the search, its control, and the recipe.
+
+    Timings that cannot be trusted do not count.
+    """
     kept = [[_figures(trial) for trial in trials if trial["within"]] for trials in studies]
     kept.append([written] if goal.is_met(written) else [])
-    points = [[goal.point(figures) for figures in one] for one in kept]
+    points = [[goal.point(figures) for figures in one if not figures.caveat] for one in kept]
     if not any(points):
         return {}
     reference = _reference([point for one in points for point in one])
@@ -184,29 +217,37 @@ def _stages(trials: Sequence[Found]) -> dict[str, int]:
 def _verdict(result: dict[str, Any], winner: Found | None, goal: Goal) -> str:
     """Two sentences."""
     if winner is None:
-        return _nothing(result["trials"], goal)
+        return _nothing(result["trials"], Figures(**result["written"]), goal)
     return f"{_served(winner, result['tested'])} {_qualified(result, winner, goal)}"
 
 
-def _nothing(trials: Sequence[Found], goal: Goal) -> str:
-    """What there is to say where no trial keeps the limits: the closest, and the fastest of those that are too slow."""
-    finished, slow = _finished(trials), [trial for trial in trials if trial["too_slow"]]
-    written = Written.of(_figures(finished[0]).metric) if finished else None
-    limits = [f"loses at most {_amount(goal.max_loss, written)}"] if written and goal.max_loss is not None else []
+def _nothing(trials: Sequence[Found], as_written: Figures, goal: Goal) -> str:
+    """What there is to say where no trial keeps the limits: the closest, and the best of those that ended early."""
+    finished, ended = _finished(trials), _ended_by_limit(trials)
+    slow = [trial for trial in ended if trial["too_slow"] is not None]
+    lossy = [trial for trial in ended if trial["too_lossy"] is not None]
+    written = Written.of(as_written.metric)
+    limits = [f"loses at most {_amount(goal.max_loss, written)}"] if goal.max_loss is not None else []
     limits += [f"is {goal.min_speedup:g} times as fast"] if goal.min_speedup is not None else []
-    said = [f"None of {len(finished) + len(slow)} trials {' and '.join(limits)}."]
-    if finished and written:
+    said = [f"None of {len(finished) + len(ended)} trials {' and '.join(limits)}."]
+    if finished:
         best = min(finished, key=lambda trial: goal.distance(_figures(trial)))
         figures = _figures(best)
         said.append(
             f"The closest, trial {best['number']} ({' '.join(best['overrides'])}), is {figures.speedup:.2f} times as "
-            f"fast and loses {_amount(figures.loss, written)} on validation."
+            f"fast and {_lost(figures.loss, written)} on validation."
         )
     if slow:
         best = max(slow, key=lambda trial: float(trial["too_slow"]))
         said.append(
             f"{len(slow)} stopped after a part of their training, because they are too slow; the fastest of these, "
             f"trial {best['number']} ({' '.join(best['overrides'])}), is {best['too_slow']:.2f} times as fast."
+        )
+    if lossy:
+        best = min(lossy, key=lambda trial: float(trial["too_lossy"]))
+        said.append(
+            f"{len(lossy)} stopped before they were timed, because they lose too much; the best of these, trial "
+            f"{best['number']} ({' '.join(best['overrides'])}), {_lost(best['too_lossy'], written)}."
         )
     return " ".join(said)
 
@@ -239,9 +280,14 @@ def _qualified(result: dict[str, Any], winner: Found, goal: Goal) -> str:
         against = f", and the search covers {ratio:.2f} times the volume of as many random trials"
     return (
         f"Its loss is {_amount(abs(optimism), written)} {which} than on validation, where it was chosen; there it"
-        f" {better} the recipe as written, which is {as_written.speedup:.2f} times as fast and loses "
-        f"{_amount(as_written.loss, written)}{against}."
+        f" {better} the recipe as written, which is {as_written.speedup:.2f} times as fast and "
+        f"{_lost(as_written.loss, written)}{against}."
     )
+
+
+def _lost(loss: float, written: Written) -> str:
+    """What a variant loses or gains; a verb and an amount."""
+    return f"{'gains' if loss < 0 else 'loses'} {_amount(abs(loss), written)}"
 
 
 def _amount(loss: float | None, written: Written) -> str:

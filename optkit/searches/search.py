@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from optkit.measure.config import NOW
 from optkit.recipe.compose import check_name, to_cost, to_recipe
 from optkit.searches.front import goes_on
 from optkit.searches.goal import BEST, COST, COSTS, Goal
-from optkit.searches.study import RANDOM, SAMPLERS, TOO_SLOW, TPE, counted, open_study, take_part
+from optkit.searches.study import RANDOM, SAMPLERS, TOO_LOSSY, TOO_SLOW, TPE, counted, open_study, take_part
 from optkit.sweep.state import APART
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from optkit.costs.planned import PlannedCost
     from optkit.recipe.recipe import Recipe
     from optkit.searches.space import Space
-    from optkit.searches.trial import Workshop
+    from optkit.searches.trial import Look, Workshop
 
 log = logging.getLogger(__name__)
 SEARCHES = "searches"  # the folder of searches, in that of runs
@@ -175,6 +175,8 @@ def search(
     seconds = None if hours is None else 3600 * hours
     with log_file(folder / "search.log"), unchanging_code():
         as_written = workshop.on_validation([])
+        if as_written.caveat:
+            as_written = workshop.on_validation([], again=True)
         for kind, one in zip((sampler, RANDOM), studies, strict=False):
             log.info("%s proposes the trials of study %s", kind, one.study_name)
             do = _Trials(one, opened, goal, workshop)
@@ -213,21 +215,33 @@ class _Trials:
         trial.set_user_attr("overrides", overrides)
         log.info("trial %d: %s", trial.number, " ".join(overrides))
         self.workshop.stages = Stages()
-        for rung, share in enumerate(RUNGS):
-            self._stop_if_worse(trial, overrides, rung, share)
-        figures = self.workshop.on_validation(overrides)
+        looks = [self._stop_if_worse(trial, overrides, rung, share) for rung, share in enumerate(RUNGS)]
+        is_judged = any(looks) or self.goal.max_loss is None
+        figures = self.workshop.on_validation(overrides, None if is_judged else partial(self._stop_if_lossy, trial))
         trial.set_user_attr("stages", asdict(self.workshop.stages))
         trial.set_user_attr("figures", asdict(figures))
         for name, miss in self.goal.misses(figures).items():
             trial.set_constraint(name, miss)
         return self.goal.point(figures)
 
-    def _stop_if_worse(self, trial: Trial, overrides: Sequence[str], rung: int, share: float) -> None:
+    def _stop_if_lossy(self, trial: Trial, look: Look) -> None:
+        """Ends a trial whose chain trains nothing, before it is timed."""
+        from optuna.exceptions import TrialPruned
+
+        if self.goal.max_loss is not None and self.goal.loses_too_much(look.loss, look.baseline):
+            trial.set_user_attr(TOO_LOSSY, look.loss)
+            trial.set_user_attr("stages", asdict(self.workshop.stages))
+            trial.set_constraint("loss", look.loss - self.goal.max_loss)
+            log.info("trial %d stops: it loses too much, whatever its speed", trial.number)
+            raise TrialPruned
+
+    def _stop_if_worse(self, trial: Trial, overrides: Sequence[str], rung: int, share: float) -> bool:
+        """Ends a trial that is among the worst after a share of its training; whether there is such a share."""
         from optuna.exceptions import TrialPruned
 
         look = self.workshop.after_part(overrides, share, timed=rung == 0 and self.goal.min_speedup is not None)
         if look is None:
-            return
+            return False
         if look.timed is not None and self.goal.is_too_slow(look.timed):
             speedup = look.timed.speedup
             trial.set_user_attr(TOO_SLOW, speedup)
@@ -241,6 +255,7 @@ class _Trials:
         if not goes_on(look.point, others, KEEP):
             log.info("trial %d stops after %.0f%% of its training", trial.number, 100 * share)
             raise TrialPruned
+        return True
 
 
 def _check(

@@ -29,10 +29,12 @@ HEARTBEAT_S, GRACE_S = 10, 60  # a process that was not heard of for the second 
 POLL_S = 1.0
 WHY, REFUSED = "why", "refused"  # attributes of a trial that failed, and of one that cannot be made
 TOO_SLOW = "too slow"  # attribute of a trial that its speed ended: how many times as fast as the baseline it is
+TOO_LOSSY = "too lossy"  # attribute of a trial that its loss ended before it was timed: that loss
 BEGUN = "begun"  # attribute of a trial whose process sends heartbeats
 SURPLUS = "surplus"  # attribute of a trial that found no place left
 INSTEAD_OF, VALUES = "instead of", "values"  # attributes of an enqueued trial: the lost trial's number, and its values
 FIRST = -1  # in place of that number, for the first trial that was asked for; -2 for the second
+STARTUP = 5  # trials before TPE learns from them; a search begins with as many guesses
 MOST_REFUSED = 100  # proposals in a row
 SAMPLERS = (TPE, NSGA2, RANDOM) = ("tpe", "nsga2", "random")
 Evaluate = Callable[["Trial"], Sequence[float]]
@@ -262,6 +264,11 @@ class _Worker:
 
 def _sampler(name: str, seed: int) -> BaseSampler:
     from optuna import samplers
+    from optuna.exceptions import ExperimentalWarning
 
-    kinds = {TPE: samplers.TPESampler, NSGA2: samplers.NSGAIISampler, RANDOM: samplers.RandomSampler}
-    return kinds[name](seed=seed)
+    if name == TPE:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            # keys depend on each other, and those of a stage are there in some trials only
+            return samplers.TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True)
+    return samplers.NSGAIISampler(seed=seed) if name == NSGA2 else samplers.RandomSampler(seed=seed)

@@ -78,17 +78,19 @@ class Figures:
 
 @dataclass(frozen=True)
 class Look:
-    """A variant after a part of its training; its loss, MACs and size are to be small.
+    """A variant after a part of its training, or before it is timed; its loss, MACs and size are to be small.
 
     Attributes:
         loss: of the first metric on validation, against the baseline, both run by PyTorch as they are.
         macs, size: as factors of the baseline's.
+        baseline: the baseline's first metric.
         timed: its figures on the engines, timed for a second at most; None where it was not timed.
     """
 
     loss: float
     macs: float
     size: float
+    baseline: float = math.nan
     timed: Figures | None = None
 
     @property
@@ -141,8 +143,15 @@ class Workshop:
         self._baselines: dict[str, tuple[float, float, float]] = {}
         self._known: list[Record] = []  # of baselines
 
-    def on_validation(self, overrides: Sequence[str]) -> Figures:
+    def on_validation(
+        self, overrides: Sequence[str], before: Callable[[Look], None] | None = None, again: bool = False
+    ) -> Figures:
         """A variant in full: made, and judged and timed beside its baseline. What is there already is not done again.
+
+        Args:
+            overrides: of its trial.
+            before: called with what is known of it before it is timed, and may raise.
+            again: time it once more, unless that was done before.
 
         Raises:
             Refused: it cannot be made; found before any work.
@@ -151,8 +160,13 @@ class Workshop:
         recipe, plan = self._planned([*overrides, "measure.split=validation"], TRIALS)
         folder = self._made(plan)
         last = plan.last
-        if last.id not in {record.variant for record in Ledger(folder / LEDGER_NAME).records()}:
-            self._measure(folder, recipe, {(last.number, last.id): None})
+        times = [
+            record.measured_again for record in Ledger(folder / LEDGER_NAME).records() if record.variant == last.id
+        ]
+        if not times and before is not None:
+            before(self._look(folder, plan, recipe))
+        if not times or (again and not max(times)):
+            self._measure(folder, recipe, {(last.number, last.id): None}, once=not times)
         return judged(folder, self.engine, self.costs, serving=self.serving)
 
     def on_test(self, overrides: Sequence[str], number: int, confidence: float) -> tuple[Recipe, Figures]:
@@ -185,13 +199,17 @@ class Workshop:
             return None
         recipe, plan = self._planned([*overrides, *shorter, "measure.split=validation"], LOOKS)
         folder = self._made(plan)
+        look = self._look(folder, plan, recipe)
+        return replace(look, timed=self._timed(folder, recipe, plan.last)) if timed else look
+
+    def _look(self, folder: Path, plan: Plan, recipe: Recipe) -> Look:
+        """What there is to know of a variant without an engine."""
         if plan.baseline.id not in self._baselines:
             self._baselines[plan.baseline.id] = _measured(folder, plan, plan.baseline, recipe)
         quality, macs, size = _measured(folder, plan, plan.last, recipe)
         base_quality, base_macs, base_size = self._baselines[plan.baseline.id]
         sign = 1 if recipe.task.metrics[0].higher_is_better else -1
-        figures = self._timed(folder, recipe, plan.last) if timed else None
-        return Look(sign * (base_quality - quality), macs / base_macs, size / base_size, figures)
+        return Look(sign * (base_quality - quality), macs / base_macs, size / base_size, base_quality)
 
     def _timed(self, folder: Path, recipe: Recipe, step: PlannedStep) -> Figures:
         """A variant in the setting that counts, timed for a second at most."""
@@ -200,9 +218,11 @@ class Workshop:
         self._measure(folder, short, {(step.number, step.id): [max(configured(short))]})
         return judged(folder, self.engine, ["latency"])
 
-    def _measure(self, folder: Path, recipe: Recipe, wanted: dict[Key, list[Setting] | None]) -> None:
+    def _measure(
+        self, folder: Path, recipe: Recipe, wanted: dict[Key, list[Setting] | None], once: bool = True
+    ) -> None:
         """Measures a variant beside the baseline on the reference engine; the baseline itself in the first run only."""
-        measure_again(folder, recipe, wanted, once=True, known=self._known, same_engine=False)
+        measure_again(folder, recipe, wanted, once=once, known=self._known, same_engine=False)
         self._known += [
             record
             for record in Ledger(folder / LEDGER_NAME).records()

@@ -64,7 +64,7 @@ class ByFormula(Workshop):
 
     tested: list = []
 
-    def on_validation(self, overrides):
+    def on_validation(self, overrides, before=None, again=False):
         return figures(**self._values(overrides))
 
     def on_test(self, overrides, number, confidence):
@@ -74,7 +74,7 @@ class ByFormula(Workshop):
 
     def after_part(self, overrides, share, timed=False):
         found = figures(**self._values(overrides))
-        return Look(found.loss / share, found.costs["latency"], 1.0, found if timed else None)
+        return Look(found.loss / share, found.costs["latency"], 1.0, timed=found if timed else None)
 
     def _values(self, overrides):
         given = dict(override.split("=") for override in overrides)
@@ -360,3 +360,58 @@ def test_a_report_of_a_search_tells_of_it_and_of_its_front(real):
     for words in ("What the search found", "The trials, on validation", "Cheapest so far"):
         assert words in page
     assert json.loads((done.folder / "search.json").read_text()) == done.result
+
+
+class Untrained(ByFormula):
+    """Its chains train nothing: there is no part of a training to look at."""
+
+    timed: list = []
+
+    def on_validation(self, overrides, before=None, again=False):
+        found = figures(**self._values(overrides))
+        if before is not None:
+            before(Look(found.loss, 1.0, 1.0, baseline=0.9))
+        self.timed.append((found.run, again))
+        return found
+
+    def after_part(self, overrides, share, timed=False):
+        return None
+
+
+def test_a_variant_that_trains_nothing_and_loses_too_much_is_not_timed(by_formula, home, monkeypatch):
+    monkeypatch.setattr(trial_module, "Workshop", Untrained)
+    monkeypatch.setattr(Untrained, "timed", [])
+    monkeypatch.setattr(ByFormula, "tested", [])
+    (home / "space.yaml").write_text("stages.prune.amount: interval(0.1, 0.99)\n")
+    with pytest.raises(StageError, match=r"stopped before they were timed, because they lose too much; .* loses 1\."):
+        by_formula(max_drop=0.1, trials=14)  # 0.001; alpha stays 0.9, which costs 0.0032
+    (folder,) = (home / "runs/searches").iterdir()
+    result = json.loads((folder / "search.json").read_text())
+    lossy = [trial for trial in result["trials"] if trial["too_lossy"] is not None]
+    assert lossy
+    timed = {run for run, _ in Untrained.timed}
+    for trial in result["trials"]:
+        found = figures(float(trial["overrides"][0].split("=")[1]), 0.9)
+        assert (found.loss > 0.001 + 0.009) == (trial["too_lossy"] is not None) == (found.run not in timed)
+        assert trial["too_lossy"] in (None, pytest.approx(found.loss))
+
+
+class Disturbed(Untrained):
+    """The first timing of each variant is disturbed and looks twice as fast."""
+
+    def on_validation(self, overrides, before=None, again=False):
+        found = super().on_validation(overrides, before, again)
+        if again:
+            return found
+        return replace(found, speedup=2 * found.speedup, costs={"latency": found.costs["latency"] / 2}, caveat="busy")
+
+
+def test_timings_of_the_front_that_were_disturbed_are_taken_again(by_formula, home, monkeypatch):
+    monkeypatch.setattr(trial_module, "Workshop", Disturbed)
+    monkeypatch.setattr(Untrained, "timed", [])
+    result = by_formula(max_drop=2, trials=8).result
+    assert result["front"]
+    for member in result["front"]:
+        assert member["figures"]["caveat"] is None
+        assert (member["figures"]["run"], True) in Untrained.timed
+    assert result["written"]["caveat"] is None
