@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from optkit.deploy.source import Source
 
+log = logging.getLogger(__name__)
 COMPRESSED, GGUF, GGUF_Q8 = "compressed-tensors", "gguf", "gguf-q8_0"
 ROUNDING = 1e-3  # by which the answers of what was written may differ, relative to the largest logit
 BITS = (4, 8)  # that vLLM and transformers read
@@ -278,7 +280,7 @@ def _write_fields(writer: Any, config: Mapping[str, Any], name: str) -> None:
         message = f"rotary positions of the kind {rope['rope_type']} are not written to GGUF"
         raise UserError(message, key="engine", value=GGUF, fix="export it for huggingface")
     writer.add_name(name)
-    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_context_length(_context(config))
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -290,6 +292,16 @@ def _write_fields(writer: Any, config: Mapping[str, Any], name: str) -> None:
     writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    """The longest text, in tokens. A model with sliding windows has no windows in GGUF: it is the same within one."""
+    longest, window = int(config["max_position_embeddings"]), config.get("sliding_window")
+    slides = "sliding_attention" in (config.get("layer_types") or ["sliding_attention"])
+    if window is None or not slides or window >= longest:
+        return longest
+    log.warning("GGUF has no sliding windows: the file says a context of %d tokens in place of %d", window, longest)
+    return int(window)
 
 
 def _turned(tensor: torch.Tensor, name: str, config: Mapping[str, Any]) -> np.ndarray:

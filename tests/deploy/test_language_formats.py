@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import optkit
 from optkit.core.errors import UserError
-from optkit.deploy.language_formats import SPLIT, _pre_tokenizer
+from optkit.deploy.language_formats import SPLIT, _context, _pre_tokenizer
 from optkit.models import language_model
 
 pytest.importorskip("gguf")
@@ -160,3 +160,19 @@ def test_gguf_says_how_a_tokenizer_splits_text(steps, name):
             _pre_tokenizer(said)
     else:
         assert _pre_tokenizer(said) == name
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"sliding_window": 512, "layer_types": None}, 512),
+        ({"sliding_window": 512, "layer_types": ["full_attention", "sliding_attention"]}, 512),
+        ({"sliding_window": 512, "layer_types": ["full_attention"]}, 4096),
+        ({"sliding_window": 8192}, 4096),
+        ({"sliding_window": None}, 4096),
+        ({}, 4096),
+    ],
+)
+def test_a_gguf_file_says_no_longer_context_than_a_sliding_window(config, longest, caplog):
+    assert _context({"max_position_embeddings": 4096} | config) == longest
+    assert ("no sliding windows" in caplog.text) == (longest == 512)
