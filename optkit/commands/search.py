@@ -66,6 +66,8 @@ def search(
     """
     _, overrides = options.begin_messages(arguments, debug, quiet)
     named, overrides = _named(overrides)
+    from optkit.report.search import search_text
+    from optkit.report.tables import terminal_width
     from optkit.searches.search import search as search_recipe
 
     done = search_recipe(
@@ -74,8 +76,8 @@ def search(
         engine=engine, front=front, study=study, storage=storage,
         traffic=traffic, prices=prices, p99=p99,
     )  # fmt: skip
-    click.echo(repr(done))
-    click.echo(f"search folder: {done.folder}")
+    click.echo(search_text(done.result, terminal_width()))
+    click.echo(f"search folder: {done.folder}\nall trials: {done.folder / 'search.md'}")
 
 
 def _named(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

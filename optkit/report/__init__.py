@@ -18,7 +18,7 @@ from optkit.report.batch_sizes import add_limits
 from optkit.report.comparable import cautions
 from optkit.report.controls import against_controls
 from optkit.report.rows import Row, rows
-from optkit.report.search import read_search, search_markdown
+from optkit.report.search import read_search, search_markdown, search_text
 from optkit.report.sweep import SweptRun, open_sweep
 from optkit.report.sweep import over as means_over
 from optkit.report.unmeasured import not_measured
@@ -93,7 +93,12 @@ def render(
 
         return render_page(runs, p99_limit)
     searches = [search for run in runs if (search := read_search(run)) is not None]
-    told = [search_markdown(search) for search in searches] if format_ in ("md", "table") else []
+    told = []
+    if searches and format_ in ("md", "table"):
+        from optkit.report.tables import terminal_width
+
+        width = terminal_width()
+        told = [search_markdown(s) if format_ == "md" else search_text(s, width) for s in searches]
     if told and not any(search["front"] for search in searches):
         return "\n".join(told)
     found = _read(runs, over)

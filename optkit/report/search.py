@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from optkit.core.errors import UserError
 from optkit.core.ledger import SEARCH_NAME
+from optkit.report.sweep import short_names
 from optkit.report.written import Written
 
 Result = Mapping[str, Any]
 Found = Mapping[str, Any]  # a trial
 DASH = "-"
+LOG_NAME = "search.log"
+SHOWN = 10  # trials in a terminal
+WIDTHS = {"on validation": 90, "recipe": 80} | dict.fromkeys(
+    ("latency, factor", "size, factor", "memory, factor", "MACs, factor", "energy, factor", "dollars, factor"), 100
+)  # of the terminal, from which on a column is shown
 COSTS = {
     "latency": "latency",
     "size": "size",
@@ -28,10 +37,12 @@ def read_search(folder: Path) -> dict[str, Any] | None:
     """What ``search.json`` in a folder holds; None where there is none.
 
     Raises:
-        UserError: it is not a search's.
+        UserError: it is not a search's, or a search that has no result yet.
     """
     file = folder / SEARCH_NAME
     if not file.is_file():
+        if (folder / LOG_NAME).is_file():
+            raise UserError("this search has no result yet", key=str(folder), fix="run the same search again")
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -47,9 +58,8 @@ def search_markdown(result: Result) -> str:
     counts, stages = counted(result["trials"]), result["stages"]
     lines = [f"# Search of {result['recipe']}", "", result["verdict"], ""]
     if result["front"]:
-        many = f", corrected for {result['tested']} variants" if result["tested"] > 1 else ""
         split = result["front"][0]["test"]["split"]
-        lines += [f"The front, measured on {split}; brackets are 95% intervals{many}.", ""]
+        lines += [f"The front, measured on {split}; brackets are 95% intervals{_corrected(result)}.", ""]
         lines += [*_markdown(*front_cells(result)), ""]
     if result["importance"]:
         lines += ["What decides whether a trial is among the best (PED-ANOVA):", "",
@@ -60,9 +70,73 @@ def search_markdown(result: Result) -> str:
         f" made, {stages['made_again']} of them more than once.",
     ]
     if volumes := result["hypervolume"]:
-        shown = ", ".join(f"{name} {volume:.4g}" for name, volume in volumes.items())
-        lines += ["", f"Volume that the trials within the limits dominate, on validation: {shown}."]
+        lines += ["", f"Volume that the trials within the limits dominate, on validation: {_volumes(volumes)}."]
     return "\n".join([*lines, ""])
+
+
+def search_text(result: Result, width: int) -> str:
+    """For a terminal: the verdict, the front, what mattered, and the cheapest trials within the limits.
+
+    Args:
+        result: of the search.
+        width: of the terminal; tables leave out columns that do not fit.
+    """
+    from rich.console import Console
+
+    from optkit.report.tables import fitted
+
+    text = io.StringIO()
+    console = Console(file=text, width=width, force_terminal=sys.stdout.isatty(), force_jupyter=False)
+
+    def show(title: str, headers: Sequence[str], body: Sequence[Sequence[str]], note: str = "") -> None:
+        cells = [(header, itemgetter(place), WIDTHS.get(header, 0)) for place, header in enumerate(headers)]
+        console.print(f"\n{title}", highlight=False, markup=False)
+        console.print(fitted(cells, body, width, note))
+
+    console.print(result["verdict"], highlight=False, markup=False)
+    if result["front"]:
+        split = result["front"][0]["test"]["split"]
+        show(f"The front, on {split}:", *front_cells(result), f"Brackets are 95% intervals{_corrected(result)}.")
+    kept = [trial for trial in result["trials"] if trial["within"]]
+    if kept:
+        first = result["goal.minimize"][0]
+        cheapest = sorted(kept, key=lambda trial: float(trial["figures"]["costs"][first]))[:SHOWN]
+        title = "Trials within the limits" if len(kept) <= SHOWN else f"The {SHOWN} cheapest of {len(kept)} trials"
+        show(f"{title}, on validation:", *_brief_trials(result, cheapest))
+    mattered = [f"{short} {result['importance'][key]:.0%}" for key, short in short_names(result["importance"]).items()]
+    if mattered:
+        said = f"What decides whether a trial is among the best: {', '.join(mattered)}."
+        console.print(f"\n{said}", highlight=False, markup=False)
+    console.print(f"\n{counted(result['trials'])}.", highlight=False, markup=False)
+    if volumes := result["hypervolume"]:
+        console.print(f"Volume within the limits: {_volumes(volumes)}.", highlight=False, markup=False)
+    return text.getvalue()
+
+
+def _brief_trials(result: Result, trials: Sequence[Found]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of some trials, with short names of their keys."""
+    written = written_of(result)
+    names = short_names(list(dict.fromkeys(key for trial in trials for key, _ in _values(trial))))
+    body = []
+    for trial in trials:
+        figures = trial["figures"]
+        speed = f"{figures['speedup']:.2f}{' †' if figures['caveat'] else ''}"
+        values = "  ".join(f"{names[key]}={value}" for key, value in _values(trial))
+        body.append([str(trial["number"]), _change(figures, written), speed, values])
+    return ["trial", written.change_title, "speedup", "values"], body
+
+
+def _values(trial: Found) -> list[tuple[str, str]]:
+    parted = (override.partition("=") for override in trial["overrides"])
+    return [(key, value) for key, _, value in parted]
+
+
+def _corrected(result: Result) -> str:
+    return f", corrected for {result['tested']} variants" if result["tested"] > 1 else ""
+
+
+def _volumes(volumes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {volume:.4g}" for name, volume in volumes.items())
 
 
 def counted(trials: Sequence[Found]) -> str:

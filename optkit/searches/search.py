@@ -31,6 +31,7 @@ from optkit.core.source_digest import unchanging_code
 from optkit.launch import launch
 from optkit.measure.config import NOW
 from optkit.recipe.compose import check_name, to_cost, to_recipe
+from optkit.report.search import LOG_NAME
 from optkit.searches.front import goes_on
 from optkit.searches.goal import BEST, COST, COSTS, Goal
 from optkit.searches.study import RANDOM, SAMPLERS, TOO_LOSSY, TOO_SLOW, TPE, counted, open_study, take_part
@@ -173,7 +174,7 @@ def search(
     if trials is None and hours is None:
         trials = TRIALS
     seconds = None if hours is None else 3600 * hours
-    with log_file(folder / "search.log"), unchanging_code():
+    with log_file(folder / LOG_NAME), unchanging_code():
         as_written = workshop.on_validation([])
         if as_written.caveat:
             as_written = workshop.on_validation([], again=True)

@@ -14,6 +14,7 @@ from optkit.core.records import Record
 from optkit.costs.planned import PlannedCost
 from optkit.report import read_rows, render
 from optkit.report.rows import rows, with_confidence
+from optkit.report.search import search_text
 from optkit.searches import trial as trial_module
 from optkit.searches.goal import Goal
 from optkit.searches.search import _Composer
@@ -415,3 +416,26 @@ def test_timings_of_the_front_that_were_disturbed_are_taken_again(by_formula, ho
         assert member["figures"]["caveat"] is None
         assert (member["figures"]["run"], True) in Untrained.timed
     assert result["written"]["caveat"] is None
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_terminal_shows_the_front_and_the_cheapest_trials_within_its_width(by_formula, width):
+    done = by_formula(trials=20, max_drop=1.5, control="random")
+    text = search_text(done.result, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "The front, on test:" in text
+    kept = [trial for trial in done.result["trials"] if trial["within"]]
+    assert len(kept) > 10
+    assert f"The 10 cheapest of {len(kept)} trials, on validation:" in text
+    fastest = min(kept, key=lambda trial: trial["figures"]["costs"]["latency"])["overrides"][0].partition("=")[2]
+    assert f"amount={fastest}" in text
+    assert "20 trials: " in text
+    assert "Volume within the limits: search " in text
+
+
+def test_a_report_of_a_search_without_a_result_says_so(home):
+    folder = home / "runs/searches/begun"
+    (folder / "looks").mkdir(parents=True)
+    (folder / "search.log").write_text("")
+    with pytest.raises(UserError, match="this search has no result yet"):
+        render([folder], "table")
