@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from optkit.searches.trial import Figures
+    from optkit.searches.trial import Figures, Look
 
 BEST = "best"  # the engine on which a variant is fastest
 COST = "cost"
@@ -22,6 +22,7 @@ COSTS = {
     "energy": "energy_j",
     COST: "dollars_a_million",
 }
+STATIC = {"macs": "macs", "size": "size"}  # costs that need no engine, and their attributes of a `Look`
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,23 @@ class Goal:
     def point(self, figures: Figures) -> list[float]:
         """What is to be small: the loss, and each cost."""
         return [figures.loss, *(figures.costs[cost] for cost in self.minimize)]
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a variant must be timed to know whether it is good: MACs and size are known without."""
+        return self.min_speedup is not None or not set(self.minimize) <= STATIC.keys()
+
+    def early_point(self, look: Look, timed: Figures | None) -> list[float]:
+        """What is to be small after a part of the training; latency stands for all costs that only engines tell.
+
+        Args:
+            look: at the variant.
+            timed: its figures, after this or an earlier part.
+        """
+        costs = dict.fromkeys(name if name in STATIC else "latency" for name in self.minimize)
+        known = {name: getattr(look, attribute) for name, attribute in STATIC.items()}
+        known |= {} if timed is None else {"latency": timed.costs["latency"]}
+        return [look.loss, *(known[cost] for cost in costs)]
 
     def misses(self, figures: Figures) -> dict[str, float]:
         """By how much each limit is missed; 0 or below where it is kept."""

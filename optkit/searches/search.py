@@ -216,8 +216,11 @@ class _Trials:
         trial.set_user_attr("overrides", overrides)
         log.info("trial %d: %s", trial.number, " ".join(overrides))
         self.workshop.stages = Stages()
-        looks = [self._stop_if_worse(trial, overrides, rung, share) for rung, share in enumerate(RUNGS)]
-        is_judged = any(looks) or self.goal.max_loss is None
+        looks: list[Look] = []
+        for share in RUNGS:
+            if (look := self._look(trial, overrides, share, looks)) is not None:
+                looks.append(look)
+        is_judged = bool(looks) or self.goal.max_loss is None
         figures = self.workshop.on_validation(overrides, None if is_judged else partial(self._stop_if_lossy, trial))
         trial.set_user_attr("stages", asdict(self.workshop.stages))
         trial.set_user_attr("figures", asdict(figures))
@@ -236,27 +239,32 @@ class _Trials:
             log.info("trial %d stops: it loses too much, whatever its speed", trial.number)
             raise TrialPruned
 
-    def _stop_if_worse(self, trial: Trial, overrides: Sequence[str], rung: int, share: float) -> bool:
-        """Ends a trial that is among the worst after a share of its training; whether there is such a share."""
+    def _look(self, trial: Trial, overrides: Sequence[str], share: float, before: Sequence[Look]) -> Look | None:
+        """A look after a share of the training; None where there is no training to shorten.
+
+        Raises:
+            TrialPruned: it is too slow, or among the worst of those that came as far.
+        """
         from optuna.exceptions import TrialPruned
 
-        look = self.workshop.after_part(overrides, share, timed=rung == 0 and self.goal.min_speedup is not None)
+        look = self.workshop.after_part(overrides, share, timed=self.goal.is_timed and not before)
         if look is None:
-            return False
+            return None
+        timed = look.timed or (before[0].timed if before else None)
         if look.timed is not None and self.goal.is_too_slow(look.timed):
             speedup = look.timed.speedup
             trial.set_user_attr(TOO_SLOW, speedup)
             trial.set_constraint("speedup", self.goal.misses(look.timed)["speedup"])
             log.info("trial %d stops: it is %.2f times as fast, whatever its training", trial.number, speedup)
             raise TrialPruned
-        key = f"look {rung}"
+        key, point = f"look {len(before)}", self.goal.early_point(look, timed)
         others = [one.user_attrs[key] for one in counted(self.study) if key in one.user_attrs]
-        trial.set_user_attr(key, look.point)
+        trial.set_user_attr(key, point)
         trial.set_user_attr("stages", asdict(self.workshop.stages))
-        if not goes_on(look.point, others, KEEP):
+        if not goes_on(point, [other for other in others if len(other) == len(point)], KEEP):
             log.info("trial %d stops after %.0f%% of its training", trial.number, 100 * share)
             raise TrialPruned
-        return True
+        return look
 
 
 def _check(

@@ -93,10 +93,6 @@ class Look:
     baseline: float = math.nan
     timed: Figures | None = None
 
-    @property
-    def point(self) -> tuple[float, float, float]:
-        return self.loss, self.macs, self.size
-
 
 @dataclass
 class Stages:

@@ -140,7 +140,17 @@ def test_bad_trials_stop_after_a_part_of_their_training(by_formula):
     for one in stopped:
         assert one["figures"] is None
         before = [t["looks"][len(one["looks"]) - 1] for t in result["trials"] if t["number"] < one["number"] and len(t["looks"]) >= len(one["looks"])]  # fmt: skip
-        assert any(loss <= one["looks"][-1][0] and macs <= one["looks"][-1][1] for loss, macs, _ in before)
+        assert any(loss <= one["looks"][-1][0] and cost <= one["looks"][-1][1] for loss, cost in before)
+
+
+@pytest.mark.parametrize(
+    ("minimize", "known"),
+    [(["latency"], [0.1, 0.5]), (["macs"], [0.1, 0.7]), (["size", "energy", "latency"], [0.1, 0.9, 0.5])],
+)
+def test_a_look_is_judged_by_what_is_minimized(minimize, known):
+    goal, timed = Goal(tuple(minimize)), figures(0.5, 0.5)
+    assert goal.is_timed == (minimize != ["macs"])
+    assert goal.early_point(Look(0.1, 0.7, 0.9), timed if goal.is_timed else None) == known
 
 
 @pytest.mark.parametrize("front", [1, 2])
@@ -256,7 +266,8 @@ def test_the_command_takes_its_own_arguments_from_the_overrides(by_formula):
     arguments = ["search", "tiny.yaml", "space=space.yaml", "seed=1", "--max-drop", "50", "--trials", "1", "--quiet"]
     answer = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert answer.exit_code == 0
-    assert "# Search of tiny" in answer.output
+    assert answer.output.startswith("Serve trial 0 (front/tiny-trial-0.yaml) on eager")
+    assert "The front, on test:" in answer.output
     assert "search folder: runs/searches/tiny-" in answer.output
     wrong = CliRunner().invoke(cli, [*arguments, "--sed"])
     assert "--sed: a search has no such option" in str(wrong.exception)
