@@ -21,6 +21,7 @@ RUN_LOCK = Path("/run/lock")
 LOOK_S = 0.2  # from look to look at who is timing; a look takes some microseconds
 PAUSE_S = 0.1
 _timing = [False]  # whether this process has the turn
+_working = [False]  # whether this process is at heavy work: then it waits for nobody
 _looked = [0.0]  # when this process looked last
 
 
@@ -56,17 +57,20 @@ def timing_turn(doing: str) -> Iterator[None]:
 def heavy_work() -> Iterator[None]:
     """Around work of seconds or minutes that cannot pause, such as compiling: nobody else is timing meanwhile.
 
-    It waits while another process is timing, and others that want to time wait for it. Nothing is timed inside.
+    It waits while another process is timing, and others that want to time wait for it. Nothing is timed inside. A block
+    within another one belongs to that: if it waited for a process that waits for the outer block, both would for ever.
     """
-    if _timing[0]:
+    if _timing[0] or _working[0]:
         yield
         return
     _let_others_time()  # one that waits for its turn would starve if ever new work got the lock
     lock = _heavy()
     _acquired(lock.acquire_read, "compiling waits until another run has timed")
+    _working[0] = True
     try:
         yield
     finally:
+        _working[0] = False
         lock.release()
 
 
@@ -103,7 +107,7 @@ def give_way(stop: Callable[[], Any] = bool) -> float:
         How long it waited, s.
     """
     begun = time.monotonic()
-    if begun < _looked[0] + LOOK_S:
+    if _working[0] or begun < _looked[0] + LOOK_S:
         return 0.0
     waited = _let_others_time(stop)
     _looked[0] = time.monotonic()

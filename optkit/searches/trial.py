@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LOOK_S = 1.0  # of timing
+MOST_RECIPES = 8  # composed ones that are kept: a trial needs five
 TRIALS, LOOKS, FRONT = "trials", "looks", "front"  # folders of runs, in that of a search
 
 
@@ -138,6 +139,7 @@ class Workshop:
         self.shared = Shared()
         self._baselines: dict[str, tuple[float, float, float]] = {}
         self._known: list[Record] = []  # of baselines
+        self._recipes: dict[tuple[str, ...], Recipe] = {}
 
     def on_validation(
         self, overrides: Sequence[str], before: Callable[[Look], None] | None = None, again: bool = False
@@ -163,6 +165,7 @@ class Workshop:
             before(self._look(folder, plan, recipe))
         if not times or (again and not max(times)):
             self._measure(folder, recipe, {(last.number, last.id): None}, once=not times)
+        self._remember_baseline(folder)
         return judged(folder, self.engine, self.costs, serving=self.serving)
 
     def on_test(self, overrides: Sequence[str], number: int, confidence: float) -> tuple[Recipe, Figures]:
@@ -219,6 +222,10 @@ class Workshop:
     ) -> None:
         """Measures a variant beside the baseline on the reference engine; the baseline itself in the first run only."""
         measure_again(folder, recipe, wanted, once=once, known=self._known, same_engine=False)
+        self._remember_baseline(folder)
+
+    def _remember_baseline(self, folder: Path) -> None:
+        """Keeps the record of a run's baseline for the runs that follow."""
         self._known += [
             record
             for record in Ledger(folder / LEDGER_NAME).records()
@@ -226,10 +233,16 @@ class Workshop:
         ]
 
     def _composed(self, overrides: Sequence[str]) -> Recipe:
-        try:
-            return self.compose(*self.fixed, *overrides)
-        except UserError as error:
-            raise Refused(str(error)) from error
+        key = tuple(overrides)
+        if key not in self._recipes:
+            try:
+                composed = self.compose(*self.fixed, *overrides)
+            except UserError as error:
+                raise Refused(str(error)) from error
+            if len(self._recipes) == MOST_RECIPES:
+                self._recipes.clear()
+            self._recipes[key] = composed
+        return self._recipes[key]
 
     def _planned(self, overrides: Sequence[str], place: str) -> tuple[Recipe, Plan]:
         recipe = self._composed(overrides)

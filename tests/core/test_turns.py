@@ -140,6 +140,19 @@ def test_within_a_turn_nothing_waits():
         pass
 
 
+def test_heavy_work_within_heavy_work_waits_for_nobody(another_times):
+    """Who has the turn waits for the outer block: if the inner one waited for the turn, both would for ever."""
+    with heavy_work():
+        another_times(3.0)
+        begun = time.monotonic()
+        with heavy_work():
+            assert turns.give_way() == 0.0
+        assert time.monotonic() - begun < 2.0
+        assert turns._working == [True]
+    assert turns._working == [False]
+    assert turns.give_way() > 0.0
+
+
 def test_the_own_timing_stops_nothing():
     with timing_turn("timing here"):
         assert turns.give_way() == 0.0
