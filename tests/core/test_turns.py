@@ -159,11 +159,11 @@ def test_the_own_timing_stops_nothing():
 
 
 def test_a_training_gives_way_and_does_not_count_it(another_times, digits, mlp, tmp_path):
-    another_times(3.0)
+    another_times(8.0)
     begun = time.perf_counter()
     trainer = Trainer(epochs=1, batch_size=64)
     found = trainer.fit(mlp, digits, TaskLoss(digits), seed=0, workdir=tmp_path, device=torch.device("cpu"))
-    assert time.perf_counter() - begun > 2.0
+    assert time.perf_counter() - begun > 6.0
     assert found.seconds < time.perf_counter() - begun - 1.0
 
 
