@@ -199,7 +199,7 @@ def _open(config: DictConfig, origin: Origin) -> tuple[SweepFolder, bool]:
     if not isinstance(fail_fast, bool):
         raise UserError(f"{fail_fast!r} is not true or false", key="fail_fast", value=fail_fast)
     launcher = str(config.hydra.launcher.get(TARGET))
-    made = Sweep(name, origin.recipe, command, os.getcwd(), launcher, fail_fast, definition)
+    made = Sweep(name, origin.recipe, command, os.getcwd(), launcher, fail_fast, definition, folder=str(folder.path))
     is_new = open_sweep(folder, made, origin.redefine)
     put_files(config, folder.path)
     return folder, is_new

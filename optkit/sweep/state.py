@@ -78,6 +78,7 @@ class Sweep:
         fail_fast: whether one failed job stops the others.
         definition: what its jobs are made of, by key: the recipe without the values that vary, and these.
         jobs: by number.
+        folder: where it was started; empty in sweeps of before.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Sweep:
     fail_fast: bool = False
     definition: dict[str, Any] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
+    folder: str = ""
 
     def find(self, overrides: Sequence[str]) -> Job | None:
         """The job with these overrides, in any order."""

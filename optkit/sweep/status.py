@@ -122,7 +122,8 @@ def command_of(folder: Path, more: Sequence[str]) -> Iterator[list[str]]:
         more: overrides of how its jobs are started.
 
     Raises:
-        UserError: an override of what the jobs are, a sweep that Python started, a folder that is gone.
+        UserError: an override of what the jobs are, a sweep that Python started, one that was moved, a folder that is
+            gone.
     """
     home = SweepFolder(folder.resolve())
     sweep = home.read()
@@ -138,6 +139,10 @@ def command_of(folder: Path, more: Sequence[str]) -> Iterator[list[str]]:
     if hidden := [argument for argument in sweep.command if LEFT_OUT in argument]:
         fix = "run the whole command again: the sweep goes on"
         raise UserError("the folder holds no passwords and tokens", key=hidden[0].partition("=")[0], fix=fix)
+    if sweep.folder and Path(sweep.folder).resolve() != home.path:
+        message = f"this folder was moved or copied: its sweep and the runs of its jobs are at {sweep.folder}"
+        fix = "move it back, or run its command again with out=DIR, which takes finished stages from the store"
+        raise UserError(message, key=str(folder), fix=fix)
     if not Path(sweep.cwd).is_dir():
         fix = "run its command in the folder that it has now"
         raise UserError(f"the folder it was started in is gone: {sweep.cwd}", key=str(folder), fix=fix)

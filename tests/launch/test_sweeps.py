@@ -53,6 +53,7 @@ def test_the_same_command_continues_the_same_sweep(home):
     assert sweep.name.startswith("tiny-")
     assert sweep.name == only(home).path.name
     assert (sweep.recipe, sweep.cwd) == (str(home / "tiny.yaml"), str(home))
+    assert sweep.folder == str(only(home).path)
     assert [(job.number, job.overrides, job.state) for job in sweep.jobs] == [
         (0, ["seed=1"], State.FINISHED), (1, ["seed=2"], State.FINISHED)
     ]  # fmt: skip

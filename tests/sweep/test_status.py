@@ -73,3 +73,13 @@ def test_what_cannot_be_continued_is_said(folder):
         found.command = []
     with pytest.raises(UserError, match="started from Python"), command_of(folder.path, ()):
         pass
+
+
+def test_a_folder_that_was_moved_is_not_continued_where_it_was(folder, tmp_path):
+    with folder.change() as found:
+        found.folder = str(folder.path)
+    with command_of(folder.path, ()):
+        pass
+    moved = folder.path.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"this folder was moved or copied: .* at {folder.path}"), command_of(moved, ()):
+        pass
