@@ -39,7 +39,7 @@ LEDGERS = RESULTS / "ledgers"
 MARKED = re.compile(r"(<!-- results: (?P<name>[\w-]+)(?P<wide> wide)? -->\n).*?(<!-- end -->)", re.DOTALL)
 EXPERIMENTS = (
     "cost_results", "distill_accuracy", "generation_bench", "language_results", "processes_bench", "processes_speed",
-    "prune_accuracy", "prune_latency_budget", "serving_bench", "sweep_timings", "training_bench",
+    "prune_accuracy", "prune_latency_budget", "search_bench", "serving_bench", "sweep_timings", "training_bench",
 )  # fmt: skip
 COLUMNS = (QUALITY, "speedup", "size MB")
 OWN_PATH = re.compile(r'"/[^"]*"')
