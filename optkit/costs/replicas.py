@@ -91,8 +91,9 @@ def replicas_of(folder: Path, records: Sequence[Record]) -> list[Replica]:
         UserError: a batch of 1, or the memory of a replica, was not measured.
     """
     names = variant_names(records)
+    baselines = {record.variant: record for record in records}
     return [
-        _replica(folder, record, names[record.step, record.variant], engine)
+        _replica(folder, record, baselines.get(record.baseline), names[record.step, record.variant], engine)
         for record in records
         for engine in _engines(record)
     ]
@@ -133,8 +134,8 @@ def _engines(record: Record) -> list[str]:
     return list(dict.fromkeys(timed))
 
 
-def _replica(folder: Path, record: Record, variant_name: str, engine: str) -> Replica:
-    timed = _timed(record, engine)
+def _replica(folder: Path, record: Record, baseline: Record | None, variant_name: str, engine: str) -> Replica:
+    timed = [_at_speed_of(baseline, record, latency) for latency in _timed(record, engine)]
     sizes = sorted({m.conditions["batch_size"] for m in timed})
     name = f"{variant_name} on {engine}"
     if sizes[0] != 1:
@@ -172,6 +173,24 @@ def _timed(record: Record, engine: str) -> list[Measurement]:
     longest = max(m.conditions.get("sequence_length") or 0 for m in found)
     chosen = [m for m in found if (m.conditions.get("sequence_length") or 0) == longest]
     return sorted(chosen, key=lambda m: m.conditions["batch_size"])
+
+
+def _at_speed_of(baseline: Record | None, record: Record, latency: Measurement) -> Measurement:
+    """The times of a variant as they would be at the speed that the machine had when it timed the baseline.
+
+    Some machines change their speed between one variant and the next. The baseline on the reference engine is timed in
+    the same rounds as each variant, so it says by how much.
+    """
+    if baseline is None or baseline is record:
+        return latency
+    here = {"engine": baseline.reference} | Setting.of(latency.conditions).conditions
+    alone = baseline.find("latency", of="variant", **here)
+    rounds = latency.conditions.get("interleaved")
+    beside = record.find("latency", of="baseline", interleaved=rounds, **here)
+    if alone is None or beside is None or not alone.raw or not beside.raw:
+        return latency
+    factor = float(np.median(_seconds(alone)) / np.median(_seconds(beside)))
+    return replace(latency, raw=(factor * np.asarray(latency.raw, dtype=np.float64)).tolist())
 
 
 def _seconds(latency: Measurement) -> NDArray[np.float64]:

@@ -28,6 +28,18 @@ def test_a_replica_has_the_figures_of_its_engine():
     assert replicas_of(RUN, chain())[0].energy(np.array([0, 3])) is None
 
 
+def test_times_are_those_at_the_speed_that_the_machine_had_for_the_baseline():
+    """It was half as fast while the second variant was timed, which the baseline in the same rounds says."""
+    first, *_ = chain()
+    slow = variant(1, "prune", "prune", 550, {1: 8.0, 8: 20.0}, drift=2.0)
+    baseline, pruned = replicas_of(RUN, [first, slow])
+    assert baseline.service.mean(None, 8) == pytest.approx(0.040, rel=0.002)
+    assert pruned.service.mean(None, 1) == pytest.approx(0.008, rel=0.01)
+    assert pruned.service.mean(None, 8) == pytest.approx(0.020, rel=0.01)
+    alone = replicas_of(RUN, [slow])  # without the baseline's record nothing is known
+    assert alone[0].service.mean(None, 8) == pytest.approx(0.040, rel=0.01)
+
+
 def test_a_batch_between_two_measured_sizes_lies_between_their_quantiles():
     service = BatchTimes.of_samples({1: np.array([1.0, 3.0]), 5: np.array([5.0, 9.0])})
     assert service.of_size(2) == pytest.approx(0.75 * service.of_size(1) + 0.25 * service.of_size(5))
