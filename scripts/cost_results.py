@@ -1,6 +1,6 @@
 """What serving costs for several models through one chain: a row for each run, traffic and policy, from kept ledgers.
 
-    optkit run quickstart 'measure.batch_sizes=[1,8,32]'
+    optkit run docs/examples/mlp_digits.yaml
     python -m scripts.cost_results RUN... [--traffic SPEC ...] --results cost_results.jsonl
     python -m scripts.result_tables add cost_results.jsonl --command '...'
 
@@ -39,8 +39,8 @@ def rows_of(costs: Costs, reported: Sequence[dict[str, Any]]) -> list[dict[str, 
     for policy in dict.fromkeys(one.policy for one in costs.deployments):
         own = [one for one in costs.deployments if one.policy == policy and not one.control and not one.caveat]
         baseline = _cheapest([one for one in own if one.step == 0])
-        chain = _cheapest([one for one in own if one.step == max(other.step for other in own)])
-        if baseline is None or chain is None or chain.step == 0:
+        chain = _cheapest([one for one in own if one.step == last["step"]])
+        if baseline is None or chain is None:
             continue
         pays = next(one for one in costs.paybacks if (one.name, one.policy) == (chain.name, policy))
         row = {
