@@ -108,14 +108,13 @@ def main() -> None:
     settings = {"p99": args.p99, "prices": str(PRICES)}
     results = Results(args.results, settings, "cost_results")
     for run in args.runs:
-        where = machine(read(run)[0].environment)
-        recipe = read(run)[0].recipe
+        first = read(run)[0]
         for traffic in args.traffic:
-            if results.has(recipe=recipe, traffic=traffic):
+            if results.has(recipe=first.recipe, traffic=traffic):
                 continue
             costs = cost(run, traffic, PRICES, args.p99)
             for row in rows_of(costs, read_rows([run])):
-                results.add(row | {"traffic": traffic, "machine": where})
+                results.add(row | {"traffic": traffic, "machine": machine(first.environment)})
     print(table(results.rows))
 
 

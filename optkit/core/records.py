@@ -136,6 +136,16 @@ class Record:
         """The first measurement of this name that holds under these conditions."""
         return next((m for m in self.measurements if m.name == name and m.holds(**conditions)), None)
 
+    def beside(self, latency: Measurement | None, engine: str) -> Measurement | None:
+        """The baseline on an engine, timed in the same rounds as one of this record's latencies."""
+        if latency is None:
+            return None
+        together = {"interleaved": latency.conditions["interleaved"], "engine": engine}
+        found = self.find("latency", of="baseline", **together)
+        if found is None and self.variant == self.baseline:
+            found = self.find("latency", of="variant", **together)
+        return found
+
     @property
     def primary(self) -> list[Measurement]:
         """The primary metric, in each setting and on each engine."""

@@ -184,9 +184,7 @@ def _at_speed_of(baseline: Record | None, record: Record, latency: Measurement) 
     if baseline is None or baseline is record:
         return latency
     here = {"engine": baseline.reference} | Setting.of(latency.conditions).conditions
-    alone = baseline.find("latency", of="variant", **here)
-    rounds = latency.conditions.get("interleaved")
-    beside = record.find("latency", of="baseline", interleaved=rounds, **here)
+    alone, beside = baseline.find("latency", of="variant", **here), record.beside(latency, baseline.reference)
     if alone is None or beside is None or not alone.raw or not beside.raw:
         return latency
     factor = float(np.median(_seconds(alone)) / np.median(_seconds(beside)))

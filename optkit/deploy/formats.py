@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optkit.core.errors import UserError, did_you_mean
 from optkit.core.generation import Generative
+from optkit.deploy.json_files import update_fields
 from optkit.deploy.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
@@ -240,11 +241,9 @@ class Pretrained(Format):
         write_tokenizer(source, folder)
         classes = json.loads(metadata.get("classes", "null"))
         if classes:
-            path = folder / "config.json"
-            config = json.loads(path.read_text(encoding="utf-8"))
-            config["id2label"] = {str(number): name for number, name in enumerate(classes)}
-            config["label2id"] = {name: number for number, name in enumerate(classes)}
-            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            names_of = {str(number): name for number, name in enumerate(classes)}
+            numbers_of = {name: number for number, name in enumerate(classes)}
+            update_fields(folder / "config.json", {"id2label": names_of, "label2id": numbers_of})
         return traced_puts(source, names)
 
 

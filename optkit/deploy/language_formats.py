@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optkit.core.errors import StageError, UserError
 from optkit.core.extras import missing
 from optkit.deploy.formats import Format, Puts, traced_puts
+from optkit.deploy.json_files import write_fields
 from optkit.deploy.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class CompressedTensors(Format):
         config = _config_of(plain.model)
         config["quantization_config"] = _quantization_config(source.module, layers)
         save_file(tensors, folder / self.file, metadata={"format": "pt", **metadata})
-        _write_json(folder / "config.json", config)
+        write_fields(folder / "config.json", config)
         write_tokenizer(source, folder)
         _check_answers(plain, source.example, lambda: _reloaded(folder))
         return traced_puts(source, names)
@@ -258,10 +259,6 @@ def _check_answers(ours: nn.Module, example: Sequence[torch.Tensor], reload: Cal
         raise StageError(
             f"transformers reads another model from the file: its logits differ by {difference:.1e} relative"
         )
-
-
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _architecture(config: Mapping[str, Any]) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from optkit.deploy.json_files import update_fields
 
 if TYPE_CHECKING:
     from optkit.deploy.source import Source
@@ -29,6 +30,4 @@ def write_tokenizer(source: Source, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for name in ("config.json", "generation_config.json"):
         if (path := folder / name).is_file():
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            fields |= {key: getattr(tokenizer, key) for key in TOKENS}
-            path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            update_fields(path, {key: getattr(tokenizer, key) for key in TOKENS})

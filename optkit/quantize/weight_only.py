@@ -26,6 +26,7 @@ from optkit.quantize.weights.selection import (
     empty_linear,
     put,
     select,
+    stacked,
     tie_all,
     weight_of,
 )
@@ -119,8 +120,8 @@ def quantize_weight_only(
     selection = chosen(model, bits, group_size, symmetric, embeddings, head, vocabulary_bits, bits_of, protect)
     if not selection:
         raise StageError(_nothing(model, selection))
-    if stacked := [path for path in selection.left if not hasattr(model.get_submodule(path), "weight")]:
-        log.warning("experts stay in float: %s", ", ".join(stacked))
+    if experts := stacked(model):
+        log.warning("experts stay in float: %s", ", ".join(experts))
     module = (model if in_place else sharing(model)).eval()
     _embed(module, selection)
     report = None

@@ -92,7 +92,7 @@ def with_confidence(row: Row, records: Iterable[Record], confidence: float) -> R
     if theirs is not None and theirs is not quality:
         found["quality_delta_ci"] = difference(quality, theirs, confidence).delta.ci
     latency = record.find("latency", of="variant", engine=row["engine"], **setting)
-    beside = _beside(record, latency, record.reference)
+    beside = record.beside(latency, record.reference)
     if row["speedup"] is not None and latency is not None and beside is not None and beside is not latency:
         found["speedup_ci"] = ratio_of_medians(_samples(beside), _samples(latency), confidence=confidence).ci
     return found
@@ -140,8 +140,8 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Mea
     row |= _margin(record, by_variant, quality, here)
     row["metrics"] = {m.name: _other_metric(m, baseline, on_reference) for m in _others(record, here)}
     row |= _latency(record, latency, setting.batch_size)
-    row |= _speedup("speedup", latency, _beside(record, latency, record.reference))
-    row |= _speedup("speedup_same_engine", latency, _beside(record, latency, engine))
+    row |= _speedup("speedup", latency, record.beside(latency, record.reference))
+    row |= _speedup("speedup_same_engine", latency, record.beside(latency, engine))
     row |= _trust(record, latency, row)
     return row | {
         "peak_memory_mb": _value(record.find("peak_memory", **here)),
@@ -158,7 +158,7 @@ def _row(record: Record, by_variant: dict[tuple[str, str], Record], quality: Mea
         "bytes_out": _value(record.find("bytes_out", **here)),
         "energy_j": _value(record.find("energy", **here)),
         **roofline(record, latency, here),
-        **bandwidth(record, latency, here, baseline, _beside(record, latency, engine)),
+        **bandwidth(record, latency, here, baseline, record.beside(latency, engine)),
         "compile_s": _value(record.find("compile", **here)),
         "stage_cost_s": record.cost.wall_s,
         "stage_device_s": record.cost.device_s,
@@ -253,22 +253,11 @@ def _latency(record: Record, latency: Measurement | None, batch_size: int) -> Ro
     }
 
 
-def _beside(record: Record, latency: Measurement | None, engine: str) -> Measurement | None:
-    """The baseline on an engine, timed in the same rounds."""
-    if latency is None:
-        return None
-    together = {"interleaved": latency.conditions["interleaved"], "engine": engine}
-    reference = record.find("latency", of="baseline", **together)
-    if reference is None and record.variant == record.baseline:
-        reference = record.find("latency", of="variant", **together)
-    return reference
-
-
 def _trust(record: Record, latency: Measurement | None, row: Row) -> Row:
     """Whether other work ran while a row or what it is compared with was timed, and why its timing is in doubt."""
     if latency is None or latency.value is None:
         return {"disturbed": None, "caveat": None}
-    beside = (_beside(record, latency, engine) for engine in (record.reference, row["engine"]))
+    beside = (record.beside(latency, engine) for engine in (record.reference, row["engine"]))
     series = [latency, *(m for m in beside if m is not None)]
     intervals = [row[f"{name}_ci"] for name in TIMED if row[name] is not None]
     return {"disturbed": is_disturbed(series), "caveat": timing_caveat(series, intervals)}

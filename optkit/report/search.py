@@ -20,9 +20,6 @@ Found = Mapping[str, Any]  # a trial
 DASH = "-"
 LOG_NAME = "search.log"
 SHOWN = 10  # trials in a terminal
-WIDTHS = {"on validation": 90, "recipe": 80} | dict.fromkeys(
-    ("latency, factor", "size, factor", "memory, factor", "MACs, factor", "energy, factor", "dollars, factor"), 100
-)  # of the terminal, from which on a column is shown
 COSTS = {
     "latency": "latency",
     "size": "size",
@@ -31,6 +28,8 @@ COSTS = {
     "energy": "energy",
     "cost": "dollars",
 }
+# of the terminal, from which on a column is shown
+WIDTHS = {"on validation": 90, "recipe": 80} | {f"{name}, factor": 100 for name in COSTS.values()}
 
 
 def read_search(folder: Path) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ COSTS = {
     "energy": "energy_j",
     COST: "dollars_a_million",
 }
-STATIC = {"macs": "macs", "size": "size"}  # costs that need no engine, and their attributes of a `Look`
+STATIC = ("macs", "size")  # costs that need no engine, and attributes of a `Look`
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Goal:
     @property
     def is_timed(self) -> bool:
         """Whether a variant must be timed to know whether it is good: MACs and size are known without."""
-        return self.min_speedup is not None or not set(self.minimize) <= STATIC.keys()
+        return self.min_speedup is not None or not set(self.minimize) <= set(STATIC)
 
     def early_point(self, look: Look, timed: Figures | None) -> list[float]:
         """What is to be small after a part of the training; latency stands for all costs that only engines tell.
@@ -56,8 +56,7 @@ class Goal:
             timed: its figures, after this or an earlier part.
         """
         costs = dict.fromkeys(name if name in STATIC else "latency" for name in self.minimize)
-        known = {name: getattr(look, attribute) for name, attribute in STATIC.items()}
-        known |= {} if timed is None else {"latency": timed.costs["latency"]}
+        known = {name: getattr(look, name) for name in STATIC} | ({} if timed is None else timed.costs)
         return [look.loss, *(known[cost] for cost in costs)]
 
     def misses(self, figures: Figures) -> dict[str, float]:

@@ -222,7 +222,6 @@ class Workshop:
     ) -> None:
         """Measures a variant beside the baseline on the reference engine; the baseline itself in the first run only."""
         measure_again(folder, recipe, wanted, once=once, known=self._known, same_engine=False)
-        self._remember_baseline(folder)
 
     def _remember_baseline(self, folder: Path) -> None:
         """Keeps the record of a run's baseline for the runs that follow."""

@@ -359,13 +359,8 @@ def _engine(records: Sequence[Record], setting: Setting, measured: Measured) -> 
 def _ratio(record: Record, engine: str, base: str, setting: Setting) -> Timing | None:
     """A variant's latency over the baseline's on an engine; None if they were not timed together."""
     ours = record.find("latency", of="variant", engine=engine, **setting.conditions)
-    if ours is None:
-        return None
-    together = {"interleaved": ours.conditions["interleaved"], "engine": base}
-    theirs = record.find("latency", of="baseline", **together)
-    if theirs is None and record.variant == record.baseline:
-        theirs = record.find("latency", of="variant", **together)
-    if theirs is None:
+    theirs = record.beside(ours, base)
+    if ours is None or theirs is None:
         return None
     if theirs is ours:
         return Timing(0.0, 0.0, timing_caveat([ours], []))

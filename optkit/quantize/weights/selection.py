@@ -112,7 +112,7 @@ def select(
         scheme,
         tuple(path for path in fit if path in tables),
         {one: other for one, other in tied.items() if one in fit},
-        {path: reason for path, reason in reasons.items() if reason} | _stacked(model),
+        {path: reason for path, reason in reasons.items() if reason} | stacked(model),
         {path: own for path, own in others.items() if path in fit and own != scheme},
     )
 
@@ -218,7 +218,7 @@ def _misfit(module: nn.Module, scheme: Scheme) -> str | None:
     return misfit(inputs, outputs, scheme)
 
 
-def _stacked(model: nn.Module) -> dict[str, str]:
+def stacked(model: nn.Module) -> dict[str, str]:
     """Parts of a model that keep the matrices of several linear layers in one tensor, as experts do, and why not these.
 
     Their weights stay in float.
